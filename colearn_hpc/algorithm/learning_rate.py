@@ -1,0 +1,113 @@
+"""Equation 3: the learning rate within a round, and its rivals.
+
+A schedule answers one question: by what factor is the base rate multiplied in this local
+epoch? It is a pure function of an :class:`EpochPosition`, so that every rank of every data
+center computes the same factor and a resumed run needs no schedule state.
+
+Source: Mi et al. 2020, eq. 3 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class EpochPosition:
+    """Where a local epoch lies.
+
+    Attributes:
+        round: index i of the round, from 0.
+        epoch_in_round: index of the local epoch within the round, from 0 to ``local_epochs - 1``.
+        local_epochs: T_i, local epochs of this round.
+        epochs_done: local epochs finished before this one, over the whole run.
+    """
+
+    round: int
+    epoch_in_round: int
+    local_epochs: int
+    epochs_done: int
+
+
+class LearningRateSchedule(Protocol):
+    """What a learning-rate rule must offer. A new rule is a new class with this one method."""
+
+    def factor(self, position: EpochPosition) -> float:
+        """The factor by which every base rate is multiplied in the epoch at ``position``."""
+
+
+def cyclical_factor(j: float, local_epochs: int, decay: float = 0.25) -> float:
+    """Equation 3 without its η: ``r ** (j / T_i)``.
+
+    Args:
+        j: local epoch; the paper's Algorithm 1 counts 1 … T_i.
+        local_epochs: T_i.
+        decay: r, the ratio of the last rate of a round to ηⁱ.
+    """
+    return float(decay ** (j / local_epochs))
+
+
+@dataclass(frozen=True)
+class CyclicalLR:
+    """CLR (eq. 3): η · r^(j/T_i), restarting at every round.
+
+    Args:
+        decay: r; the paper uses 1/4.
+        first_j: 1 is the paper's Algorithm 1 (j = 1 … T_i: a round ends at exactly η·r and never
+            trains at η itself); 0 counts j = 0 … T_i - 1 (a round begins at η).
+
+    Raises:
+        ValueError: ``decay`` is not in (0, 1] or ``first_j`` is neither 0 nor 1.
+    """
+
+    decay: float = 0.25
+    first_j: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay (r of eq. 3) must be in (0, 1], found {self.decay!r}; the paper uses 0.25")
+        if self.first_j not in (0, 1):
+            raise ValueError(f"first_j must be 1 (the paper's j = 1…T) or 0 (j = 0…T-1), found {self.first_j!r}")
+
+    def factor(self, position: EpochPosition) -> float:
+        return cyclical_factor(position.epoch_in_round + self.first_j, position.local_epochs, self.decay)
+
+
+@dataclass(frozen=True)
+class ExponentialLR:
+    """ELR (the paper's ablation): one exponential decay over the whole run, never restarting.
+
+    The paper does not give its constants. The default, ×0.94 every 2 epochs as a staircase, is that
+    of the framework its nets came from.
+
+    Args:
+        gamma: factor per ``every`` epochs.
+        every: epochs.
+        staircase: decay in steps (True) or a little every epoch.
+
+    Raises:
+        ValueError: ``gamma`` is not in (0, 1] or ``every`` is not positive.
+    """
+
+    gamma: float = 0.94
+    every: int = 2
+    staircase: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma must be in (0, 1], found {self.gamma!r}")
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1 epoch, found {self.every!r}")
+
+    def factor(self, position: EpochPosition) -> float:
+        periods = position.epochs_done / self.every
+        return float(self.gamma ** (int(periods) if self.staircase else periods))
+
+
+@dataclass(frozen=True)
+class ConstantLR:
+    """The base rate throughout."""
+
+    def factor(self, position: EpochPosition) -> float:
+        return 1.0

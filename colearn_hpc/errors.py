@@ -1,0 +1,42 @@
+"""What a user can get wrong, one class a kind.
+
+Every message says three things: what was set, what was found, what to do. All of them are a
+:class:`ColearnError`, so that the command line can tell "your input" from "our bug": the
+former ends with one line on stderr, the latter with a traceback.
+"""
+
+
+class ColearnError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigurationError(ColearnError, ValueError):
+    """A setting is impossible, or two settings contradict each other."""
+
+
+class TopologyError(ConfigurationError):
+    """The ranks do not form the data centers that were declared."""
+
+
+class FingerprintError(ConfigurationError):
+    """Two data centers run different models, settings or package versions."""
+
+
+class DataError(ColearnError, ValueError):
+    """A data file is missing, unreadable, or not what it claims to be."""
+
+
+class CheckpointError(ColearnError, ValueError):
+    """A resume point is missing, damaged, or belongs to another run."""
+
+
+class ParticipantError(ColearnError, RuntimeError):
+    """A data center delivered weights that must not enter the mean (NaN, Inf)."""
+
+
+class RoundTimeoutError(ColearnError, TimeoutError):
+    """A data center did not arrive at the end of a round in time."""
+
+
+class PeerError(ColearnError, RuntimeError):
+    """Another rank failed; this one ends with it. The message is the other rank's."""

