@@ -1,0 +1,22 @@
+"""Networks and the LightningModules that train them. Nothing in here knows of MPI or of rounds.
+
+Names are resolved on first use, so that importing the package takes no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "Classifier": "colearn_hpc.models.task",
+    "build_network": "colearn_hpc.models.registry",
+    "network_names": "colearn_hpc.models.registry",
+    "register": "colearn_hpc.models.registry",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

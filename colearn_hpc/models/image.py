@@ -1,0 +1,112 @@
+"""Image networks written here: a small one for 8×8 digits, and DenseNet-40 (which timm does not have)."""
+
+import torch
+from torch import Tensor, nn
+
+from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.models.registry import register
+
+
+class DigitsCNN(nn.Module):
+    """Three convolutions with BatchNorm for scikit-learn's handwritten digits; 33,658 parameters at 10 classes.
+
+    Small enough to train in seconds on a laptop core, and with BatchNorm on purpose: its float and integer buffers
+    are what averaging gets wrong most easily.
+
+    Shapes: (batch, channels, 8, 8) -> (batch, classes) logits. Any scale of pixel values does: the first convolution
+    is followed by BatchNorm.
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_conv_norm_relu(in_channels, 16),
+            *_conv_norm_relu(16, 32),
+            nn.MaxPool2d(2),
+            *_conv_norm_relu(32, 64),
+        )
+        self.classifier = nn.Linear(64 * 4 * 4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
+
+
+class DenseLayer(nn.Module):
+    """BN-ReLU-conv3×3, its output appended to its input: (batch, c, h, w) -> (batch, c + growth, h, w)."""
+
+    def __init__(self, in_channels: int, growth: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(in_channels, growth, kernel_size=3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.dropout(self.conv(torch.relu(self.norm(x))))], dim=1)
+
+
+class DenseNet(nn.Module):
+    """DenseNet of 3 dense blocks without bottleneck or compression (Huang et al. 2017, arXiv:1608.06993).
+
+    ``depth=40, growth=12`` is the DenseNet-40 of the co-learning paper (Mi et al. 2020, Table 2): 1,019,722 parameters
+    at 10 classes and 3 channels. He initialisation, as in the DenseNet paper.
+
+    Shapes: (batch, channels, h, w) -> (batch, classes) logits; h and w at least 4 (32 in the paper).
+
+    Args:
+        num_classes: Length of the output row.
+        depth: Number of layers with weights, 3·n + 4.
+        growth: Channels that every layer adds (k).
+        dropout: Probability after each convolution; DenseNet's authors use 0.2 where data is not augmented.
+        in_channels: Channels of the image.
+
+    Raises:
+        ConfigurationError: ``depth`` is not 3·n + 4 with n ≥ 1.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, depth: int = 40, growth: int = 12, dropout: float = 0.0, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        layers_per_block, rest = divmod(depth - 4, 3)
+        if rest or layers_per_block < 1:
+            raise ConfigurationError(f"DenseNet depth={depth}: must be 3·n + 4 with n of 1 or more, as in 40 or 100")
+        channels = 16
+        stages: list[nn.Module] = [nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)]
+        for block in range(3):
+            if block > 0:
+                stages += _transition(channels, dropout)
+            for _ in range(layers_per_block):
+                stages.append(DenseLayer(channels, growth, dropout))
+                channels += growth
+        stages += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        self.features = nn.Sequential(*stages)
+        self.classifier = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+def _transition(channels: int, dropout: float) -> list[nn.Module]:
+    conv = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+    return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), conv, nn.Dropout(dropout), nn.AvgPool2d(2)]
+
+
+@register("digits_cnn")
+def digits_cnn(num_classes: int = 10, in_channels: int = 1) -> DigitsCNN:
+    """See :class:`DigitsCNN`."""
+    return DigitsCNN(num_classes, in_channels)
+
+
+@register("densenet40")
+def densenet40(num_classes: int = 10, dropout: float = 0.0, in_channels: int = 3) -> DenseNet:
+    """DenseNet-40, k = 12; see :class:`DenseNet`."""
+    return DenseNet(num_classes, depth=40, growth=12, dropout=dropout, in_channels=in_channels)
