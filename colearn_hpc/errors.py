@@ -5,9 +5,24 @@ Every message says three things: what was set, what was found, what to do. All o
 former ends with one line on stderr, the latter with a traceback.
 """
 
+from typing import TypeVar
+
+E = TypeVar("E", bound="ColearnError")
+
 
 class ColearnError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose.
+
+    Attributes:
+        everywhere: every rank raises this error by itself, from the same facts, so nobody has to be told.
+    """
+
+    everywhere = False
+
+    def on_all_ranks(self: E) -> E:
+        """Mark the error as raised on every rank alike; returns it."""
+        self.everywhere = True
+        return self
 
 
 class ConfigurationError(ColearnError, ValueError):
@@ -39,4 +54,6 @@ class RoundTimeoutError(ColearnError, TimeoutError):
 
 
 class PeerError(ColearnError, RuntimeError):
-    """Another rank failed; this one ends with it. The message is the other rank's."""
+    """Another rank failed; this one ends with it. The message is the other rank's, the same on all."""
+
+    everywhere = True

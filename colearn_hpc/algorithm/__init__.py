@@ -1,0 +1,14 @@
+"""The paper's equations. Pure: numbers and tensors in, numbers and tensors out. See README.md here."""
+
+from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, EpochPosition, ExponentialLR
+from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, RoundOutcome
+
+__all__ = [
+    "ConstantLR",
+    "CyclicalLR",
+    "EpochPosition",
+    "ExponentialLR",
+    "FixedEpochs",
+    "IncreasingEpochs",
+    "RoundOutcome",
+]
