@@ -1,0 +1,208 @@
+"""``colearn-hpc data``: make the shards of every data center, and check them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colearn_hpc.data.sources import SOURCES, source_class
+from colearn_hpc.errors import ColearnError, DataError
+
+if TYPE_CHECKING:
+    from colearn_hpc.data.pack import Packed, Request
+
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: list[str]) -> int:
+    """Run ``colearn-hpc data``.
+
+    Args:
+        argv: what follows ``data``.
+
+    Returns:
+        The exit code: 0, 1 for an error of input (one line on stderr), 130 when interrupted.
+    """
+    options = _parser(argv).parse_args(argv)
+    try:
+        with _terminate_like_ctrl_c():
+            return _check(Path(options.folder)) if options.command == "check" else _make(options)
+    except ColearnError as error:
+        print(f"colearn-hpc data: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("colearn-hpc data: interrupted; no half shard was left. Run it again to start over.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="colearn-hpc data",
+        description="Make one HDF5 shard per data center out of a data set, or check the shards in a folder.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="SOURCE")
+    for name, (_, _, summary) in SOURCES.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        # Only the source that is asked for is imported: --help must not wait for all of them.
+        if name in argv:
+            source_class(name).add_arguments(command)
+            _add_common(command)
+    check = commands.add_parser("check", help="read the shards of a folder from end to end and list them")
+    check.add_argument("folder", metavar="DIR", help="folder with shards, or one shard")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    from colearn_hpc.data.partition import PARTITIONS
+
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
+    parser.add_argument("--centers", type=int, metavar="K", help="number of data centers (default: 5, or as --names)")
+    parser.add_argument("--names", metavar="A,B,…", help="names of the data centers (default: dc0,dc1,…)")
+    parser.add_argument("--partition", choices=PARTITIONS, default="iid", help="who gets what (default: %(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="of --partition dirichlet (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the partition (default: %(default)s)")
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at an unreadable example")
+    parser.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
+
+
+def _make(options: argparse.Namespace) -> int:
+    from colearn_hpc.data.pack import pack
+
+    packed = pack(source_class(options.command).from_arguments(options), _request(options), _progress)
+    _report(packed, options.out)
+    return 0
+
+
+def _request(options: argparse.Namespace) -> Request:
+    from colearn_hpc.data.pack import Request
+
+    names = tuple(name.strip() for name in options.names.split(",")) if options.names else None
+    centers = options.centers if options.centers is not None else len(names) if names else 5
+    if names is not None and len(names) != centers:
+        raise DataError(f"--names: has {len(names)} names for {centers} centers; give one for each.")
+    if centers < 1:
+        raise DataError(f"--centers: {centers} was set; at least one data center is needed.")
+    return Request(
+        out=Path(options.out).expanduser(),
+        names=names or tuple(f"dc{k}" for k in range(centers)),
+        rule=options.partition,
+        seed=options.seed,
+        alpha=options.alpha if options.partition == "dirichlet" else None,
+        on_error=options.on_error,
+        overwrite=options.overwrite,
+    )
+
+
+def _report(packed: Packed, out: str) -> None:
+    manifest = packed.manifest
+    if packed.already_there:
+        print(f"{out}: already holds exactly this data set; nothing to do.")
+    for note in packed.notes:
+        print(f"note: {note}")
+    if packed.skipped:
+        print(f"{len(packed.skipped)} unreadable examples were left out:")
+        for item in packed.skipped[:10]:
+            print(f"  {item.name}: {item.reason}")
+        if len(packed.skipped) > 10:
+            print(f"  … and {len(packed.skipped) - 10} more, listed in dataset.json")
+    rows: list[tuple[str, ...]] = [("file", "examples", "per class")]
+    for entry in manifest["centers"] + manifest["evaluation"]:
+        rows.append((entry["file"], str(entry["examples"]), _counts(entry["class_counts"])))
+    _table(rows)
+    rule = manifest["partition"]["rule"]
+    print(f"{len(manifest['classes'])} classes, {manifest['task']}, partition {rule}, in {out}")
+
+
+def _check(folder: Path) -> int:
+    from colearn_hpc.data.pack import manifest_files, read_manifest
+    from colearn_hpc.data.shard_info import check_shard
+
+    if not folder.exists():
+        raise DataError(f"{folder}: does not exist; name a folder made by `colearn-hpc data`.")
+    problems: list[str] = []
+    announced: dict[str, int] = {}
+    files = [folder]
+    if folder.is_dir():
+        files = sorted(folder.glob("*.h5"))
+        try:
+            manifest = read_manifest(folder)
+            announced = dict(manifest_files(manifest)) if manifest is not None else {}
+            if manifest is None:
+                problems.append(f"{folder / 'dataset.json'}: is missing; the packing was interrupted, run it again.")
+        except DataError as error:
+            problems.append(str(error))
+    if not files:
+        problems.append(f"{folder}: holds no shards (*.h5); make some with `colearn-hpc data`.")
+    rows: list[tuple[str, ...]] = [("file", "examples", "shape", "type", "classes", "per class")]
+    kinds: dict[tuple[Any, ...], str] = {}
+    for file in _progress(files, len(files)):
+        try:
+            report = check_shard(file)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        info = report.info
+        shape = "x".join(str(length) for length in info.shape) or info.encoding
+        row = (info.path.name, str(info.examples), shape, str(info.dtype), str(len(info.classes)))
+        rows.append((*row, _counts(report.class_counts.tolist())))
+        kinds.setdefault((info.task, info.kind, info.encoding, info.shape, info.classes), info.path.name)
+        if announced.get(info.path.name, info.examples) != info.examples:
+            problems.append(f"{file}: has {info.examples} examples, dataset.json says {announced[info.path.name]}.")
+    problems.extend(
+        f"{folder / name}: is missing, dataset.json lists it; pack the data again."
+        for name in announced
+        if not (folder / name).exists()
+    )
+    if len(kinds) > 1:
+        problems.append(
+            f"{folder}: {' and '.join(kinds.values())} differ in task, shape or classes; they are no one data set."
+        )
+    _table(rows)
+    for problem in problems:
+        print(f"colearn-hpc data check: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _counts(counts: list[int]) -> str:
+    if len(counts) <= 12:
+        return " ".join(str(count) for count in counts)
+    return f"{min(counts)} … {max(counts)}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    if len(rows) == 1:
+        return
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    # Into a log file a line every ten seconds is enough.
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(items, total=total, unit=" examples", mininterval=interval, maxinterval=interval, file=sys.stderr)
+
+
+@contextmanager
+def _terminate_like_ctrl_c() -> Iterator[None]:
+    """A batch system ends a job by SIGTERM, which Python answers by dying on the spot; clean up instead."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

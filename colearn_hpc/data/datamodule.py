@@ -1,0 +1,255 @@
+"""Shards as Lightning wants them: each data center opens only its own file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from colearn_hpc.data.samplers import EvalBatchSampler, TrainBatchSampler
+from colearn_hpc.data.shards import ShardDataset, ShardInfo, read_info
+from colearn_hpc.errors import DataError
+
+CENTER_VARIABLE = "COLEARN_CENTER"
+
+BatchTransform = Callable[[Tensor], Tensor]
+
+
+class ShardDataModule(pl.LightningDataModule):
+    """Training, validation and test batches from shards.
+
+    A batch is ``(x, y)``. It is moved to the device as stored (uint8 images are a quarter of the traffic) and made
+    ready there, whole: ``x * scale + offset``, then ``augment`` (training only), then ``transform``, then
+    ``(x - mean) / std``, with scale, offset, mean and std from the training shard. So ``x`` reaches the model as
+    (B, …) float32 and ``y`` as (B,) int64; token numbers as (B, T) int64; several labels as (B, classes) float32,
+    where −1 means "not scored".
+
+    The order of training examples is a function of (seed, epoch) alone, so a resumed run continues with the batches
+    of an uninterrupted one. In evaluation each example occurs exactly once over the ranks of the data center.
+
+    Args:
+        train: path of the training shard. ``{center}`` becomes the data center's name, which is taken from the
+            environment variable COLEARN_CENTER; ``~`` and ``$VARIABLES`` are expanded. The same in ``val``
+            and ``test``.
+        val: path of the validation shard; default: ``test``.
+        test: path of the test shard; default: none.
+        batch_size: examples per batch and rank.
+        eval_batch_size: the same in evaluation; default: ``batch_size``.
+        num_workers: processes that fetch and decode. 0 is fastest for small examples.
+        preload: ``auto``: shards up to 1 GiB are held in memory; ``true``, ``false``.
+        seed: of the order.
+        augment: (B, …) → (B, …), in training.
+        transform: (B, …) → (B, …), always.
+        drop_last: leave out the examples that fill no whole batch.
+        normalize: apply mean and std where the shard has them.
+
+    Raises:
+        DataError: a path without a shard, a shard that is damaged, or shards that do not belong together.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str | None = None,
+        test: str | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        preload: Literal["auto"] | bool = "auto",
+        seed: int = 0,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        drop_last: bool = False,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.test = train, val if val is not None else test, test
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size if eval_batch_size is not None else batch_size
+        self.num_workers = num_workers
+        self.preload = preload
+        self.seed = seed
+        self.augment = augment
+        self.transform = transform
+        self.drop_last = drop_last
+        self.normalize = normalize
+        self._datasets: dict[str, ShardDataset] = {}
+        self._info: ShardInfo | None = None
+        self._mean_std: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    @property
+    def info(self) -> ShardInfo:
+        """The training shard's description; reads the file's head, works before :meth:`setup`."""
+        if self._info is None:
+            self._info = read_info(shard_path(self.train, "train"))
+        return self._info
+
+    @property
+    def train_examples(self) -> int:
+        """Examples in this data center's training shard."""
+        return self.info.examples
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.info.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.info.classes)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the shards that the stage needs.
+
+        Args:
+            stage: Lightning's ``fit``, ``validate``, ``test`` or ``predict``.
+        """
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for split in wanted.get(stage or "", ("train", "val", "test")):
+            template = getattr(self, split)
+            if template is None or split in self._datasets:
+                continue
+            path = shard_path(template, split)
+            # val and test are often one file: hold it in memory once.
+            same = next((dataset for dataset in self._datasets.values() if dataset.info.path == path), None)
+            self._datasets[split] = same or ShardDataset(path, self.preload, seed=self.seed)
+            _require_alike(self.info, self._datasets[split].info)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of this rank."""
+        dataset = self._dataset("train")
+        ranks, rank = self._place()
+        sampler = TrainBatchSampler(dataset, self.batch_size, ranks, rank, self.seed, self.drop_last)
+        return self._loader(dataset, sampler)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """This rank's share of the validation examples; nothing where no path was given."""
+        return self._evaluation("val") if self.val is not None else []
+
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        """This rank's share of the test examples; nothing where no path was given."""
+        return self._evaluation("test") if self.test is not None else []
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make a stored batch ready for the model, on the device; see the class."""
+        x, y = batch
+        training = self.trainer is not None and bool(self.trainer.training)
+        return self.ready(x, training), y.float() if y.dtype == torch.int8 else y
+
+    def ready(self, x: Tensor, training: bool = False) -> Tensor:
+        """Stored examples to network input.
+
+        Args:
+            x: (B, …) as stored.
+            training: apply ``augment``.
+
+        Returns:
+            (B, …) float32, or (B, T) int64 token numbers.
+        """
+        info = self.info
+        if info.encoding == "tokens":
+            x = x.long()
+        else:
+            x = x.float()
+            scale, offset = info.metadata.get("scale", 1.0), info.metadata.get("offset", 0.0)
+            if scale != 1.0:
+                x = x * scale
+            if offset != 0.0:
+                x = x + offset
+        if training and self.augment is not None:
+            x = self.augment(x)
+        if self.transform is not None:
+            x = self.transform(x)
+        if self.normalize and "mean" in info.metadata:
+            mean, std = self._moments(x.device)
+            shape = (-1,) + (1,) * (x.dim() - 2)
+            x = (x - mean.view(shape)) / std.view(shape)
+        return x
+
+    def _moments(self, device: torch.device) -> tuple[Tensor, ...]:
+        # Kept per device: a transfer per batch would make the GPU wait for the host each time.
+        if device not in self._mean_std:
+            values = (self.info.metadata["mean"], self.info.metadata["std"])
+            self._mean_std[device] = tuple(torch.tensor(v, dtype=torch.float32, device=device) for v in values)
+        return self._mean_std[device]
+
+    def _dataset(self, split: str) -> ShardDataset:
+        if split not in self._datasets:
+            self.setup()
+        return self._datasets[split]
+
+    def _evaluation(self, split: str) -> DataLoader:
+        dataset = self._dataset(split)
+        return self._loader(dataset, EvalBatchSampler(dataset, self.eval_batch_size, *self._place()))
+
+    def _place(self) -> tuple[int, int]:
+        """(ranks, rank) in this data center: its Trainer's world is the data center, not the whole job."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loader(self, dataset: ShardDataset, sampler: TrainBatchSampler | EvalBatchSampler) -> DataLoader:
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,  # the sampler yields whole batches
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def shard_path(template: str, setting: str) -> Path:
+    """A path from the configuration, for this data center.
+
+    Args:
+        template: may hold ``{center}``, ``~`` and ``$VARIABLES``.
+        setting: its name, for messages.
+
+    Raises:
+        DataError: ``{center}`` without COLEARN_CENTER, an unset variable, or no file there.
+    """
+    name = template
+    center = os.environ.get(CENTER_VARIABLE)
+    if "{center}" in template:
+        if not center:
+            raise DataError(
+                f"data.{setting}: {template!r} needs the name of the data center, but {CENTER_VARIABLE} is not set in "
+                "the environment; set it, start with `colearn-hpc`, or name the file itself."
+            )
+        name = template.replace("{center}", center)
+    path = Path(os.path.expandvars(name)).expanduser()
+    if "$" in str(path):
+        raise DataError(f"data.{setting}: {template!r} uses a variable that is not set in the environment; set it.")
+    if not path.exists():
+        try:
+            present = sorted(entry.name for entry in path.parent.glob("*.h5"))
+        except OSError:
+            present = []
+        found = f"that folder holds {', '.join(present[:8])}" if present else "that folder holds no shards"
+        whose = f" of data center {center}" if center else ""
+        raise DataError(
+            f"data.{setting}: there is no shard {path}{whose} ({found}). Make shards with `colearn-hpc data`, or "
+            "correct the path or the data center's name."
+        )
+    return path
+
+
+def _require_alike(train: ShardInfo, other: ShardInfo) -> None:
+    for what in ("task", "kind", "encoding", "shape", "classes"):
+        ours, theirs = getattr(train, what), getattr(other, what)
+        if ours != theirs:
+            raise DataError(
+                f"{other.path}: {what} is {_short(theirs)}, but {train.path} has {_short(ours)}; use shards of one "
+                "data set (one run of `colearn-hpc data`)."
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else text[:97] + "..."

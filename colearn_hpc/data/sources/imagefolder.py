@@ -1,0 +1,128 @@
+"""Any tree of ``split/class/*.jpg|png``: a folder, a zip or a tar."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from colearn_hpc.data.images import decode_image
+from colearn_hpc.data.sources.base import SPLITS, Contents, Item, Source, Unreadable, single_labels
+from colearn_hpc.data.sources.tree import open_tree
+from colearn_hpc.errors import DataError
+
+ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class ImageFolder(Source):
+    """Images in folders named by split and class, decoded to (3, H, W) uint8.
+
+    A common top folder is skipped. Classes are the folders of the training split, sorted by name. All images
+    must have one size, or be resized.
+
+    Args:
+        path: folder, zip or tar.
+        size: resize to size × size (bilinear); ``None`` leaves the images as they are.
+    """
+
+    name = "imagefolder"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """SRC and --size."""
+        parser.add_argument("src", metavar="SRC", help="folder, .zip or .tar(.gz) of split/class/*.jpg|png")
+        parser.add_argument("--size", type=int, metavar="PIXELS", help="resize every image to PIXELS x PIXELS")
+
+    @classmethod
+    def from_arguments(cls, options: argparse.Namespace) -> ImageFolder:
+        """From SRC and --size."""
+        return cls(options.src, options.size)
+
+    def __init__(self, path: str, size: int | None = None) -> None:
+        if size is not None and not 1 <= size <= 4096:
+            raise DataError(f"--size: {size} was set; choose 1 to 4096 pixels.")
+        self._tree = open_tree(path)
+        self._size = size
+        self._places: dict[str, tuple[str, int]] = {}
+        self._shape: tuple[int, ...] | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """The size."""
+        return {"size": self._size}
+
+    def fingerprint(self) -> str:
+        """That of the tree."""
+        return self._tree.fingerprint()
+
+    def scan(self) -> Contents:
+        """Splits, classes and labels, from the names alone."""
+        files = [name for name, _ in self._tree.files()]
+        images = [name for name in files if name.lower().endswith(ENDINGS)]
+        others = len(files) - len(images)
+        notes = [f"{others} files are no images and were left out"] if others else []
+        if not images:
+            raise DataError(f"{self._tree.path}: holds no images ({', '.join(ENDINGS)}) among {len(files)} files.")
+        members: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+        for name, parts in _without_common_top(images):
+            split = SPLIT_NAMES.get(parts[0].lower())
+            if split is None or len(parts) < 3:
+                raise DataError(
+                    f"{self._tree.path}: {name} is not at split/class/image; expected folders train/ and test/ or val/ "
+                    "with a folder per class in each. Move the images there."
+                )
+            members[split].append((name, parts[1]))
+        if not members["train"]:
+            raise DataError(f"{self._tree.path}: has no folder train/ with images; name the training folder train.")
+        classes = tuple(sorted({label for _, label in members["train"]}))
+        number = {label: i for i, label in enumerate(classes)}
+        labels = {}
+        for split, pairs in members.items():
+            if unknown := sorted({label for _, label in pairs} - set(classes)):
+                raise DataError(
+                    f"{self._tree.path}: {split}/ has classes that train/ has not: {', '.join(unknown[:5])}; "
+                    "give both the same folders."
+                )
+            if pairs:
+                labels[split] = single_labels([number[label] for _, label in pairs])
+                self._places.update((name, (split, index)) for index, (name, _) in enumerate(pairs))
+        if "test" not in labels:
+            notes.append("there is no test/ folder, so no test.h5 is written")
+        return Contents("classification", "image", classes, labels, metadata={"scale": 1 / 255}, notes=tuple(notes))
+
+    def read(self) -> Iterator[Item]:
+        """Every image, decoded."""
+        for name, content in self._tree.read(self._places):
+            split, index = self._places[name]
+            yield Item(split, index, content if isinstance(content, Unreadable) else self._decode(name, content))
+
+    def _decode(self, name: str, content: bytes) -> Any:
+        try:
+            image = decode_image(content, self._size)
+        except DataError as error:
+            return Unreadable(name, str(error))
+        self._shape = self._shape or image.shape
+        if image.shape != self._shape:
+            height, width = image.shape[1:]
+            raise DataError(
+                f"{self._tree.path}: {name} has {width} x {height} pixels, those before it {self._shape[2]} x "
+                f"{self._shape[1]}; set --size PIXELS to bring all to one size."
+            )
+        return image
+
+
+def _without_common_top(names: list[str]) -> list[tuple[str, list[str]]]:
+    split = [(name, name.split("/")) for name in names]
+    while True:
+        tops = {parts[0] for _, parts in split}
+        if len(tops) > 1 or min(len(parts) for _, parts in split) < 2 or tops.pop().lower() in SPLIT_NAMES:
+            return split
+        split = [(name, parts[1:]) for name, parts in split]
