@@ -1,7 +1,7 @@
 """From the name in a YAML file to a network: ``network: densenet40``.
 
-Two kinds of names exist: the ones registered in this package, and the dotted path of a user's own class
-(``my_pkg.my_module.MyNet``).
+Three kinds of names exist: the ones registered in this package, ``timm/NAME`` for every image network of timm, and
+the dotted path of a user's own class (``my_pkg.my_module.MyNet``).
 """
 
 import difflib
@@ -18,7 +18,8 @@ Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
 
 # Imported at the first look-up rather than by the package, so that `import colearn_hpc.models` stays light.
-_ROOMS = ("colearn_hpc.models.image",)
+_ROOMS = tuple(f"colearn_hpc.models.{room}" for room in ("image", "vgg"))
+_TIMM = "timm/"
 
 _BUILDERS: dict[str, Builder] = {}
 
@@ -36,9 +37,9 @@ def register(name: str) -> Callable[[B], B]:
     Raises:
         ConfigurationError: ``name`` is taken by another builder, or contains a dot (dots mean a class path).
     """
-    if "." in name or not name:
+    if not name or "." in name or name.startswith(_TIMM):
         raise ConfigurationError(
-            f"network name {name!r}: found a dot or nothing; dots are for class paths, choose another"
+            f"network name {name!r}: dots are for class paths and {_TIMM} is for timm; choose another"
         )
 
     def remember(builder: B) -> B:
@@ -65,8 +66,8 @@ def build_network(name: str, num_classes: int, **args: Any) -> nn.Module:
     """Build a network by name.
 
     Args:
-        name: A registered name, or the dotted path of an ``nn.Module`` class. The class is given ``num_classes`` if
-            its constructor takes it.
+        name: A registered name, ``timm/NAME``, or the dotted path of an ``nn.Module`` class. The class is given
+            ``num_classes`` if its constructor takes it.
         num_classes: Length of the network's output row.
         **args: The network's own keywords (``network_args:`` in a config).
 
@@ -79,6 +80,10 @@ def build_network(name: str, num_classes: int, **args: Any) -> nn.Module:
     """
     if num_classes < 1:
         raise ConfigurationError(f"num_classes={num_classes} for network {name!r}; set it to 1 or more")
+    if name.startswith(_TIMM):  # before the dot: timm's names may carry one, as in timm/resnet50.a1_in1k
+        from colearn_hpc.models.timm_networks import build_timm
+
+        return build_timm(name, num_classes, **args)
     builder = _import_class(name) if "." in name else _look_up(name)
     signature = inspect.signature(builder)
     takes_classes = "num_classes" in signature.parameters or any(
@@ -102,7 +107,8 @@ def _look_up(name: str) -> Builder:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
         raise ConfigurationError(
             f"network {name!r} is not known; nearest: {', '.join(near)}. "
-            "Your own class is given by its dotted path, as in my_pkg.my_module.MyNet"
+            f"timm's networks are named {_TIMM}NAME; your own class is given by its dotted path, "
+            "as in my_pkg.my_module.MyNet"
         )
     return _BUILDERS[name]
 

@@ -17,6 +17,11 @@ def test_densenet40_is_the_papers():
     assert count(build_network("densenet40", 10)) == 1_019_722
 
 
+@pytest.mark.parametrize(("batch_norm", "parameters"), [(False, 20_029_514), (True, 20_029_514 + 11_008)])
+def test_cifar_vgg19_is_the_papers(batch_norm, parameters):
+    assert count(build_network("vgg19_cifar", 10, batch_norm=batch_norm)) == parameters
+
+
 def test_digits_cnn_is_small_and_its_docstring_true():
     assert count(build_network("digits_cnn", 10)) == 33_658
 
@@ -28,6 +33,8 @@ def test_digits_cnn_is_small_and_its_docstring_true():
         ("digits_cnn", {"in_channels": 3}, (3, 8, 8), 2),
         ("densenet40", {}, (3, 32, 32), 100),
         ("densenet40", {"in_channels": 1, "dropout": 0.2}, (1, 28, 28), 10),
+        ("vgg19_cifar", {}, (3, 32, 32), 10),
+        ("vgg19_cifar", {"in_channels": 1, "batch_norm": True, "dropout": 0.5}, (1, 70, 64), 7),
     ],
 )
 def test_shapes(name, args, image, classes):

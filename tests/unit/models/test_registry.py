@@ -34,7 +34,7 @@ def test_a_taken_name_is_refused(own_names):
         register("densenet40")(lambda num_classes: nn.Linear(1, num_classes))
 
 
-@pytest.mark.parametrize("name", ["", "a.b"])
+@pytest.mark.parametrize("name", ["", "a.b", "timm/mine"])
 def test_an_unusable_name_is_refused(name):
     with pytest.raises(ConfigurationError, match="dots are for class paths"):
         register(name)

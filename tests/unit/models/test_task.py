@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from metric_rank import measure
 from pytorch_lightning import Trainer, seed_everything
 from torch import multiprocessing, nn
 from torch.nn.functional import cross_entropy, one_hot
@@ -170,23 +171,11 @@ def test_wrong_settings(settings, message):
         Classifier("digits_cnn", **settings)
 
 
-def _one_rank(rank, address, results):
-    """Rank 0 sees five examples, rank 1 one: neither the mean of means nor one rank's value is right."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model = Classifier("torch.nn.Identity", num_classes=7)
-    mine = slice(0, 5) if rank == 0 else slice(5, 6)
-    x, y = LOGITS[mine], LABELS[mine]
-    model.val_loss.update(cross_entropy(x, y), weight=len(y))
-    model.val_metrics.update(x, y)
-    results.put((rank, model.val_loss.compute().item(), model.val_metrics.compute()["val_acc_top5"].item()))
-    torch.distributed.destroy_process_group()
-
-
 def test_metrics_are_exact_over_ranks_with_unequal_counts(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    multiprocessing.spawn(_one_rank, args=(f"file://{tmp_path}/store", results), nprocs=2)
+    """Rank 0 sees five examples, rank 1 one: neither the mean of means nor one rank's value is right."""
+    results = multiprocessing.get_context("spawn").SimpleQueue()
+    shares = [(LOGITS[:5], LABELS[:5]), (LOGITS[5:], LABELS[5:])]
+    multiprocessing.spawn(measure, args=(f"file://{tmp_path}/store", shares, results), nprocs=2)
     for _ in range(2):
         rank, loss, top5 = results.get()
         assert loss == pytest.approx(cross_entropy(LOGITS, LABELS).item(), rel=1e-6), rank

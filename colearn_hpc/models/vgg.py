@@ -1,0 +1,58 @@
+"""VGG-19 for CIFAR. The ImageNet form is timm's, ``timm/vgg19``."""
+
+from torch import Tensor, nn
+
+from colearn_hpc.models.registry import register
+
+_STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolutions; a pooling ends each
+
+
+class CifarVGG19(nn.Module):
+    """VGG-19's sixteen convolutions, then one linear layer (Simonyan & Zisserman 2015, arXiv:1409.1556, column E).
+
+    20,029,514 parameters at 10 classes. The VGG-19 of Table 2 on 32-pixel images: five poolings leave one pixel of 512
+    channels, so the two fully connected layers of 4096 are dropped, as is the habit on CIFAR. (Not in the paper: which
+    head it used.) He initialisation; without BatchNorm, as published.
+
+    Shapes: (batch, channels, h, w) -> (batch, num_classes) logits; h and w at least 32. Larger images are averaged
+    over what remains of them.
+
+    Args:
+        num_classes: Length of the output row.
+        batch_norm: Put BatchNorm after every convolution (11,008 more parameters, biases kept).
+        dropout: Probability before the linear layer.
+        in_channels: Channels of the image.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, batch_norm: bool = False, dropout: float = 0.0, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for width, convolutions in _STAGES:
+            for _ in range(convolutions):
+                layers.append(nn.Conv2d(channels, width, kernel_size=3, padding=1))
+                layers += [nn.BatchNorm2d(width)] if batch_norm else []
+                layers.append(nn.ReLU(inplace=True))
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout))
+        self.classifier = nn.Linear(channels, num_classes)
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                # Sixteen layers without BatchNorm do not train from torch's default initialisation.
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+@register("vgg19_cifar")
+def vgg19_cifar(
+    num_classes: int = 10, batch_norm: bool = False, dropout: float = 0.0, in_channels: int = 3
+) -> CifarVGG19:
+    """See :class:`CifarVGG19`."""
+    return CifarVGG19(num_classes, batch_norm, dropout, in_channels)
