@@ -98,6 +98,18 @@ class FlatModel:
             target.copy_(source, non_blocking=vector.is_pinned())
         self._synchronize()
 
+    @torch.no_grad()
+    def parameter_distance(self, vector: Tensor) -> float:
+        """``‖w - v‖ / ‖v‖`` between the tensors as they are and a flat vector, over the parameters only."""
+        difference = reference = 0.0
+        for entry, tensor in zip(self.entries, self._tensors, strict=True):
+            if entry.offset >= self.parameter_size:
+                break
+            other = vector[entry.offset : entry.offset + entry.length].double()
+            difference += float((_real(tensor.detach()).reshape(-1).cpu().double() - other).square_().sum())
+            reference += float(other.square_().sum())
+        return _ratio(difference, reference)
+
     def _synchronize(self) -> None:
         # Copies between pinned memory and a GPU return before they are done.
         if any(tensor.is_cuda for tensor in self._tensors):
@@ -158,9 +170,7 @@ def relative_change(new: Tensor, old: Tensor) -> float:
         before = old[block].double()
         difference += float((new[block].double() - before).square_().sum())
         reference += float(before.square_().sum())
-    if reference == 0:
-        return 0.0 if difference == 0 else math.inf
-    return math.sqrt(difference / reference)
+    return _ratio(difference, reference)
 
 
 @torch.no_grad()
@@ -176,6 +186,13 @@ def first_non_finite(vector: Tensor, model: FlatModel) -> str:
         if not is_finite(vector[entry.offset : entry.offset + entry.length]):
             return entry.name
     return ""
+
+
+def _ratio(difference: float, reference: float) -> float:
+    """Square root of a quotient of squared norms."""
+    if reference == 0:
+        return 0.0 if difference == 0 else math.inf
+    return math.sqrt(difference / reference)
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Exchange:
         self.bytes_sent = 0  # payload this process sent to other data centers so far
         self._meeting_comm = center.world.Dup()
         self._center_comm = center.comm.Dup()
-        self._leaders: MPI.Intracomm | None = center.leaders.Dup() if center.leaders is not None else None
+        self._leaders: MPI.Comm | None = center.leaders.Dup() if center.leaders is not None else None
         self._notices = center.leaders.Dup() if center.leaders is not None else None
         self._meetings = 0
         self._noticed: dict[int, set[int]] = {}

@@ -18,8 +18,10 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 from colearn_hpc.errors import TopologyError
@@ -173,9 +175,9 @@ class DataCenter:
     local_rank: int
     local_size: int
     host_rank: int
-    world: MPI.Intracomm
-    comm: MPI.Intracomm
-    leaders: MPI.Intracomm | None
+    world: MPI.Comm
+    comm: MPI.Comm
+    leaders: MPI.Comm | None
 
     @property
     def is_leader(self) -> bool:
@@ -187,7 +189,7 @@ class DataCenter:
         return self.world_rank == self.topology.centers[0].leader
 
     @classmethod
-    def join(cls, centers: CentersSpec = None, comm: MPI.Intracomm | None = None) -> DataCenter:
+    def join(cls, centers: CentersSpec = None, comm: MPI.Comm | None = None) -> DataCenter:
         """Split the world into data centers. Collective over the world (or ``comm``); starts MPI.
 
         Afterwards ``COLEARN_CENTER`` is set in this process's environment, so that data code (and a second
@@ -201,8 +203,9 @@ class DataCenter:
         world = MPI.COMM_WORLD if comm is None else comm
         _check_one_world(world.Get_size(), os.environ)
         host = platform.node()
-        declarations = world.allgather(Declaration(host, declared_center(os.environ)))
-        topology = Topology.resolve(centers, declarations)
+        said = world.allgather((Declaration(host, declared_center(os.environ)), centers))
+        declarations = [declaration for declaration, _ in said]
+        topology = _resolve_together(declarations, [spec for _, spec in said])
         world_rank = world.Get_rank()
         mine = topology.center_of(world_rank)
         hosts = [declaration.host for declaration in declarations]
@@ -212,6 +215,7 @@ class DataCenter:
         leads = world_rank == mine.leader
         leaders = world.Split(0 if leads else MPI.UNDEFINED, mine.index)
         os.environ[CENTER_VARIABLE] = mine.name
+        _abort_on_uncaught_errors(world)
         return cls(
             topology=topology,
             world_rank=world_rank,
@@ -230,6 +234,34 @@ class DataCenter:
             comm=center_comm,
             leaders=leaders if leads else None,
         )
+
+
+def _resolve_together(declarations: Sequence[Declaration], specs: Sequence[CentersSpec]) -> Topology:
+    """The same topology, or the same error, on every rank."""
+    try:
+        different = {repr(spec): declaration.host for spec, declaration in zip(specs, declarations, strict=True)}
+        if len(different) > 1:
+            found = ", ".join(f"centers={spec} on {host}" for spec, host in different.items())
+            raise TopologyError(f"the ranks were given different settings: {found}; use one configuration everywhere")
+        return Topology.resolve(specs[0], declarations)
+    except TopologyError as error:
+        error.on_all_ranks()
+        raise
+
+
+def _abort_on_uncaught_errors(world: MPI.Comm) -> None:
+    # A rank that dies of an exception would wait for the others in MPI's finalisation, and they for it.
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        previous(kind, error, traceback)
+        sys.stderr.flush()
+        if not getattr(error, "everywhere", False):
+            world.Abort(1)
+
+    if not getattr(previous, "aborts_mpi", False):
+        hook.aborts_mpi = True  # type: ignore[attr-defined]
+        sys.excepthook = hook
 
 
 def declared_center(environ: Mapping[str, str]) -> str | None:

@@ -1,0 +1,438 @@
+"""CoLearning: the callback that drives the rounds inside one uninterrupted ``trainer.fit()``.
+
+It holds no mathematics (see ``algorithm/``) and no MPI call of its own (see ``mpi/exchange.py``); it knows
+*when*: the rate at an epoch's start, the mean at the last batch of a round's last epoch — before validation,
+so that validation, metrics and checkpoints see the shared model — and the books at the epoch's end.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule
+from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome
+from colearn_hpc.algorithm.shared_model import (
+    FlatModel,
+    first_non_finite,
+    float_buffers,
+    relative_change,
+    trainable_parameters,
+)
+from colearn_hpc.errors import CheckpointError, ConfigurationError, ParticipantError, TopologyError
+from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.mpi.topology import CentersSpec, DataCenter
+from colearn_hpc.trainer import recovery, rules
+from colearn_hpc.trainer.environment import DataCenterEnvironment
+from colearn_hpc.trainer.fingerprint import fingerprint
+from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
+from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, averaged_state, first_rate, reset_state
+from colearn_hpc.trainer.outputs import saves_shared_model, separate_outputs
+from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord
+
+log = logging.getLogger("colearn_hpc")
+
+_STATE = (
+    "run_id",
+    "round",
+    "epoch_in_round",
+    "epochs_done",
+    "rule_epochs",
+    "local_epochs",
+    "relative_change",
+    "_averaged",
+    "_untaken",
+)
+
+
+class CoLearning(Callback):
+    """Co-learning (Mi et al. 2020) for any LightningModule: add it to ``Trainer(callbacks=[...])``.
+
+    Start one process per GPU with ``mpirun`` or ``srun``. With one process per data center nothing else is
+    needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
+
+    Args:
+        rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
+            ``max_epochs`` ends a round early, that round is shortened and still averaged.
+        local_epochs: T_0, local epochs of the first round.
+        epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``.
+        learning_rate: ηⁱ for all parameter groups; None keeps each group's own as the base.
+        decay: r of eq. 3, for ``schedule="clr"``.
+        schedule: ``"clr"`` (eq. 3), ``"elr"`` (one exponential decay over the run), ``"constant"``, ``"none"``
+            (rates are the optimizer's and its scheduler's business), or any object with a ``factor`` method
+            (:class:`~colearn_hpc.algorithm.learning_rate.LearningRateSchedule`).
+        local_epochs_rule: ``"ile"`` (eq. 4), ``"fle"`` (fixed), or any object with ``first`` and ``next``
+            (:class:`~colearn_hpc.algorithm.local_epochs.LocalEpochsRule`).
+        max_local_epochs: bound for ``"ile"``; None doubles for ever, as the paper.
+        optimizer_state: at a round's end ``"reset"`` it, ``"keep"`` it, or ``"average"`` it like the weights.
+        weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
+        centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
+        run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
+        resume_points: write a resume point at every local epoch's end.
+        timeout: seconds to wait for another data center at a round's end; None waits for ever.
+
+    Raises:
+        ConfigurationError: an argument is impossible, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        rounds: int | None = None,
+        local_epochs: int = 5,
+        epsilon: float = 0.01,
+        learning_rate: float | None = None,
+        decay: float = 0.25,
+        schedule: Literal["clr", "elr", "constant", "none"] | LearningRateSchedule = "clr",
+        local_epochs_rule: Literal["ile", "fle"] | LocalEpochsRule = "ile",
+        max_local_epochs: int | None = None,
+        optimizer_state: OptimizerState = "reset",
+        weighting: Literal["uniform", "examples"] = "uniform",
+        centers: CentersSpec | DataCenter = None,
+        run_dir: str | Path | None = None,
+        resume_points: bool = True,
+        timeout: float | None = None,
+    ) -> None:
+        rules.check_choices(rounds, learning_rate, schedule, optimizer_state, weighting, timeout)
+        self.schedule = rules.schedule_of(schedule, decay)
+        self.rule = rules.local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs)
+        self.rounds = rounds
+        self.learning_rate = learning_rate
+        self.optimizer_state: OptimizerState = optimizer_state
+        self.weighting = weighting
+        self.centers = centers
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.resume_points = resume_points
+        self.timeout = timeout
+
+        # Where the run stands: travels in every checkpoint.
+        self.round = 0
+        self.epoch_in_round = 0
+        self.epochs_done = 0
+        self.rule_epochs = self.rule.first()  # T_i as the rule says
+        self.local_epochs = self.rule_epochs  # T_i as trained: max_epochs may cut the last round short
+        self.relative_change: float | None = None
+        self.rates: list[float] = []  # of this round's local epochs
+        self.run_id = ""
+        self.stop_reason = ""
+        self._averaged = False  # this epoch ended its round
+        self._untaken = False  # trained since the last mean
+        self._previous: torch.Tensor | None = None  # w̄ of the last mean, on leaders
+
+        self._resumed = False
+        self._record = CenterRecord("")
+        self._epoch_start = 0.0
+        self._started = 0.0
+
+    # --- Lightning's hooks, in the order in which they run --------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._connect(trainer)
+        self.folder = self.run_dir or Path(trainer.default_root_dir) / "colearn"
+        self.log = RoundLog(self.folder, self.center.name, self.center.is_first, self.center.is_leader)
+        self._saves_shared = saves_shared_model(self.folder, self.exchange)
+        if not any(isinstance(callback, recovery.EpochEnd) for callback in trainer.callbacks):
+            trainer.callbacks.append(recovery.EpochEnd(self))
+        if trainer.progress_bar_callback is not None and self.center.index != 0:
+            trainer.progress_bar_callback.disable()  # one bar for the run
+        separate_outputs(trainer, self.exchange)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rules.check_trainer(trainer, pl_module, self.schedule)
+        self._rates = BaseRates(trainer.optimizers, self.learning_rate)
+        self._metrics = MetricsSplit()
+        self.exchange.compare("start", fingerprint(trainer, pl_module, self._settings()))
+        if not self._resumed:
+            self.run_id = self.exchange.decide("run id", lambda: uuid.uuid4().hex)
+            # w⁰ of Algorithm 1: everything, frozen parameters and counters included.
+            self.exchange.broadcast([*pl_module.parameters(), *pl_module.buffers()])
+            self._previous = FlatModel(trainable_parameters(pl_module)).pack()
+            self._record = CenterRecord(self.center.name)
+        if not self.center.is_leader:
+            self._previous = None
+        self._check_same_place()
+        self.log.rewind(self.round)
+        self._started = time.monotonic()
+        if self.rounds is not None and self.round >= self.rounds:
+            trainer.should_stop = True  # a finished run was resumed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.epoch_in_round == 0:
+            left = (trainer.max_epochs or -1) - self.epochs_done
+            self.local_epochs = min(self.rule_epochs, left) if left > 0 else self.rule_epochs
+            self.rates = []
+        if self.schedule is not None:
+            position = EpochPosition(self.round, self.epoch_in_round, self.local_epochs, self.epochs_done)
+            self._rates.apply(self.schedule.factor(position))
+        self.rates.append(first_rate(trainer.optimizers))
+        self._epoch_start = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._record.examples += batch_size(batch)
+        self._untaken = True
+        if trainer.is_last_batch:
+            self._record.train_seconds += time.monotonic() - self._epoch_start
+            if self.epoch_in_round == self.local_epochs - 1:
+                self._average(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._metrics.before_validation(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._metrics.after_validation(trainer, shared=self._averaged)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A training_step that ends the epoch by returning -1 skips the last batch's hook.
+        if self.epoch_in_round == self.local_epochs - 1 and not self._averaged:
+            self._average(trainer, pl_module)
+        self._record.local_metrics, self._record.shared_metrics = self._metrics.split(trainer)
+        self.epochs_done += 1
+        self.epoch_in_round += 1
+
+    def finish_epoch(self, trainer: pl.Trainer) -> None:
+        """The books of a round, after every other callback has had its say. Called by :class:`EpochEnd`."""
+        if self._averaged:
+            self._close_books(trainer, stop=self._wants_stop(trainer))
+        if self.stop_reason:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._untaken:  # max_steps, max_time or a user's stop ended the Trainer in mid-round
+            self._average(trainer, pl_module, leaving=True)
+            self._close_books(trainer, stop=True)
+        self.log.summarize(**self._summary(trainer), status="finished", stopped_by=self.stop_reason or "the Trainer")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn != "fit":
+            return
+        if hasattr(self, "log"):
+            self.log.summarize(**self._summary(trainer), status="failed", error=str(exception))
+            log.info("failed: %r", exception)
+        if not getattr(exception, "everywhere", False):
+            # A DataModule's setup comes before ours: then the others are on their way to meet us.
+            self._connect(trainer)
+            self.exchange.fail(exception)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and hasattr(self, "log"):
+            self.log.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _STATE} | {
+            "rates": list(self.rates),
+            "record": asdict(self._record),
+            "previous": self._previous,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in _STATE:
+            setattr(self, name, state_dict[name])
+        self.rates = list(state_dict["rates"])
+        self._record = CenterRecord(**state_dict["record"])
+        self._previous = state_dict["previous"]
+        self._resumed = True
+
+    def resume_path(self) -> Path | None:
+        """The resume point from which this data center should continue, for ``trainer.fit(ckpt_path=...)``.
+
+        None where there is nothing to continue. Collective over the world; needs ``run_dir``.
+
+        Raises:
+            CheckpointError: on all ranks, when the data centers' resume points do not fit together.
+        """
+        if self.run_dir is None:
+            raise ConfigurationError("resume_path() needs CoLearning(run_dir=...), found None")
+        center = self.centers if isinstance(self.centers, DataCenter) else DataCenter.join(self.centers)
+        return recovery.find_resume_point(self.run_dir, Exchange(center, self.timeout))
+
+    # --- a round's end --------------------------------------------------------------------------------
+
+    def _average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False) -> None:
+        """Equations 2 and 4: from local models to the shared one. Collective over the world."""
+        exchange, record, name = self.exchange, self._record, f"round {self.round}"
+        others = float_buffers(module)
+        if self.optimizer_state == "average":
+            others += averaged_state(trainer.optimizers)
+        model = FlatModel(trainable_parameters(module), others)
+        vector = model.pack()
+        alone = len(self.center.topology.centers) == 1  # then this is plain Lightning, to the bit
+        if not alone:
+            # DDP keeps parameters equal inside a data center, buffers not.
+            exchange.mean_in_center(vector[model.parameter_size :])
+        counts = exchange.gather_in_center(record.examples)
+        if counts is not None:
+            record.examples = sum(counts)
+        arrival = {
+            "size": model.size,
+            "examples": record.examples,
+            "non_finite": first_non_finite(vector, model) if self.center.is_leader else "",
+            "leaving": leaving,
+        }
+        clock = time.monotonic()
+        statuses = exchange.meet(name, arrival)
+        record.wait_seconds = time.monotonic() - clock
+        arrivals = [statuses[center.leader].content for center in self.center.topology.centers]
+        self._check_arrivals(arrivals)
+
+        clock, sent = time.monotonic(), exchange.bytes_sent
+        if self.center.is_leader:
+            weights = [float(a["examples"]) if self.weighting == "examples" else 1.0 for a in arrivals]
+            exchange.mean(vector, weights)
+        if not alone:
+            exchange.distribute_in_center(vector)
+        record.exchange_seconds, record.bytes_sent = time.monotonic() - clock, exchange.bytes_sent - sent
+        leaves = any(a["leaving"] for a in arrivals)
+        # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
+        decision = exchange.decide(f"{name}: mean", lambda: self._decide(vector[: model.parameter_size], leaves))
+        if self.center.is_leader:
+            record.divergence = model.parameter_distance(vector)
+            self._previous = vector[: model.parameter_size].clone()
+        if not alone:
+            model.unpack(vector)
+            if self.optimizer_state == "reset":
+                reset_state(trainer.optimizers)
+        self.relative_change, self.rule_epochs = decision["relative_change"], decision["local_epochs"]
+        self.stop_reason = decision["stop"]
+        self._averaged, self._untaken = True, False
+        if self._saves_shared:
+            recovery.save_atomically(trainer, self.folder / "shared.ckpt", self.center, weights_only=True)
+
+    def _decide(self, shared: torch.Tensor, leaves: bool) -> dict[str, Any]:
+        """T_{i+1} and whether to stop. Runs on the first leader only."""
+        assert self._previous is not None
+        change = relative_change(shared, self._previous)
+        rate = self.rates[-1] if self.rates else 0.0
+        outcome = RoundOutcome(self.round, self.rule_epochs, change, self.epochs_done + 1, rate)
+        stop = "a data center's Trainer ended" if leaves else ""
+        if self.rounds is not None and self.round + 1 >= self.rounds:
+            stop = f"rounds={self.rounds}"
+        return {"relative_change": change, "local_epochs": rules.checked_epochs(self.rule.next(outcome)), "stop": stop}
+
+    def _close_books(self, trainer: pl.Trainer, stop: bool) -> None:
+        """Log the round and step to the next. Collective over the world."""
+        statuses = self.exchange.meet(f"round {self.round}: report", (self._record, stop))
+        reports = [statuses[center.leader].content for center in self.center.topology.centers]
+        record = RoundRecord(
+            round=self.round,
+            local_epochs=self.local_epochs,
+            learning_rates=self.rates,
+            relative_change=self.relative_change or 0.0,
+            epochs_done=self.epochs_done,
+            next_local_epochs=self.rule_epochs,
+            centers=[report for report, _ in reports],
+        )
+        if not self.stop_reason and any(wants for _, wants in reports):
+            self.stop_reason = "a data center's Trainer ended"
+        self.log.append(record)
+        self.log.summarize(**self._summary(trainer), status="running")
+        scalars = {"round": self.round, "local_epochs": self.local_epochs, "relative_change": record.relative_change}
+        scalars |= {"learning_rate": self.rates[-1]} if self.rates else {}
+        for logger in trainer.loggers:
+            logger.log_metrics({f"colearn/{key}": float(value) for key, value in scalars.items()}, trainer.global_step)
+        log.info("round %d: T=%d, change=%.4g", self.round, self.local_epochs, record.relative_change)
+        self.last_record = record
+        self.round += 1
+        self.epoch_in_round = 0
+        self._averaged = False
+        self._record = CenterRecord(self.center.name)
+        self._metrics = MetricsSplit()
+
+    # --- checks and small things ----------------------------------------------------------------------
+
+    def _connect(self, trainer: pl.Trainer) -> None:
+        """Find this process's place, once. Collective over the world."""
+        if not hasattr(self, "exchange"):
+            self.center = self._join(trainer)
+            self.exchange = Exchange(self.center, self.timeout)
+
+    def _join(self, trainer: pl.Trainer) -> DataCenter:
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ConfigurationError(
+                f"CoLearning averages whole models; the strategy is {type(trainer.strategy).__name__}, which may "
+                'hold only a part of it on each rank. Use strategy="ddp" (or one device)'
+            ).on_all_ranks()
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if isinstance(environment, DataCenterEnvironment):
+            center = environment.center
+        elif isinstance(self.centers, DataCenter):
+            center = self.centers
+        else:
+            center = DataCenter.join(self.centers)
+        if trainer.world_size != center.size:
+            raise TopologyError(
+                f"data center {center.name} has {center.size} ranks, but this Trainer's world has "
+                f"{trainer.world_size}; pass plugins=[DataCenterEnvironment(...)], devices={center.local_size} and "
+                f"num_nodes={center.nodes} to the Trainer"
+            ).on_all_ranks()
+        return center
+
+    def _settings(self) -> dict[str, str]:
+        return {
+            "rounds": str(self.rounds),
+            "schedule": rules.describe(self.schedule),
+            "local_epochs_rule": rules.describe(self.rule),
+            "learning_rate": str(self.learning_rate),
+            "optimizer_state": self.optimizer_state,
+            "weighting": self.weighting,
+        }
+
+    def _check_same_place(self) -> None:
+        """All start afresh, or all continue the same round of the same run."""
+        place = f"run {self.run_id[:8]}, round {self.round} of T={self.rule_epochs}" if self._resumed else "the start"
+        places = {s.content: s.center for s in self.exchange.meet("places", place)}
+        if len(places) > 1:
+            found = "; ".join(f"{center} at {place}" for place, center in places.items())
+            raise CheckpointError(
+                f"the data centers would continue from different places ({found}); give each its own resume point "
+                "of the same run and round (`--resume` chooses them)"
+            ).on_all_ranks()
+
+    def _check_arrivals(self, arrivals: list[dict[str, Any]]) -> None:
+        names = [center.name for center in self.center.topology.centers]
+        broken = [f"{n} ({a['non_finite']})" for n, a in zip(names, arrivals, strict=True) if a["non_finite"]]
+        if broken:
+            raise ParticipantError(
+                f"round {self.round}: NaN or Inf in the model of data center {', '.join(broken)}; the mean was not "
+                "taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
+            ).on_all_ranks()
+        if len({a["size"] for a in arrivals}) > 1:
+            found = ", ".join(f"{n}: {a['size']}" for n, a in zip(names, arrivals, strict=True))
+            raise ParticipantError(
+                f"round {self.round}: the data centers offer vectors of different sizes ({found}); with "
+                'optimizer_state="average" every parameter needs a state in every data center: use "reset" or "keep"'
+            ).on_all_ranks()
+        if self.weighting == "examples" and not all(a["examples"] for a in arrivals):
+            raise ParticipantError(
+                f'round {self.round}: weighting="examples", but no batch size could be read; use "uniform"'
+            ).on_all_ranks()
+
+    def _wants_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether this data center's Trainer will leave the loop after this epoch."""
+        met_epochs = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
+        met_steps = trainer.global_step >= (trainer.min_steps or 0)
+        return (trainer.should_stop and met_epochs and met_steps) or 0 <= trainer.max_steps <= trainer.global_step
+
+    def _summary(self, trainer: pl.Trainer) -> dict[str, Any]:
+        last = getattr(self, "last_record", None)
+        return {
+            "run_id": self.run_id,
+            "centers": [center.name for center in self.center.topology.centers],
+            "ranks": self.center.world_size,
+            "rounds": self.round,
+            "epochs": self.epochs_done,
+            "relative_change": self.relative_change,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "shared_metrics": last.centers[0].shared_metrics if last else {},
+        }

@@ -1,0 +1,65 @@
+"""What the rounds do to optimizers: the rate of a local epoch, the state at a round's end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+OptimizerState: TypeAlias = Literal["reset", "keep", "average"]
+
+
+class BaseRates:
+    """The base rate of every parameter group of every optimizer; a schedule multiplies it.
+
+    Args:
+        optimizers: as configured, before any schedule has touched them.
+        learning_rate: η for all groups, or None for each group's own.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], learning_rate: float | None) -> None:
+        self._optimizers = optimizers
+        self._rates = [
+            [float(group["lr"]) if learning_rate is None else learning_rate for group in optimizer.param_groups]
+            for optimizer in optimizers
+        ]
+
+    def apply(self, factor: float) -> None:
+        """Set every group's rate to ``factor`` times its base."""
+        for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                if isinstance(group["lr"], Tensor):  # capturable and compiled optimizers hold the rate in a tensor
+                    group["lr"].fill_(rate * factor)
+                else:
+                    group["lr"] = rate * factor
+
+
+def first_rate(optimizers: Sequence[Optimizer]) -> float:
+    """The current rate of the first parameter group: the one that is logged. 0 without an optimizer."""
+    return float(optimizers[0].param_groups[0]["lr"]) if optimizers else 0.0
+
+
+def reset_state(optimizers: Sequence[Optimizer]) -> None:
+    """Forget momenta: they point to where the local model was going, not the shared one."""
+    for optimizer in optimizers:
+        optimizer.state.clear()
+
+
+def averaged_state(optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of the state that can be averaged: floating-point, of the parameter's own shape.
+
+    Step counters and other scalars are not averaged: they count, they do not point anywhere.
+    """
+    found = []
+    for i, optimizer in enumerate(optimizers):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for j, parameter in enumerate(parameters):
+            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+                # A scalar parameter's step counter has its shape: known by name.
+                if key == "step" or not isinstance(value, Tensor):
+                    continue
+                if value.is_floating_point() and value.shape == parameter.shape:
+                    found.append((f"optimizer {i}, parameter {j}, {key}", value))
+    return found

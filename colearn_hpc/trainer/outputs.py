@@ -1,0 +1,71 @@
+"""K leaders believe they are rank zero: keep them from writing into each other's folders."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from colearn_hpc.mpi.exchange import Exchange
+
+
+def separate_outputs(trainer: pl.Trainer, exchange: Exchange) -> None:
+    """Give each data center its own logger version and checkpoint folder where they would collide.
+
+    The first data center keeps what the user set; the others get its data center's name appended.
+    Collective over the world.
+    """
+    center = exchange.center
+    if len(center.topology.centers) == 1:
+        return
+    for logger in trainer.loggers:
+        if not isinstance(logger, CSVLogger | TensorBoardLogger):
+            continue  # services such as MLflow or W&B make a run of its own for each leader
+        folder = str(Path(logger.log_dir).resolve())
+        if _collides(exchange, "logger", folder) and center.index != 0:
+            # Private names of Lightning 2.6: there is no public way to rename a logger, and its
+            # folder has been made before the first hook of a callback runs.
+            base = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+            logger._version = f"{base}-{center.name}"
+            logger._experiment = None
+    for callback in trainer.callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            # ModelCheckpoint.setup, which runs after this, fills in the logger's folder if there is one.
+            folder = str(callback.dirpath or (Path(trainer.default_root_dir).resolve() if not trainer.loggers else ""))
+            if folder and _collides(exchange, "checkpoints", folder) and center.index != 0:
+                base_folder = Path(callback.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+                callback.dirpath = str(base_folder / center.name)
+
+
+def saves_shared_model(folder: Path, exchange: Exchange) -> bool:
+    """Whether this data center writes ``shared.ckpt``: the first one does, and each that cannot see its folder.
+
+    The same answer on all ranks of a data center. Collective over the world.
+    """
+
+    def mark() -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f".seen-{uuid.uuid4().hex}"
+        (folder / name).touch()
+        return name
+
+    marker = folder / exchange.decide("run folder", mark)
+    statuses = exchange.meet("run folder seen", marker.exists())
+    if exchange.center.is_first:
+        marker.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return (
+        exchange.center.index == 0
+        or not statuses[exchange.center.topology.centers[exchange.center.index].leader].content
+    )
+
+
+def _collides(exchange: Exchange, purpose: str, folder: str) -> bool:
+    """Whether two leaders on hosts that may share a file system would write here. Collective over the world."""
+    leaders = {center.leader for center in exchange.center.topology.centers}
+    statuses = exchange.meet(f"{purpose} folders", folder)
+    folders = [status.content for rank, status in enumerate(statuses) if rank in leaders]
+    return len(set(folders)) < len(folders)

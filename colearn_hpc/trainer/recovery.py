@@ -1,0 +1,144 @@
+"""Resume points: what a data center needs to continue with the bits of a run that was never interrupted.
+
+A resume point is a Lightning checkpoint (weights, optimizers, loops, callbacks) plus the random number
+generators of every rank. It is written under a temporary name and renamed, so it is whole or absent.
+
+Data centers are killed at different moments: one may have written its first point after an averaging while
+another has not. So two are kept, the newest and the newest from before the last averaging, and on
+resume all agree on the latest round that every one of them can continue.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from colearn_hpc.errors import CheckpointError
+from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.mpi.topology import DataCenter
+
+if TYPE_CHECKING:
+    from colearn_hpc.trainer.callback import CoLearning
+
+_POINT = re.compile(r"resume-round(\d+)-epoch(\d+)\.ckpt")
+
+
+class EpochEnd(Checkpoint):
+    """Closes a local epoch after everyone else: the round's books, then the resume point.
+
+    A ``Checkpoint`` by class, because Lightning calls those last; added by :class:`CoLearning`.
+    """
+
+    best_model_path = ""  # Lightning asks the first Checkpoint for it; without ModelCheckpoint that is this one
+
+    def __init__(self, colearning: CoLearning) -> None:
+        self._colearning = colearning
+        self._generators: list[dict[str, Any]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._generators:
+            # Here, and not later: the first epoch's data iterator, made next, already draws.
+            set_generators(self._generators[self._colearning.center.rank])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        colearning = self._colearning
+        colearning.finish_epoch(trainer)
+        if not colearning.resume_points:
+            return
+        self._generators = colearning.exchange.gather_in_center(generators()) or []
+        folder = colearning.log.center_folder
+        path = folder / f"resume-round{colearning.round:06d}-epoch{colearning.epochs_done:06d}.ckpt"
+        save_atomically(trainer, path, colearning.center)
+        if colearning.center.is_leader:
+            for old in obsolete(list_resume_points(folder)):
+                old.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generators": self._generators}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._generators = state_dict["generators"]
+
+
+def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
+    """The newest resume point of this data center that fits all others'. Collective over the world.
+
+    Returns:
+        None, on all ranks, if no data center has any.
+
+    Raises:
+        CheckpointError: on all ranks, if some data center has none that fits.
+    """
+    center = exchange.center
+    points = list_resume_points(run_folder / "centers" / center.name)
+    statuses = exchange.meet("resume points", sorted({rounds for rounds, _ in points}))
+    offered = {status.center: set(status.content) for status in statuses}
+    if not any(offered.values()):
+        return None
+    common = set.intersection(*offered.values())
+    if not common:
+        found = "; ".join(f"{name}: {_text(rounds)}" for name, rounds in offered.items())
+        raise CheckpointError(
+            f"no resume point in {run_folder} fits all data centers ({found}); bring back the missing files, or "
+            "start anew with another --name"
+        ).on_all_ranks()
+    rounds_done = max(common)
+    return max((epochs, path) for (rounds, epochs), path in points.items() if rounds == rounds_done)[1]
+
+
+def list_resume_points(folder: Path) -> dict[tuple[int, int], Path]:
+    """(rounds done, epochs done) -> file."""
+    found = {path: _POINT.fullmatch(path.name) for path in folder.glob("resume-*.ckpt")}
+    return {(int(match[1]), int(match[2])): path for path, match in found.items() if match}
+
+
+def obsolete(points: dict[tuple[int, int], Path]) -> list[Path]:
+    """All but the newest, and the newest with fewer rounds done than that."""
+    if not points:
+        return []
+    newest = max(points)
+    before = max((key for key in points if key[0] < newest[0]), default=newest)
+    return [path for key, path in points.items() if key not in (newest, before)]
+
+
+def save_atomically(trainer: pl.Trainer, path: Path, center: DataCenter, weights_only: bool = False) -> None:
+    """``trainer.save_checkpoint`` under a temporary name, then rename. Collective over the data center."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    trainer.save_checkpoint(temporary, weights_only=weights_only)
+    if center.is_leader:
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def generators() -> dict[str, Any]:
+    """The state of this process's random number generators, as tensors and plain numbers."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": list(random.getstate()[1]),
+        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(gauss)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_generators(state: dict[str, Any]) -> None:
+    """Put back what :func:`generators` returned."""
+    random.setstate((3, tuple(state["python"]), None))
+    keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _text(rounds: set[int]) -> str:
+    return f"after round {', '.join(str(r) for r in sorted(rounds))}" if rounds else "none"

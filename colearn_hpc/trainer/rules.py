@@ -1,0 +1,99 @@
+"""From the callback's arguments to rule objects, and the checks that keep a run from starting wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, ExponentialLR, LearningRateSchedule
+from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, LocalEpochsRule
+from colearn_hpc.errors import ConfigurationError
+
+
+def schedule_of(schedule: Any, decay: float) -> LearningRateSchedule | None:
+    """The schedule that a name or an object means; None for ``"none"``."""
+    makers = {"clr": lambda: CyclicalLR(decay), "elr": ExponentialLR, "constant": ConstantLR, "none": lambda: None}
+    if isinstance(schedule, str):
+        return _made("schedule", schedule, makers)
+    if not callable(getattr(schedule, "factor", None)):
+        raise ConfigurationError(f"schedule={schedule!r} has no `factor(position)` method; use one of {list(makers)}")
+    return schedule
+
+
+def local_epochs_rule_of(rule: Any, local_epochs: int, epsilon: float, maximum: int | None) -> LocalEpochsRule:
+    """The rule for T_i that a name or an object means."""
+    makers = {
+        "ile": lambda: IncreasingEpochs(local_epochs, epsilon, maximum),
+        "fle": lambda: FixedEpochs(local_epochs),
+    }
+    if isinstance(rule, str):
+        return _made("local_epochs_rule", rule, makers)
+    if not (callable(getattr(rule, "first", None)) and callable(getattr(rule, "next", None))):
+        raise ConfigurationError(
+            f"local_epochs_rule={rule!r} has no `first()` and `next(outcome)`; use one of {list(makers)}"
+        )
+    return rule
+
+
+def check_choices(
+    rounds: int | None,
+    learning_rate: float | None,
+    schedule: Any,
+    optimizer_state: str,
+    weighting: str,
+    timeout: float | None,
+) -> None:
+    """Raise a ConfigurationError for the first impossible setting."""
+    if rounds is not None and (not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1):
+        raise ConfigurationError(f"rounds must be a whole number, at least 1, or None; found {rounds!r}")
+    if learning_rate is not None and not learning_rate > 0:
+        raise ConfigurationError(
+            f"learning_rate must be positive, or None for the optimizer's own; found {learning_rate}"
+        )
+    if learning_rate is not None and schedule == "none":
+        raise ConfigurationError(
+            f'schedule="none" leaves rates to the optimizer, but learning_rate={learning_rate} is set; '
+            'drop one of the two (schedule="constant" holds a rate)'
+        )
+    for name, value, choices in (
+        ("optimizer_state", optimizer_state, ("reset", "keep", "average")),
+        ("weighting", weighting, ("uniform", "examples")),
+    ):
+        if value not in choices:
+            raise ConfigurationError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
+    if timeout is not None and not timeout > 0:
+        raise ConfigurationError(f"timeout must be a positive number of seconds, or None; found {timeout!r}")
+
+
+def check_trainer(trainer: pl.Trainer, module: pl.LightningModule, schedule: LearningRateSchedule | None) -> None:
+    """Raise a ConfigurationError where the user's own scheduler and ours would fight over the rate."""
+    if schedule is not None and trainer.lr_scheduler_configs:
+        name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+        raise ConfigurationError(
+            f"{type(module).__name__}.configure_optimizers() returns a {name}, and CoLearning sets the rate by "
+            f"{type(schedule).__name__}: the two would overwrite each other. Return only the optimizer, or use "
+            'CoLearning(schedule="none")'
+        )
+
+
+def checked_epochs(local_epochs: Any) -> int:
+    """T_{i+1} as a rule returned it; rules are users' code too."""
+    if isinstance(local_epochs, bool) or not isinstance(local_epochs, int) or local_epochs < 1:
+        raise ConfigurationError(f"the local epochs rule returned {local_epochs!r}; it must return an int, at least 1")
+    return local_epochs
+
+
+def describe(rule: Any) -> str:
+    """A rule as text that is equal on all ranks: a default repr holds a memory address."""
+    text = repr(rule)
+    return f"{type(rule).__name__}({vars(rule)})" if " at 0x" in text else text
+
+
+def _made(argument: str, name: str, makers: dict[str, Any]) -> Any:
+    if name not in makers:
+        raise ConfigurationError(f"{argument} must be one of {', '.join(makers)} or an object; found {name!r}")
+    try:
+        return makers[name]()
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
