@@ -7,6 +7,7 @@ from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.models.registry import register
 
 
+@register("digits_cnn")
 class DigitsCNN(nn.Module):
     """Three convolutions with BatchNorm for scikit-learn's handwritten digits; 33,658 parameters at 10 classes.
 
@@ -98,12 +99,6 @@ class DenseNet(nn.Module):
 def _transition(channels: int, dropout: float) -> list[nn.Module]:
     conv = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
     return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), conv, nn.Dropout(dropout), nn.AvgPool2d(2)]
-
-
-@register("digits_cnn")
-def digits_cnn(num_classes: int = 10, in_channels: int = 1) -> DigitsCNN:
-    """See :class:`DigitsCNN`."""
-    return DigitsCNN(num_classes, in_channels)
 
 
 @register("densenet40")

@@ -18,7 +18,7 @@ Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
 
 # Imported at the first look-up rather than by the package, so that `import colearn_hpc.models` stays light.
-_ROOMS = tuple(f"colearn_hpc.models.{room}" for room in ("image", "vgg"))
+_ROOMS = tuple(f"colearn_hpc.models.{room}" for room in ("audio", "image", "text", "vgg"))
 _TIMM = "timm/"
 
 _BUILDERS: dict[str, Builder] = {}

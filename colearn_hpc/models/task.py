@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.models.optimizer import SGDSettings
 from colearn_hpc.models.registry import build_network
 
 CONFUSION_LIMIT = 50
@@ -61,10 +62,6 @@ class Classifier(LightningModule):
         super().__init__()
         if num_classes < 2:
             raise ConfigurationError(f"num_classes={num_classes}: a classifier needs 2 or more")
-        if learning_rate <= 0:
-            raise ConfigurationError(f"learning_rate={learning_rate}: must be above 0")
-        if nesterov and momentum <= 0:
-            raise ConfigurationError(f"nesterov=true with momentum={momentum}: set momentum above 0, or nesterov=false")
         if any(k < 1 for k in top_k):
             raise ConfigurationError(f"top_k={list(top_k)}: every k must be 1 or more")
         if not 0.0 <= label_smoothing < 1.0:
@@ -73,6 +70,7 @@ class Classifier(LightningModule):
         top_k = [int(k) for k in top_k]
         # Plain types only: the checkpoint must open with weights_only=True, without this package's classes.
         self.save_hyperparameters()
+        self.sgd = SGDSettings(learning_rate, momentum, nesterov, weight_decay)
         self.network: nn.Module = build_network(network, num_classes, **network_args)
         self.label_smoothing = label_smoothing
 
@@ -127,14 +125,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD over the parameters that are trained; LightningCLI's ``optimizer:`` takes its place where given."""
-        h = self.hparams
-        return torch.optim.SGD(
-            (p for p in self.parameters() if p.requires_grad),
-            lr=h["learning_rate"],
-            momentum=h["momentum"],
-            nesterov=h["nesterov"],
-            weight_decay=h["weight_decay"],
-        )
+        return self.sgd.over(self)
 
     def _evaluate(self, stage: str, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         x, y = batch

@@ -7,6 +7,7 @@ from colearn_hpc.models.registry import register
 _STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolutions; a pooling ends each
 
 
+@register("vgg19_cifar")
 class CifarVGG19(nn.Module):
     """VGG-19's sixteen convolutions, then one linear layer (Simonyan & Zisserman 2015, arXiv:1409.1556, column E).
 
@@ -48,11 +49,3 @@ class CifarVGG19(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
-
-
-@register("vgg19_cifar")
-def vgg19_cifar(
-    num_classes: int = 10, batch_norm: bool = False, dropout: float = 0.0, in_channels: int = 3
-) -> CifarVGG19:
-    """See :class:`CifarVGG19`."""
-    return CifarVGG19(num_classes, batch_norm, dropout, in_channels)
