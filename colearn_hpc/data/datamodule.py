@@ -191,7 +191,15 @@ class ShardDataModule(pl.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         """(ranks, rank) in this data center: its Trainer's world is the data center, not the whole job."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        if self.trainer is None:
+            return 1, 0
+        # Lightning would replace the samplers, and single examples would arrive where batches are expected.
+        if overfit := getattr(self.trainer, "overfit_batches", 0):
+            raise DataError(
+                f"trainer.overfit_batches: {overfit} does not go with whole-batch fetching; use "
+                "limit_train_batches and limit_val_batches."
+            )
+        return self.trainer.world_size, self.trainer.global_rank
 
     def _loader(self, dataset: ShardDataset, sampler: TrainBatchSampler | EvalBatchSampler) -> DataLoader:
         return DataLoader(

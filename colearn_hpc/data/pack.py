@@ -181,6 +181,8 @@ def _write(
     seen = 0
     moments = _ChannelMoments() if contents.kind == "image" and contents.encoding == "array" else None
     with ExitStack() as stack:
+        # Last of all, for a Ctrl-C that arrives between the making of a writer and its registration below.
+        stack.callback(remove_leftovers, request.out, own=True)
 
         def writer(file: str, length: int, **extra: Any) -> ShardWriter:
             shard = ShardWriter(

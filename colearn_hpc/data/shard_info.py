@@ -200,7 +200,7 @@ def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     if not isinstance(found, h5py.Dataset):
         present = ", ".join(sorted(file)) or "nothing"
         raise DataError(f"{path}: has no data set {name!r} (found: {present}); write the shard again.")
-    if found.ndim and len(found) and found.chunks is None and found.id.get_storage_size() == 0:
+    if found.size and found.chunks is None and found.id.get_storage_size() == 0:
         raise DataError(f"{path}: data set {name!r} was announced but never written; write the shard again.")
     return found
 

@@ -258,11 +258,16 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files in ``folder`` that killed processes of this host left behind."""
+def remove_leftovers(folder: Path, own: bool = False) -> None:
+    """Remove temporary files in ``folder`` that killed processes of this host left behind.
+
+    Args:
+        folder: where to look.
+        own: also those of this process, when it has no writer open there any more.
+    """
     for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
         pid = path.name.removesuffix(".tmp").removesuffix(".copy").rpartition(".")[2]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and (own if int(pid) == os.getpid() else not _alive(int(pid))):
             path.unlink(missing_ok=True)
 
 

@@ -25,7 +25,6 @@ _WHOLE_HASH_BYTES = 2**30
 _END_BYTES = 2**20
 _FOLDER_DEPTH = 8
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
 class Tree(ABC):
@@ -171,7 +170,6 @@ class TarTree(Tree):
             name = safe_name(self.path, member.name)
             if not _is_hidden(name):
                 _add_once(found, name, member.size, self.path)
-        self._require_end()
         return sorted(found.items())
 
     def read(self, names: Collection[str]) -> Iterator[tuple[str, bytes | Unreadable]]:
@@ -196,7 +194,7 @@ class TarTree(Tree):
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         try:
-            with tarfile.open(self.path, "r|*", bufsize=2**20) as archive:
+            with tarfile.open(self.path, "r|*", bufsize=2**20, tarinfo=_StrictTarInfo) as archive:
                 while (member := archive.next()) is not None:
                     # tarfile remembers every member: a gigabyte for ImageNet's million.
                     archive.members = []  # type: ignore[attr-defined]
@@ -211,13 +209,18 @@ class TarTree(Tree):
         except _DAMAGE as error:
             raise DataError(f"{self.path}: is damaged: {error}. Copy or download it again.") from error
 
-    def _require_end(self) -> None:
-        # tarfile takes a file cut exactly between two members for complete; the end-of-archive mark tells.
-        with self.path.open("rb") as file:
-            compressed = file.read(6).startswith(_COMPRESSED)
-            file.seek(-min(512, self.path.stat().st_size), os.SEEK_END)
-            if not compressed and file.read().strip(b"\0"):
-                raise DataError(f"{self.path}: is cut short, its end mark is missing. Copy or download it again.")
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Only the end mark ends an archive: tarfile takes a damaged header, or a missing one, for a peaceful end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictTarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error}, where a member or the end mark was expected") from error
 
 
 def file_fingerprint(path: Path) -> str:
