@@ -16,6 +16,7 @@ import hashlib
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -281,9 +282,10 @@ class Exchange:
 
 
 def describe(error: BaseException) -> str:
-    """One text for people: our own errors as they are, others with their type."""
-    text = str(error).strip()
-    return text if isinstance(error, ColearnError) else f"{type(error).__name__}: {text}" if text else repr(error)
+    """One text for people: our own errors as they are, anything unforeseen with its traceback."""
+    if isinstance(error, ColearnError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).strip()
 
 
 def _joined_errors(statuses: Sequence[Status], number_of_centers: int) -> str:

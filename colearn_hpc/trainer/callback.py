@@ -21,21 +21,16 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome
-from colearn_hpc.algorithm.shared_model import (
-    FlatModel,
-    first_non_finite,
-    float_buffers,
-    relative_change,
-    trainable_parameters,
-)
-from colearn_hpc.errors import CheckpointError, ConfigurationError, ParticipantError, TopologyError
+from colearn_hpc.errors import CheckpointError, ConfigurationError, TopologyError
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import CentersSpec, DataCenter
 from colearn_hpc.trainer import recovery, rules
+from colearn_hpc.trainer.averaging import Averaging
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.fingerprint import fingerprint
+from colearn_hpc.trainer.lightning_gaps import callbacks_of
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
-from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, averaged_state, first_rate, reset_state
+from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, first_rate
 from colearn_hpc.trainer.outputs import saves_shared_model, separate_outputs
 from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord
 
@@ -125,7 +120,7 @@ class CoLearning(Callback):
         self.stop_reason = ""
         self._averaged = False  # this epoch ended its round
         self._untaken = False  # trained since the last mean
-        self._previous: torch.Tensor | None = None  # w̄ of the last mean, on leaders
+        self._loaded_previous: torch.Tensor | None = None  # w̄ of the last mean, from a resume point
 
         self._resumed = False
         self._record = CenterRecord("")
@@ -139,10 +134,10 @@ class CoLearning(Callback):
             return
         self._connect(trainer)
         self.folder = self.run_dir or Path(trainer.default_root_dir) / "colearn"
-        self.log = RoundLog(self.folder, self.center.name, self.center.is_first, self.center.is_leader)
+        self.round_log = RoundLog(self.folder, self.center.name, self.center.is_first, self.center.is_leader)
         self._saves_shared = saves_shared_model(self.folder, self.exchange)
-        if not any(isinstance(callback, recovery.EpochEnd) for callback in trainer.callbacks):
-            trainer.callbacks.append(recovery.EpochEnd(self))
+        if not any(isinstance(callback, recovery.EpochEnd) for callback in callbacks_of(trainer)):
+            callbacks_of(trainer).append(recovery.EpochEnd(self))
         if trainer.progress_bar_callback is not None and self.center.index != 0:
             trainer.progress_bar_callback.disable()  # one bar for the run
         separate_outputs(trainer, self.exchange)
@@ -151,17 +146,17 @@ class CoLearning(Callback):
         rules.check_trainer(trainer, pl_module, self.schedule)
         self._rates = BaseRates(trainer.optimizers, self.learning_rate)
         self._metrics = MetricsSplit()
+        self._averaging = Averaging(self.exchange, self.optimizer_state, self.weighting, self._loaded_previous)
+        self._loaded_previous = None
         self.exchange.compare("start", fingerprint(trainer, pl_module, self._settings()))
         if not self._resumed:
             self.run_id = self.exchange.decide("run id", lambda: uuid.uuid4().hex)
             # w⁰ of Algorithm 1: everything, frozen parameters and counters included.
             self.exchange.broadcast([*pl_module.parameters(), *pl_module.buffers()])
-            self._previous = FlatModel(trainable_parameters(pl_module)).pack()
+            self._averaging.start_from(pl_module)
             self._record = CenterRecord(self.center.name)
-        if not self.center.is_leader:
-            self._previous = None
         self._check_same_place()
-        self.log.rewind(self.round)
+        self.round_log.rewind(self.round)
         self._started = time.monotonic()
         if self.rounds is not None and self.round >= self.rounds:
             trainer.should_stop = True  # a finished run was resumed
@@ -212,13 +207,15 @@ class CoLearning(Callback):
         if self._untaken:  # max_steps, max_time or a user's stop ended the Trainer in mid-round
             self._average(trainer, pl_module, leaving=True)
             self._close_books(trainer, stop=True)
-        self.log.summarize(**self._summary(trainer), status="finished", stopped_by=self.stop_reason or "the Trainer")
+        self.round_log.summarize(
+            **self._summary(trainer), status="finished", stopped_by=self.stop_reason or "the Trainer"
+        )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":
             return
-        if hasattr(self, "log"):
-            self.log.summarize(**self._summary(trainer), status="failed", error=str(exception))
+        if hasattr(self, "round_log"):
+            self.round_log.summarize(**self._summary(trainer), status="failed", error=str(exception))
             log.info("failed: %r", exception)
         if not getattr(exception, "everywhere", False):
             # A DataModule's setup comes before ours: then the others are on their way to meet us.
@@ -226,14 +223,14 @@ class CoLearning(Callback):
             self.exchange.fail(exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and hasattr(self, "log"):
-            self.log.close()
+        if stage == "fit" and hasattr(self, "round_log"):
+            self.round_log.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _STATE} | {
             "rates": list(self.rates),
             "record": asdict(self._record),
-            "previous": self._previous,
+            "previous": self._averaging.previous,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -241,7 +238,7 @@ class CoLearning(Callback):
             setattr(self, name, state_dict[name])
         self.rates = list(state_dict["rates"])
         self._record = CenterRecord(**state_dict["record"])
-        self._previous = state_dict["previous"]
+        self._loaded_previous = state_dict["previous"]
         self._resumed = True
 
     def resume_path(self) -> Path | None:
@@ -260,65 +257,21 @@ class CoLearning(Callback):
     # --- a round's end --------------------------------------------------------------------------------
 
     def _average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False) -> None:
-        """Equations 2 and 4: from local models to the shared one. Collective over the world."""
-        exchange, record, name = self.exchange, self._record, f"round {self.round}"
-        others = float_buffers(module)
-        if self.optimizer_state == "average":
-            others += averaged_state(trainer.optimizers)
-        model = FlatModel(trainable_parameters(module), others)
-        vector = model.pack()
-        alone = len(self.center.topology.centers) == 1  # then this is plain Lightning, to the bit
-        if not alone:
-            # DDP keeps parameters equal inside a data center, buffers not.
-            exchange.mean_in_center(vector[model.parameter_size :])
-        counts = exchange.gather_in_center(record.examples)
-        if counts is not None:
-            record.examples = sum(counts)
-        arrival = {
-            "size": model.size,
-            "examples": record.examples,
-            "non_finite": first_non_finite(vector, model) if self.center.is_leader else "",
-            "leaving": leaving,
-        }
-        clock = time.monotonic()
-        statuses = exchange.meet(name, arrival)
-        record.wait_seconds = time.monotonic() - clock
-        arrivals = [statuses[center.leader].content for center in self.center.topology.centers]
-        self._check_arrivals(arrivals)
-
-        clock, sent = time.monotonic(), exchange.bytes_sent
-        if self.center.is_leader:
-            weights = [float(a["examples"]) if self.weighting == "examples" else 1.0 for a in arrivals]
-            exchange.mean(vector, weights)
-        if not alone:
-            exchange.distribute_in_center(vector)
-        record.exchange_seconds, record.bytes_sent = time.monotonic() - clock, exchange.bytes_sent - sent
-        leaves = any(a["leaving"] for a in arrivals)
-        # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
-        decision = exchange.decide(f"{name}: mean", lambda: self._decide(vector[: model.parameter_size], leaves))
-        if self.center.is_leader:
-            record.divergence = model.parameter_distance(vector)
-            self._previous = vector[: model.parameter_size].clone()
-        if not alone:
-            model.unpack(vector)
-            if self.optimizer_state == "reset":
-                reset_state(trainer.optimizers)
-        self.relative_change, self.rule_epochs = decision["relative_change"], decision["local_epochs"]
-        self.stop_reason = decision["stop"]
+        """Equations 2 and 4. Collective over the world."""
+        decision = self._averaging.run(module, trainer.optimizers, self._record, self.round, leaving, self._decide)
+        self.relative_change, self.rule_epochs, self.stop_reason = decision
         self._averaged, self._untaken = True, False
         if self._saves_shared:
             recovery.save_atomically(trainer, self.folder / "shared.ckpt", self.center, weights_only=True)
 
-    def _decide(self, shared: torch.Tensor, leaves: bool) -> dict[str, Any]:
-        """T_{i+1} and whether to stop. Runs on the first leader only."""
-        assert self._previous is not None
-        change = relative_change(shared, self._previous)
+    def _decide(self, change: float, leaves: bool) -> tuple[float, int, str]:
+        """The relative change, T_{i+1}, and why to stop. Runs on the first leader only."""
         rate = self.rates[-1] if self.rates else 0.0
         outcome = RoundOutcome(self.round, self.rule_epochs, change, self.epochs_done + 1, rate)
         stop = "a data center's Trainer ended" if leaves else ""
         if self.rounds is not None and self.round + 1 >= self.rounds:
             stop = f"rounds={self.rounds}"
-        return {"relative_change": change, "local_epochs": rules.checked_epochs(self.rule.next(outcome)), "stop": stop}
+        return change, rules.checked_epochs(self.rule.next(outcome)), stop
 
     def _close_books(self, trainer: pl.Trainer, stop: bool) -> None:
         """Log the round and step to the next. Collective over the world."""
@@ -335,19 +288,29 @@ class CoLearning(Callback):
         )
         if not self.stop_reason and any(wants for _, wants in reports):
             self.stop_reason = "a data center's Trainer ended"
-        self.log.append(record)
-        self.log.summarize(**self._summary(trainer), status="running")
+        self.round_log.append(record)
+        self.round_log.summarize(**self._summary(trainer), status="running")
         scalars = {"round": self.round, "local_epochs": self.local_epochs, "relative_change": record.relative_change}
         scalars |= {"learning_rate": self.rates[-1]} if self.rates else {}
         for logger in trainer.loggers:
             logger.log_metrics({f"colearn/{key}": float(value) for key, value in scalars.items()}, trainer.global_step)
-        log.info("round %d: T=%d, change=%.4g", self.round, self.local_epochs, record.relative_change)
+        self._tell(trainer, record)
         self.last_record = record
         self.round += 1
         self.epoch_in_round = 0
         self._averaged = False
         self._record = CenterRecord(self.center.name)
         self._metrics = MetricsSplit()
+
+    def _tell(self, trainer: pl.Trainer, record: RoundRecord) -> None:
+        """The round for people: one line, and one more where T changed."""
+        log.info("round %d averaged: T=%d, change %.4g", self.round, self.local_epochs, record.relative_change)
+        doubled = record.next_local_epochs > record.local_epochs and not self.stop_reason
+        if doubled:
+            log.info("T doubles: %d -> %d local epochs a round", record.local_epochs, record.next_local_epochs)
+        for listener in callbacks_of(trainer):
+            if callable(closed := getattr(listener, "round_closed", None)):
+                closed(record, doubled)
 
     # --- checks and small things ----------------------------------------------------------------------
 
@@ -397,25 +360,6 @@ class CoLearning(Callback):
             raise CheckpointError(
                 f"the data centers would continue from different places ({found}); give each its own resume point "
                 "of the same run and round (`--resume` chooses them)"
-            ).on_all_ranks()
-
-    def _check_arrivals(self, arrivals: list[dict[str, Any]]) -> None:
-        names = [center.name for center in self.center.topology.centers]
-        broken = [f"{n} ({a['non_finite']})" for n, a in zip(names, arrivals, strict=True) if a["non_finite"]]
-        if broken:
-            raise ParticipantError(
-                f"round {self.round}: NaN or Inf in the model of data center {', '.join(broken)}; the mean was not "
-                "taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
-            ).on_all_ranks()
-        if len({a["size"] for a in arrivals}) > 1:
-            found = ", ".join(f"{n}: {a['size']}" for n, a in zip(names, arrivals, strict=True))
-            raise ParticipantError(
-                f"round {self.round}: the data centers offer vectors of different sizes ({found}); with "
-                'optimizer_state="average" every parameter needs a state in every data center: use "reset" or "keep"'
-            ).on_all_ranks()
-        if self.weighting == "examples" and not all(a["examples"] for a in arrivals):
-            raise ParticipantError(
-                f'round {self.round}: weighting="examples", but no batch size could be read; use "uniform"'
             ).on_all_ranks()
 
     def _wants_stop(self, trainer: pl.Trainer) -> bool:

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.trainer.lightning_gaps import callbacks_of, rename_version
 
 
 def separate_outputs(trainer: pl.Trainer, exchange: Exchange) -> None:
@@ -26,12 +27,8 @@ def separate_outputs(trainer: pl.Trainer, exchange: Exchange) -> None:
             continue  # services such as MLflow or W&B make a run of its own for each leader
         folder = str(Path(logger.log_dir).resolve())
         if _collides(exchange, "logger", folder) and center.index != 0:
-            # Private names of Lightning 2.6: there is no public way to rename a logger, and its
-            # folder has been made before the first hook of a callback runs.
-            base = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-            logger._version = f"{base}-{center.name}"
-            logger._experiment = None
-    for callback in trainer.callbacks:
+            rename_version(logger, center.name)
+    for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint):
             # ModelCheckpoint.setup, which runs after this, fills in the logger's folder if there is one.
             folder = str(callback.dirpath or (Path(trainer.default_root_dir).resolve() if not trainer.loggers else ""))

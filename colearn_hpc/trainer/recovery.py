@@ -54,7 +54,7 @@ class EpochEnd(Checkpoint):
         if not colearning.resume_points:
             return
         self._generators = colearning.exchange.gather_in_center(generators()) or []
-        folder = colearning.log.center_folder
+        folder = colearning.round_log.center_folder
         path = folder / f"resume-round{colearning.round:06d}-epoch{colearning.epochs_done:06d}.ckpt"
         save_atomically(trainer, path, colearning.center)
         if colearning.center.is_leader:

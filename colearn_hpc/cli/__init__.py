@@ -1,0 +1,54 @@
+"""The ``colearn-hpc`` command: one file per group of subcommands, imported when it is called.
+
+This room wires all others together; nobody imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from colearn_hpc._version import __version__
+
+# command -> (module with a main(argv), what it does)
+COMMANDS = {
+    "fit": ("fit", "co-train one model over all data centers; start it with mpirun, srun or `launch`"),
+    "validate": ("fit", "evaluate a checkpoint on the validation data"),
+    "test": ("fit", "evaluate a checkpoint on the test data"),
+    "predict": ("fit", "run a checkpoint over the test data"),
+    "launch": ("launch", "find mpirun and start a command on all ranks of one machine"),
+    "data": ("data", "prepare one data file per data center, and check them"),
+}
+
+_HELP = """usage: colearn-hpc COMMAND ...
+
+Co-learning: one model over several data centers, with PyTorch Lightning and MPI.
+
+commands:
+{commands}
+
+`colearn-hpc COMMAND --help` tells the rest. A first run:
+
+  colearn-hpc data digits --out data/digits --centers 5
+  colearn-hpc launch --centers 5 -- fit --config configs/quickstart.yaml
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(_HELP.format(commands="\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())))
+        return 0 if arguments else 2
+    if command == "--version":
+        print(f"colearn-hpc {__version__}")
+        return 0
+    if command not in COMMANDS:
+        print(f"colearn-hpc: error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
+    # `fit` and its siblings are subcommands of one LightningCLI, which wants to see their name.
+    return int(module.main(arguments if COMMANDS[command][0] == "fit" else arguments[1:]))

@@ -1,0 +1,240 @@
+"""``colearn-hpc fit``: LightningCLI, with data centers around it.
+
+One configuration system: LightningCLI's YAML, plus ``name``, ``runs``, ``centers`` and the group
+``colearning`` (the arguments of :class:`CoLearning`). This file decides what each rank of each data center
+gets: devices, folders, loggers, bar; and how errors end a run: one message, every rank gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+import colearn_hpc.data
+import colearn_hpc.models
+from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.mpi.exchange import Exchange, describe
+from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together
+from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.trainer.callback import CoLearning
+from colearn_hpc.trainer.environment import DataCenterEnvironment
+from colearn_hpc.trainer.progress import RunProgress
+from colearn_hpc.trainer.round_log import write_atomically
+
+# Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
+Classifier, ShardDataModule = colearn_hpc.models.Classifier, colearn_hpc.data.ShardDataModule
+
+
+class UsageError(ConfigurationError):
+    """The command line or a configuration file cannot be read."""
+
+
+@dataclass
+class Session:
+    """What outlives the building of the CLI: how to reach the other ranks when it fails."""
+
+    exchange: Exchange | None = None
+
+
+class ColearnCLI(LightningCLI):
+    """LightningCLI that parses everywhere, joins the data centers, and only then builds anything."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # K leaders would write the same file; see before_fit
+            seed_everything_default=0,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        # Errors are collected from all ranks and printed once, so the parser may not exit by itself.
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder is RUNS/NAME.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of run folders.")
+        parser.add_argument(
+            "--centers",
+            type=int | list[int] | None,
+            default=None,
+            help="Number of equal data centers, or their sizes, e.g. [4, 4, 2]. Left out: COLEARN_CENTER in each "
+            "rank's environment names its data center, or every rank is one.",
+        )
+        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="Continue RUNS/NAME.")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, nargs="?", const=True, help="Start anew in an existing RUNS/NAME."
+        )
+        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir"})
+        parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})
+
+    def before_instantiate_classes(self) -> None:
+        environment = DataCenterEnvironment(self._setting("centers"))
+        self.center, self.environment = environment.center, environment
+        self.session.exchange = self.exchange = Exchange(environment.center)
+        self.folder = Path(self._setting("runs")) / self._setting("name")
+        self.center_folder = self.folder / "centers" / self.center.name
+        if self.subcommand == "fit":
+            self._check_budget()
+            self._prepare_folder()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self._get(self.config_init, "trainer")
+        center = self.center
+        kwargs |= {
+            "plugins": [*_as_list(settings["plugins"]), self.environment],
+            "num_nodes": center.nodes,
+            "devices": devices(center, settings["accelerator"]),
+            "enable_model_summary": settings["enable_model_summary"] is not False and center.is_first,
+        }
+        if settings["strategy"] == "auto" and center.size > 1:
+            kwargs["strategy"] = "ddp"
+        if settings["default_root_dir"] is None:
+            kwargs["default_root_dir"] = str(self.center_folder)
+        if settings["logger"] in (None, True) and self.subcommand == "fit":
+            csv = CSVLogger(self.center_folder, name="logs")
+            kwargs["logger"] = [csv, TensorBoardLogger(self.center_folder, name="logs", version=csv.version)]
+        elif settings["logger"] is None:
+            kwargs["logger"] = False
+        callbacks = _as_list(settings["callbacks"])
+        if self.subcommand == "fit":
+            colearning = self._get(self.config_init, "colearning")
+            colearning.centers, colearning.run_dir = center, self.folder
+            callbacks.append(colearning)
+            if settings["enable_progress_bar"] is not False:
+                callbacks.append(RunProgress(colearning))
+            else:
+                kwargs["enable_progress_bar"] = False
+        elif not center.is_first:
+            kwargs["enable_progress_bar"] = False
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def before_fit(self) -> None:
+        """Choose the resume point and write ``config.yaml``. Collective over the world."""
+        arguments = self.config_init[self.subcommand]
+        if self._resumes:
+            path = self._get(self.config_init, "colearning").resume_path()
+            arguments["ckpt_path"] = None if path is None else str(path)
+            if path is None and self.center.is_first:
+                print(f"colearn-hpc: nothing to resume in {self.folder}, starting anew", file=sys.stderr)
+        if self.center.is_first:
+            self._dump_config()
+            write_atomically(self.folder / "config.yaml", yaml.safe_dump(self.config_dump, sort_keys=False))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse on every rank, and go on only if all could. Collective over the world."""
+        error, output = "", io.StringIO()
+        try:
+            with contextlib.redirect_stderr(output):
+                super().parse_arguments(parser, args)
+        except (ArgumentError, SystemExit) as stop:
+            if isinstance(stop, SystemExit) and not stop.code:  # --help, --print_config
+                raise
+            error = str(stop) if isinstance(stop, ArgumentError) else output.getvalue()
+        if errors := all_errors(error):
+            raise UsageError("\n".join(errors)).on_all_ranks()
+
+    @property
+    def _resumes(self) -> bool:
+        return bool(self._setting("resume")) or self._setting("ckpt_path") == "last"
+
+    def _setting(self, name: str) -> Any:
+        return self.config[self.subcommand][name]
+
+    def _check_budget(self) -> None:
+        trainer, rounds = self._setting("trainer"), self._setting("colearning")["rounds"]
+        limits = (rounds, trainer["max_time"], trainer["max_epochs"], trainer["max_steps"])
+        if all(limit in (None, -1) for limit in limits):
+            raise ConfigurationError(
+                "nothing ends this run: set colearning.rounds, trainer.max_epochs, trainer.max_steps or "
+                "trainer.max_time"
+            ).on_all_ranks()
+
+    def _prepare_folder(self) -> None:
+        if self._setting("resume") and self._setting("overwrite"):
+            raise ConfigurationError("--resume and --overwrite exclude each other").on_all_ranks()
+        used = (self.folder / "summary.json").exists() or any(self.center_folder.glob("resume-*.ckpt"))
+        used_somewhere = any(status.content for status in self.exchange.meet("run folder", used))
+        if used_somewhere and not self._resumes and not self._setting("overwrite"):
+            raise ConfigurationError(
+                f"{self.folder} holds a run already; continue it with --resume, replace it with --overwrite, or "
+                "choose another --name"
+            ).on_all_ranks()
+        if self._setting("overwrite") and self.center.is_leader:
+            old = [*self.center_folder.glob("resume-*.ckpt")]
+            if self.center.is_first:
+                old += [self.folder / name for name in ("rounds.jsonl", "summary.json", "shared.ckpt")]
+            for path in old:
+                path.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+
+def devices(center: DataCenter, accelerator: str) -> int | list[int]:
+    """What ``Trainer(devices=...)`` must be on this rank. Collective over the data center.
+
+    On GPUs: the data center's own on this host, dealt out over all ranks of the host, so that two data centers
+    on one machine do not take the same. Data centers of one rank may share a GPU.
+
+    Raises:
+        ConfigurationError: several ranks of one data center would have to share a GPU.
+    """
+    places = center.comm.allgather((center.host, center.host_rank))
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return center.local_size
+    visible = torch.cuda.device_count()
+    indices = [host_rank % visible for host, host_rank in places if host == center.host]
+    if len(set(indices)) < len(indices):
+        raise ConfigurationError(
+            f"data center {center.name} has {center.local_size} ranks on {center.host}, which shows {visible} GPUs; "
+            "start one rank per GPU (each rank must see all GPUs of its host)"
+        )
+    return indices
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``; returns the exit code."""
+    sys.argv = ["colearn-hpc", *argv]  # LightningCLI reads it
+    rank, size = launched_as()
+    session = Session()
+    # K leaders believe they are rank zero; only one of them speaks, and of what concerns the run.
+    for library in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR if rank else logging.WARNING)
+    if rank:
+        warnings.simplefilter("ignore")
+    try:
+        with contextlib.redirect_stdout(None if rank else sys.stdout):
+            ColearnCLI(session)
+        return 0
+    except SystemExit as stop:  # --help, or Lightning after Ctrl-C
+        return int(stop.code or 0)
+    except BaseException as error:
+        if session.exchange is not None:
+            session.exchange.fail(error)
+        elif not getattr(error, "everywhere", False):
+            raise
+        if rank == 0:
+            print(f"colearn-hpc: error: {describe(error)}", file=sys.stderr, flush=True)
+        if size > 1:
+            leave_together()
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

