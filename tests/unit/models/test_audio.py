@@ -32,6 +32,10 @@ def test_speech_cnn_shapes(shape):
     assert build_network("speech_cnn", 10)(torch.randn(shape)).shape == (2, 10)
 
 
+def test_crnn_takes_the_papers_clip():
+    assert build_network("audioset_crnn", 5, pooling="ma").eval()(torch.randn(1, 240, 64)).shape == (1, 5)
+
+
 def test_speech_cnn_of_another_clip():
     assert build_network("speech_cnn", 10, frames=61, bands=30, hidden=8)(torch.randn(2, 61, 30)).shape == (2, 10)
 
@@ -47,7 +51,7 @@ def test_speech_convolutions_keep_the_size():
 
 
 @pytest.mark.parametrize("pooling", ["ap", "mp", "sa", "MA"])
-@pytest.mark.parametrize(("name", "clip"), [("audioset_fc", (10, 128)), ("audioset_crnn", (240, 64))])
+@pytest.mark.parametrize(("name", "clip"), [("audioset_fc", (10, 128)), ("audioset_crnn", (24, 64))])
 def test_audioset_nets_give_probabilities_and_every_parameter_learns(name, clip, pooling):
     torch.manual_seed(0)
     args = {"hidden": 16} if name == "audioset_fc" else {}

@@ -31,8 +31,8 @@ def test_digits_cnn_is_small_and_its_docstring_true():
     [
         ("digits_cnn", {}, (1, 8, 8), 10),
         ("digits_cnn", {"in_channels": 3}, (3, 8, 8), 2),
-        ("densenet40", {}, (3, 32, 32), 100),
-        ("densenet40", {"in_channels": 1, "dropout": 0.2}, (1, 28, 28), 10),
+        ("densenet40", {}, (3, 8, 8), 100),
+        ("densenet40", {"in_channels": 1, "dropout": 0.2}, (1, 12, 14), 10),
         ("vgg19_cifar", {}, (3, 32, 32), 10),
         ("vgg19_cifar", {"in_channels": 1, "batch_norm": True, "dropout": 0.5}, (1, 70, 64), 7),
     ],
