@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from colearn_hpc.data.images import CropDecoder
 from colearn_hpc.data.samplers import EvalBatchSampler, TrainBatchSampler
 from colearn_hpc.data.shards import ShardDataset, ShardInfo, read_info
 from colearn_hpc.errors import DataError
@@ -48,6 +49,9 @@ class ShardDataModule(pl.LightningDataModule):
         transform: (B, …) → (B, …), always.
         drop_last: leave out the examples that fill no whole batch.
         normalize: apply mean and std where the shard has them.
+        image_size: for shards of JPEGs: bring all to this size, in training by random crops (see
+            :class:`colearn_hpc.data.images.CropDecoder`).
+        random_crop: ``false``: the centre crop in training, too.
 
     Raises:
         DataError: a path without a shard, a shard that is damaged, or shards that do not belong together.
@@ -67,6 +71,8 @@ class ShardDataModule(pl.LightningDataModule):
         transform: Callable[[Tensor], Tensor] | None = None,
         drop_last: bool = False,
         normalize: bool = True,
+        image_size: int | None = None,
+        random_crop: bool = True,
     ) -> None:
         super().__init__()
         self.train, self.val, self.test = train, val if val is not None else test, test
@@ -79,6 +85,8 @@ class ShardDataModule(pl.LightningDataModule):
         self.transform = transform
         self.drop_last = drop_last
         self.normalize = normalize
+        self.image_size = image_size
+        self.random_crop = random_crop
         self._datasets: dict[str, ShardDataset] = {}
         self._info: ShardInfo | None = None
         self._mean_std: dict[torch.device, tuple[Tensor, ...]] = {}
@@ -118,8 +126,14 @@ class ShardDataModule(pl.LightningDataModule):
                 continue
             path = shard_path(template, split)
             # val and test are often one file: hold it in memory once.
-            same = next((dataset for dataset in self._datasets.values() if dataset.info.path == path), None)
-            self._datasets[split] = same or ShardDataset(path, self.preload, seed=self.seed)
+            evaluated = [
+                self._datasets[name] for name in ("val", "test") if name in self._datasets and split != "train"
+            ]
+            same = next((dataset for dataset in evaluated if dataset.info.path == path), None)
+            decode = None
+            if self.image_size is not None:
+                decode = CropDecoder(self.image_size, random=split == "train" and self.random_crop)
+            self._datasets[split] = same or ShardDataset(path, self.preload, decode=decode, seed=self.seed)
             _require_alike(self.info, self._datasets[split].info)
 
     def train_dataloader(self) -> DataLoader:

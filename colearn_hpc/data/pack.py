@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colearn_hpc.data.partition import partition
+from colearn_hpc.data.partition import iid, partition
 from colearn_hpc.data.shard_info import read_info
 from colearn_hpc.data.shard_writer import ShardWriter, remove_leftovers, write_atomically
 from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable
@@ -93,9 +93,9 @@ def pack(
         return Packed(manifest, already_there=True)
     _require_room(request, manifest, identity)
     contents = source.scan()
-    if "train" not in contents.labels or not len(contents.labels["train"]):
+    if not _count(contents.labels.get("train", 0)):
         raise DataError(f"{source.name}: has no training examples; there is nothing to share out.")
-    parts = partition(request.rule, contents.labels["train"], len(request.names), request.seed, request.alpha)
+    parts = _parts(contents.labels["train"], request)
     request.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(request.out)
     packed = _write(source, request, contents, parts, identity, progress)
@@ -173,8 +173,8 @@ def _write(
     identity: str,
     progress: Callable[[Iterable[Item], int], Iterable[Item]] | None,
 ) -> Packed:
-    total = sum(len(labels) for labels in contents.labels.values())
-    owner = np.empty(len(contents.labels["train"]), dtype=np.int32)
+    total = sum(_count(labels) for labels in contents.labels.values())
+    owner = np.empty(_count(contents.labels["train"]), dtype=np.int32)
     for k, part in enumerate(parts):
         owner[part] = k
     skipped: list[Unreadable] = []
@@ -199,7 +199,7 @@ def _write(
             return shard
 
         centers = [writer(f"{n}.h5", len(part), center=n) for n, part in zip(request.names, parts, strict=True)]
-        others = {split: writer(f"{split}.h5", len(y)) for split, y in contents.labels.items() if split != "train"}
+        others = {split: writer(f"{split}.h5", _count(y)) for split, y in contents.labels.items() if split != "train"}
         counts = {id(shard): np.zeros(len(contents.classes), dtype=np.int64) for shard in [*centers, *others.values()]}
         stream: Iterable[Item] = source.read()
         for item in progress(stream, total) if progress else stream:
@@ -208,7 +208,8 @@ def _write(
                 _refuse_or_note(item.value, request, skipped)
                 continue
             shard = centers[owner[item.position]] if item.split == "train" else others[item.split]
-            label = contents.labels[item.split][item.position]
+            known = contents.labels[item.split]
+            label: Any = item.label if isinstance(known, int) else known[item.position]
             shard.append(item.value, label)
             if contents.task == "classification":
                 counts[id(shard)][label] += 1
@@ -223,14 +224,14 @@ def _write(
         sidecars = source.sidecars()
         for shard in [*centers, *others.values()]:
             if moments is not None:
-                known = contents.metadata
-                shard.metadata |= moments.result(known.get("scale", 1.0), known.get("offset", 0.0))
+                scale, offset = contents.metadata.get("scale", 1.0), contents.metadata.get("offset", 0.0)
+                shard.metadata |= moments.result(scale, offset)
         # A manifest of other data must not stand beside the new shards, not even for a moment.
         (request.out / MANIFEST).unlink(missing_ok=True)
         for shard in [*centers, *others.values()]:
             shard.close()
-    for name, content in sidecars.items():
-        write_atomically(request.out / name, content)
+    for name, write in sidecars.items():
+        write_atomically(request.out / name, write)
 
     def entry(shard: ShardWriter, **extra: Any) -> dict[str, Any]:
         return extra | {
@@ -256,8 +257,27 @@ def _write(
         "sidecars": sorted(sidecars),
         "skipped": {"count": len(skipped), "items": [list(item) for item in skipped[:_LISTED]]},
     }
-    write_atomically(request.out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+    text = json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+
+    def write_manifest(file: BinaryIO) -> None:
+        file.write(text)
+
+    write_atomically(request.out / MANIFEST, write_manifest)
     return Packed(manifest, skipped=skipped, notes=contents.notes)
+
+
+def _count(labels: NDArray[Any] | int) -> int:
+    return labels if isinstance(labels, int) else len(labels)
+
+
+def _parts(labels: NDArray[Any] | int, request: Request) -> list[NDArray[np.int64]]:
+    if isinstance(labels, int):
+        if request.rule != "iid":
+            raise DataError(
+                f"--partition: {request.rule} needs one class per example, which this source has not; use iid."
+            )
+        return iid(labels, len(request.names), request.seed)
+    return partition(request.rule, labels, len(request.names), request.seed, request.alpha)
 
 
 def _refuse_or_note(item: Unreadable, request: Request, skipped: list[Unreadable]) -> None:

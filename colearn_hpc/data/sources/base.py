@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ class Contents:
         task: ``classification`` or ``multilabel``.
         kind: ``image``, ``wave``, ``features`` or ``tokens``.
         classes: names; a label is a position.
-        labels: per split (``train`` and any of ``val``, ``test``), (N,) int64 or (N, classes) int8.
+        labels: per split (``train`` and any of ``val``, ``test``), (N,) int64 or (N, classes) int8; or only N, where
+            the labels do not fit into memory and every :class:`Item` brings its own (then only ``iid`` can part them).
         encoding: ``array``, ``tokens`` or ``jpeg``.
         metadata: attributes for every shard (``scale``, ``offset``, …).
         notes: what a user should know: files ignored, splits missing.
@@ -31,7 +32,7 @@ class Contents:
     task: str
     kind: str
     classes: tuple[str, ...]
-    labels: dict[str, NDArray[Any]]
+    labels: Mapping[str, NDArray[Any] | int]
     encoding: str = "array"
     metadata: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -51,11 +52,13 @@ class Item(NamedTuple):
         split: which of :attr:`Contents.labels`.
         position: in those labels.
         value: the example as stored (array, or bytes for ``jpeg``), or why it cannot be read.
+        label: where :attr:`Contents.labels` has none.
     """
 
     split: str
     position: int
     value: NDArray[Any] | bytes | Unreadable
+    label: NDArray[Any] | int | None = None
 
 
 class Source(ABC):
@@ -97,8 +100,8 @@ class Source(ABC):
     def read(self) -> Iterator[Item]:
         """Every example of every split once, in any order, as a stream."""
 
-    def sidecars(self) -> dict[str, bytes]:
-        """Further files for the output folder, by name; asked for when all examples have been read."""
+    def sidecars(self) -> dict[str, Callable[[BinaryIO], None]]:
+        """Further files for the output folder: name → who writes it. Asked for when all examples have been read."""
         return {}
 
 

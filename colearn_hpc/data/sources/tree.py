@@ -17,6 +17,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from colearn_hpc.data.sources.base import Unreadable
 from colearn_hpc.errors import DataError
@@ -24,7 +25,7 @@ from colearn_hpc.errors import DataError
 _WHOLE_HASH_BYTES = 2**30
 _END_BYTES = 2**20
 _FOLDER_DEPTH = 8
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
 
 
 class Tree(ABC):
@@ -74,7 +75,7 @@ def open_tree(path: str | Path) -> Tree:
             return ZipTree(path)
         if tarfile.is_tarfile(path):
             return TarTree(path)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: cannot be read: {error}. Copy or download it again.") from error
     raise DataError(
         f"{path}: is neither a folder nor a zip nor a tar archive ({path.stat().st_size} bytes), or it is damaged. "
@@ -142,7 +143,7 @@ class ZipTree(Tree):
                         )
                     _add_once(found, name, member.file_size, self.path)
                 return sorted(found.items())
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise DataError(f"{self.path}: is damaged: {error}. Copy or download it again.") from error
 
     def read(self, names: Collection[str]) -> Iterator[tuple[str, bytes | Unreadable]]:
@@ -152,7 +153,7 @@ class ZipTree(Tree):
             for name in names:
                 try:
                     yield name, archive.read(stored[name])
-                except _DAMAGE as error:
+                except DAMAGE as error:
                     yield name, Unreadable(name, f"is damaged: {error}")
 
     def fingerprint(self) -> str:
@@ -182,7 +183,7 @@ class TarTree(Tree):
                     stream = archive.extractfile(member)
                     assert stream is not None, "a regular file has content"
                     content = stream.read()
-                except _DAMAGE as error:
+                except DAMAGE as error:
                     raise DataError(
                         f"{self.path}: breaks off in {name}: {error}. Copy or download it again."
                     ) from error
@@ -194,10 +195,8 @@ class TarTree(Tree):
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         try:
-            with tarfile.open(self.path, "r|*", bufsize=2**20, tarinfo=_StrictTarInfo) as archive:
-                while (member := archive.next()) is not None:
-                    # tarfile remembers every member: a gigabyte for ImageNet's million.
-                    archive.members = []  # type: ignore[attr-defined]
+            with open_tar(self.path) as archive:
+                for member in tar_members(archive):
                     if member.issym() or member.islnk():
                         raise DataError(_link_message(self.path, member.name))
                     if member.isdir():
@@ -206,7 +205,7 @@ class TarTree(Tree):
                     if not member.isfile():
                         raise DataError(f"{self.path}: {member.name} is a device or a pipe; this is no data archive.")
                     yield member, archive
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise DataError(f"{self.path}: is damaged: {error}. Copy or download it again.") from error
 
 
@@ -221,6 +220,26 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error}, where a member or the end mark was expected") from error
+
+
+def open_tar(path: Path) -> tarfile.TarFile:
+    """A tar that can skip content by seeking, or, if compressed, one that is read as a stream."""
+    try:
+        return tarfile.open(path, "r:", tarinfo=_StrictTarInfo)
+    except tarfile.ReadError:
+        return tarfile.open(path, "r|*", bufsize=2**20, tarinfo=_StrictTarInfo)
+
+
+def open_inner_tar(content: IO[bytes]) -> tarfile.TarFile:
+    """A tar inside a tar."""
+    return tarfile.open(fileobj=content, mode="r:", tarinfo=_StrictTarInfo)
+
+
+def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Every member, from front to back, remembering none: tarfile keeps a gigabyte for ImageNet's million."""
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]
+        yield member
 
 
 def file_fingerprint(path: Path) -> str:

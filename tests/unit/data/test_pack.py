@@ -63,7 +63,7 @@ class Numbers(Source):
                 yield Item(split, i, np.array([i, number], dtype=np.float32))
 
     def sidecars(self):
-        return {"words.txt": b"hello"}
+        return {"words.txt": lambda file: file.write(b"hello")}
 
 
 def held(folder, name):
