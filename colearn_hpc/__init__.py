@@ -12,7 +12,8 @@ from colearn_hpc._version import __version__
 
 if TYPE_CHECKING:
     from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, ExponentialLR
-    from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs
+    from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, QuadraticEpochs
+    from colearn_hpc.algorithm.outer import OuterSGD
     from colearn_hpc.mpi.topology import DataCenter
     from colearn_hpc.trainer.callback import CoLearning
     from colearn_hpc.trainer.environment import DataCenterEnvironment
@@ -26,6 +27,8 @@ _HOMES = {
     "ExponentialLR": "colearn_hpc.algorithm.learning_rate",
     "FixedEpochs": "colearn_hpc.algorithm.local_epochs",
     "IncreasingEpochs": "colearn_hpc.algorithm.local_epochs",
+    "OuterSGD": "colearn_hpc.algorithm.outer",
+    "QuadraticEpochs": "colearn_hpc.algorithm.local_epochs",
 }
 
 __all__ = [
@@ -37,6 +40,8 @@ __all__ = [
     "ExponentialLR",
     "FixedEpochs",
     "IncreasingEpochs",
+    "OuterSGD",
+    "QuadraticEpochs",
     "__version__",
 ]
 

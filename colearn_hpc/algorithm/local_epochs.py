@@ -9,6 +9,7 @@ Source: Mi et al. 2020, eq. 4.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,7 +90,7 @@ class IncreasingEpochs:
 
 @dataclass(frozen=True)
 class FixedEpochs:
-    """FLE: T_0 in every round. With a constant rate this is FedAvg's fixed E (McMahan et al. 2017).
+    """FLE: T_0 in every round. With a constant rate this is FedAvg's fixed E (McMahan et al. 2017, arXiv 1602.05629).
 
     Raises:
         ValueError: ``initial`` below 1.
@@ -105,3 +106,47 @@ class FixedEpochs:
 
     def next(self, outcome: RoundOutcome) -> int:
         return self.initial
+
+
+@dataclass(frozen=True)
+class QuadraticEpochs:
+    """QSR, the quadratic synchronization rule: T grows as the rate decays, T = max(T_0, ⌊(α/η)²⌋).
+
+    A rival of eq. 4 that needs no exchange to decide. The paper counts steps, here it is local epochs, so α has the
+    unit rate·√epochs: the rate at which T would be 1. η is that of the last local epoch done, the one known when the
+    decision is taken; under one decay over the whole run (ELR) the next round's first is the same or one step smaller.
+    Under CLR every round ends at the same rate, and the rule would never grow.
+
+    Source: Gu et al. 2024, arXiv 2310.14423.
+
+    Args:
+        initial: T_0, also the least T.
+        alpha: α.
+        maximum: T never exceeds it (None: no bound).
+
+    Raises:
+        ValueError: a number of epochs below 1, ``alpha`` not positive, or ``maximum < initial``.
+    """
+
+    initial: int
+    alpha: float
+    maximum: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("initial (T_0)", self.initial)
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be above 0, found {self.alpha!r}")
+        if self.maximum is not None:
+            _check_positive("maximum", self.maximum)
+            if self.maximum < self.initial:
+                raise ValueError(f"maximum={self.maximum} is below initial={self.initial} (T_0)")
+
+    def first(self) -> int:
+        return self.initial
+
+    def next(self, outcome: RoundOutcome) -> int:
+        bound = math.inf if self.maximum is None else self.maximum
+        wanted = (self.alpha / outcome.learning_rate) ** 2 if outcome.learning_rate > 0 else math.inf
+        epochs = min(max(float(self.initial), wanted), bound)
+        # A rate that has decayed to nothing asks for ever: one more doubling is the answer then.
+        return math.floor(epochs) if math.isfinite(epochs) else 2 * outcome.local_epochs
