@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,
     first_non_finite,
@@ -52,19 +54,44 @@ class Averaging:
         exchange: the conversation with the other data centers.
         optimizer_state: what happens to momenta at a round's end.
         weighting: ``"uniform"`` or ``"examples"``.
-        previous: the parameters of the last shared model as a flat vector; needed on leaders.
+        outer: steps from the last shared model along the mean's pseudo-gradient; None: the mean is the shared model.
+
+    Attributes:
+        previous: on leaders, the parameters of the last shared model as a flat vector.
     """
 
-    def __init__(self, exchange: Exchange, optimizer_state: OptimizerState, weighting: str, previous: Tensor | None):
+    shares_model = True  # after a round all data centers hold one model
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        optimizer_state: OptimizerState = "reset",
+        weighting: str = "uniform",
+        outer: OuterOptimizer | None = None,
+    ):
         self.exchange = exchange
         self.optimizer_state = optimizer_state
         self.weighting = weighting
-        self.previous = previous if exchange.center.is_leader else None
+        self.outer = outer
+        self.previous: Tensor | None = None
+        self._outer_state: Tensor | None = None
 
     def start_from(self, module: LightningModule) -> None:
         """Take the module's parameters as the shared model that round 0 starts from."""
         if self.exchange.center.is_leader:
             self.previous = FlatModel(trainable_parameters(module)).pack()
+
+    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
+        """Where the model that a round ends with is kept."""
+        return run_folder / "shared.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume point must hold to continue: w̄ of the last round, and the outer optimizer's state."""
+        return {"previous": self.previous, "outer": self._outer_state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.exchange.center.is_leader:
+            self.previous, self._outer_state = state["previous"], state["outer"]
 
     def run(
         self,
@@ -100,40 +127,59 @@ class Averaging:
         if not alone:
             # DDP keeps parameters equal inside a data center, buffers not.
             exchange.mean_in_center(vector[model.parameter_size :])
-        counts = exchange.gather_in_center(record.examples)
-        record.examples = sum(counts) if counts is not None else record.examples
-        non_finite = first_non_finite(vector, model) if center.is_leader else ""
-
-        clock = time.monotonic()
-        statuses = exchange.meet(f"round {round_index}", Arrival(model.size, record.examples, non_finite, leaving))
-        record.wait_seconds = time.monotonic() - clock
-        arrivals = {c.name: statuses[c.leader].content for c in center.topology.centers}
-        self._check(arrivals, round_index)
+        arrivals = self.arrive(model, vector, record, round_index, leaving)
 
         clock, sent = time.monotonic(), exchange.bytes_sent
+        shared = vector[: model.parameter_size]
+        outer_state = None
         if center.is_leader:
             weights = [float(a.examples) if self.weighting == "examples" else 1.0 for a in arrivals.values()]
             exchange.mean(vector, weights)
+            if self.outer is not None and not alone:
+                # Each leader steps by itself: same inputs, same elementwise operations, same bits.
+                stepped, outer_state = self.outer.step(self._last(), shared, self._outer_state)
+                shared.copy_(stepped)
         if not alone:
             exchange.distribute_in_center(vector)
         record.exchange_seconds, record.bytes_sent = time.monotonic() - clock, exchange.bytes_sent - sent
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
-        shared = vector[: model.parameter_size]
         leaves = any(arrival.leaving for arrival in arrivals.values())
         decision = exchange.decide(f"round {round_index}: mean", lambda: decide(self._change(shared), leaves))
         if center.is_leader:
             record.divergence = model.parameter_distance(vector)
-            self.previous = shared.clone()
+            self.previous, self._outer_state = shared.clone(), outer_state
         if not alone:
             model.unpack(vector)
             if self.optimizer_state == "reset":
                 reset_state(optimizers)
         return decision
 
+    def arrive(
+        self, model: FlatModel, vector: Tensor, record: CenterRecord, round_index: int, leaving: bool
+    ) -> dict[str, Arrival]:
+        """Meet at the round's end; what each data center says, by name. Collective over the world.
+
+        Raises:
+            ParticipantError: see :meth:`run`.
+        """
+        exchange, center = self.exchange, self.exchange.center
+        counts = exchange.gather_in_center(record.examples)
+        record.examples = sum(counts) if counts is not None else record.examples
+        non_finite = first_non_finite(vector, model) if center.is_leader else ""
+        clock = time.monotonic()
+        statuses = exchange.meet(f"round {round_index}", Arrival(model.size, record.examples, non_finite, leaving))
+        record.wait_seconds = time.monotonic() - clock
+        arrivals = {c.name: statuses[c.leader].content for c in center.topology.centers}
+        self._check(arrivals, round_index)
+        return arrivals
+
     def _change(self, shared: Tensor) -> float:
+        return relative_change(shared, self._last())
+
+    def _last(self) -> Tensor:
         assert self.previous is not None, "only leaders hold the previous shared model"
-        return relative_change(shared, self.previous)
+        return self.previous
 
     def _check(self, arrivals: dict[str, Arrival], round_index: int) -> None:
         broken = [f"{name} ({a.non_finite})" for name, a in arrivals.items() if a.non_finite]

@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome
-from colearn_hpc.errors import CheckpointError, ConfigurationError, TopologyError
+from colearn_hpc.algorithm.outer import OuterOptimizer
+from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import CentersSpec, DataCenter
 from colearn_hpc.trainer import recovery, rules
 from colearn_hpc.trainer.averaging import Averaging
+from colearn_hpc.trainer.ensemble import Ensemble
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.fingerprint import fingerprint
-from colearn_hpc.trainer.lightning_gaps import callbacks_of
+from colearn_hpc.trainer.lightning_gaps import callbacks_of, wants_stop
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, first_rate
 from colearn_hpc.trainer.outputs import saves_shared_model, separate_outputs
@@ -70,6 +71,8 @@ class CoLearning(Callback):
         max_local_epochs: bound for ``"ile"``; None doubles for ever, as the paper.
         optimizer_state: at a round's end ``"reset"`` it, ``"keep"`` it, or ``"average"`` it like the weights.
         weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
+        outer_optimizer: a rival of the plain mean, :class:`~colearn_hpc.algorithm.outer.OuterSGD`; None: the mean.
+        combine: ``"weights"`` (eq. 2), or ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
         resume_points: write a resume point at every local epoch's end.
@@ -91,18 +94,24 @@ class CoLearning(Callback):
         max_local_epochs: int | None = None,
         optimizer_state: OptimizerState = "reset",
         weighting: Literal["uniform", "examples"] = "uniform",
+        outer_optimizer: OuterOptimizer | None = None,
+        combine: Literal["weights", "predictions"] = "weights",
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
         resume_points: bool = True,
         timeout: float | None = None,
     ) -> None:
-        rules.check_choices(rounds, learning_rate, schedule, optimizer_state, weighting, timeout)
+        rules.check_choices(
+            rounds, learning_rate, schedule, optimizer_state, weighting, timeout, combine, outer_optimizer
+        )
         self.schedule = rules.schedule_of(schedule, decay)
         self.rule = rules.local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs)
         self.rounds = rounds
         self.learning_rate = learning_rate
         self.optimizer_state: OptimizerState = optimizer_state
         self.weighting = weighting
+        self.outer_optimizer = outer_optimizer
+        self.combine = combine
         self.centers = centers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.resume_points = resume_points
@@ -120,7 +129,7 @@ class CoLearning(Callback):
         self.stop_reason = ""
         self._averaged = False  # this epoch ended its round
         self._untaken = False  # trained since the last mean
-        self._loaded_previous: torch.Tensor | None = None  # w̄ of the last mean, from a resume point
+        self._loaded: dict[str, Any] | None = None  # the averaging's state, from a resume point
 
         self._resumed = False
         self._record = CenterRecord("")
@@ -146,8 +155,10 @@ class CoLearning(Callback):
         rules.check_trainer(trainer, pl_module, self.schedule)
         self._rates = BaseRates(trainer.optimizers, self.learning_rate)
         self._metrics = MetricsSplit()
-        self._averaging = Averaging(self.exchange, self.optimizer_state, self.weighting, self._loaded_previous)
-        self._loaded_previous = None
+        self._averaging = self._make_averaging()
+        if self._loaded is not None:
+            self._averaging.load_state_dict(self._loaded)
+            self._loaded = None
         self.exchange.compare("start", fingerprint(trainer, pl_module, self._settings()))
         if not self._resumed:
             self.run_id = self.exchange.decide("run id", lambda: uuid.uuid4().hex)
@@ -155,7 +166,8 @@ class CoLearning(Callback):
             self.exchange.broadcast([*pl_module.parameters(), *pl_module.buffers()])
             self._averaging.start_from(pl_module)
             self._record = CenterRecord(self.center.name)
-        self._check_same_place()
+        start = f"run {self.run_id[:8]}, round {self.round} of T={self.rule_epochs}" if self._resumed else "the start"
+        recovery.check_same_place(start, self.exchange)
         self.round_log.rewind(self.round)
         self._started = time.monotonic()
         if self.rounds is not None and self.round >= self.rounds:
@@ -185,21 +197,35 @@ class CoLearning(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._metrics.before_validation(trainer)
 
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._averaged and isinstance(self._averaging, Ensemble) and dataloader_idx == 0:
+            self._averaging.predict(trainer, pl_module, batch, batch_idx)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._metrics.after_validation(trainer, shared=self._averaged)
+        self._metrics.after_validation(trainer, shared=self._averaged and self._averaging.shares_model)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A training_step that ends the epoch by returning -1 skips the last batch's hook.
         if self.epoch_in_round == self.local_epochs - 1 and not self._averaged:
             self._average(trainer, pl_module)
         self._record.local_metrics, self._record.shared_metrics = self._metrics.split(trainer)
+        if self._averaged and isinstance(self._averaging, Ensemble):
+            self._record.shared_metrics = self._averaging.evaluate(trainer, pl_module)
         self.epochs_done += 1
         self.epoch_in_round += 1
 
     def finish_epoch(self, trainer: pl.Trainer) -> None:
         """The books of a round, after every other callback has had its say. Called by :class:`EpochEnd`."""
         if self._averaged:
-            self._close_books(trainer, stop=self._wants_stop(trainer))
+            self._close_books(trainer, stop=wants_stop(trainer))
         if self.stop_reason:
             trainer.should_stop = True
 
@@ -230,7 +256,7 @@ class CoLearning(Callback):
         return {name: getattr(self, name) for name in _STATE} | {
             "rates": list(self.rates),
             "record": asdict(self._record),
-            "previous": self._averaging.previous,
+            "averaging": self._averaging.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -238,7 +264,7 @@ class CoLearning(Callback):
             setattr(self, name, state_dict[name])
         self.rates = list(state_dict["rates"])
         self._record = CenterRecord(**state_dict["record"])
-        self._loaded_previous = state_dict["previous"]
+        self._loaded = state_dict["averaging"]
         self._resumed = True
 
     def resume_path(self) -> Path | None:
@@ -256,13 +282,19 @@ class CoLearning(Callback):
 
     # --- a round's end --------------------------------------------------------------------------------
 
+    def _make_averaging(self) -> Averaging:
+        if self.combine == "predictions":
+            return Ensemble(self.exchange)
+        return Averaging(self.exchange, self.optimizer_state, self.weighting, self.outer_optimizer)
+
     def _average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False) -> None:
         """Equations 2 and 4. Collective over the world."""
         decision = self._averaging.run(module, trainer.optimizers, self._record, self.round, leaving, self._decide)
         self.relative_change, self.rule_epochs, self.stop_reason = decision
         self._averaged, self._untaken = True, False
-        if self._saves_shared:
-            recovery.save_atomically(trainer, self.folder / "shared.ckpt", self.center, weights_only=True)
+        if self._saves_shared or not self._averaging.shares_model:
+            path = self._averaging.checkpoint_path(self.folder, self.round_log.center_folder)
+            recovery.save_atomically(trainer, path, self.center, weights_only=True)
 
     def _decide(self, change: float, leaves: bool) -> tuple[float, int, str]:
         """The relative change, T_{i+1}, and why to stop. Runs on the first leader only."""
@@ -349,24 +381,9 @@ class CoLearning(Callback):
             "learning_rate": str(self.learning_rate),
             "optimizer_state": self.optimizer_state,
             "weighting": self.weighting,
+            "outer_optimizer": rules.describe(self.outer_optimizer),
+            "combine": self.combine,
         }
-
-    def _check_same_place(self) -> None:
-        """All start afresh, or all continue the same round of the same run."""
-        place = f"run {self.run_id[:8]}, round {self.round} of T={self.rule_epochs}" if self._resumed else "the start"
-        places = {s.content: s.center for s in self.exchange.meet("places", place)}
-        if len(places) > 1:
-            found = "; ".join(f"{center} at {place}" for place, center in places.items())
-            raise CheckpointError(
-                f"the data centers would continue from different places ({found}); give each its own resume point "
-                "of the same run and round (`--resume` chooses them)"
-            ).on_all_ranks()
-
-    def _wants_stop(self, trainer: pl.Trainer) -> bool:
-        """Whether this data center's Trainer will leave the loop after this epoch."""
-        met_epochs = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
-        met_steps = trainer.global_step >= (trainer.min_steps or 0)
-        return (trainer.should_stop and met_epochs and met_steps) or 0 <= trainer.max_steps <= trainer.global_step
 
     def _summary(self, trainer: pl.Trainer) -> dict[str, Any]:
         last = getattr(self, "last_record", None)

@@ -17,3 +17,10 @@ def rename_version(logger: CSVLogger | TensorBoardLogger, suffix: str) -> None:
     base = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     logger._version = f"{base}-{suffix}"
     logger._experiment = None
+
+
+def wants_stop(trainer: pl.Trainer) -> bool:
+    """Whether the Trainer will leave its loop after this epoch; 2.6 decides it after the last hook."""
+    met_epochs = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
+    met_steps = trainer.global_step >= (trainer.min_steps or 0)
+    return (trainer.should_stop and met_epochs and met_steps) or 0 <= trainer.max_steps <= trainer.global_step

@@ -94,6 +94,21 @@ def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
     return max((epochs, path) for (rounds, epochs), path in points.items() if rounds == rounds_done)[1]
 
 
+def check_same_place(start: str, exchange: Exchange) -> None:
+    """All data centers start afresh, or all continue the same round of the same run. Collective over the world.
+
+    Raises:
+        CheckpointError: on all ranks, if they would not.
+    """
+    places = {status.content: status.center for status in exchange.meet("places", start)}
+    if len(places) > 1:
+        found = "; ".join(f"{center} at {place}" for place, center in places.items())
+        raise CheckpointError(
+            f"the data centers would continue from different places ({found}); give each its own resume point "
+            "of the same run and round (`--resume` chooses them)"
+        ).on_all_ranks()
+
+
 def list_resume_points(folder: Path) -> dict[tuple[int, int], Path]:
     """(rounds done, epochs done) -> file."""
     found = {path: _POINT.fullmatch(path.name) for path in folder.glob("resume-*.ckpt")}

@@ -43,6 +43,8 @@ def check_choices(
     optimizer_state: str,
     weighting: str,
     timeout: float | None,
+    combine: str = "weights",
+    outer_optimizer: Any = None,
 ) -> None:
     """Raise a ConfigurationError for the first impossible setting."""
     if rounds is not None and (not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1):
@@ -59,9 +61,20 @@ def check_choices(
     for name, value, choices in (
         ("optimizer_state", optimizer_state, ("reset", "keep", "average")),
         ("weighting", weighting, ("uniform", "examples")),
+        ("combine", combine, ("weights", "predictions")),
     ):
         if value not in choices:
             raise ConfigurationError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
+    if outer_optimizer is not None:
+        if not callable(getattr(outer_optimizer, "step", None)):
+            raise ConfigurationError(
+                f"outer_optimizer={outer_optimizer!r} has no `step(previous, mean, state)` method; use OuterSGD"
+            )
+        if combine == "predictions":
+            raise ConfigurationError(
+                'outer_optimizer steps from one shared model to the next, and with combine="predictions" there is '
+                "none; drop one of the two"
+            )
     if timeout is not None and not timeout > 0:
         raise ConfigurationError(f"timeout must be a positive number of seconds, or None; found {timeout!r}")
 

@@ -1,0 +1,194 @@
+"""Ensemble-learning, the paper's other baseline: data centers train alone, only their predictions meet.
+
+The books are those of fixed local epochs, so that a run folder reads like any other; but nothing is exchanged until
+the validation after a round's last epoch. There every data center's probabilities for the common evaluation set are
+averaged over data centers, and the ensemble's metrics enter the round's line as those of the shared model. Each
+member's own metrics stand beside them as local ones, its weights in ``centers/NAME/member.ckpt``.
+
+All members start from the same w⁰, as in co-learning.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from colearn_hpc.algorithm.shared_model import FlatModel
+from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.trainer.averaging import Averaging
+from colearn_hpc.trainer.round_log import CenterRecord
+
+D = TypeVar("D")
+
+
+class Ensemble(Averaging):
+    """Takes the place of :class:`Averaging` where data centers never exchange weights."""
+
+    shares_model = False
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange, optimizer_state="keep")
+        self._probabilities: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
+        return center_folder / "member.ckpt"
+
+    def run(
+        self,
+        module: LightningModule,
+        optimizers: Sequence[Optimizer],
+        record: CenterRecord,
+        round_index: int,
+        leaving: bool,
+        decide: Callable[[float, bool], D],
+    ) -> D:
+        """Close a round without touching any weight or optimizer. Collective over the world.
+
+        There is no shared model: its relative change and the members' divergence from it are NaN (null in files).
+
+        Raises:
+            ParticipantError: on all ranks, when some member's model is not finite.
+        """
+        model = FlatModel.of(module)
+        arrivals = self.arrive(model, model.pack(), record, round_index, leaving)
+        leaves = any(arrival.leaving for arrival in arrivals.values())
+        record.divergence = math.nan
+        self._probabilities, self._targets = [], []
+        return self.exchange.decide(f"round {round_index}: no mean", lambda: decide(math.nan, leaves))
+
+    @torch.no_grad()
+    def predict(self, trainer: pl.Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
+        """Take in this rank's share of the evaluation, batch by batch.
+
+        The module's ``predict_step`` must return probabilities, (batch, …); the batch is ``(x, y)``.
+        """
+        with trainer.precision_plugin.forward_context():
+            probabilities = module.predict_step(batch, batch_index)
+        if not isinstance(probabilities, Tensor) or not isinstance(batch, list | tuple) or len(batch) < 2:
+            raise ConfigurationError(
+                f"ensemble-learning averages probabilities: {type(module).__name__}.predict_step must return them as "
+                f"a tensor for batches (x, y); found {type(probabilities).__name__} for a {type(batch).__name__}"
+            )
+        self._probabilities.append(probabilities.float().cpu())
+        self._targets.append(batch[1].cpu())
+
+    def evaluate(self, trainer: pl.Trainer, module: LightningModule) -> dict[str, float]:
+        """The ensemble's metrics from what :meth:`predict` took in. Collective over the world.
+
+        Returns:
+            On leaders the metrics, elsewhere nothing. Empty when no validation ran after this round.
+
+        Raises:
+            ConfigurationError: on all ranks, when the data centers evaluate on different examples.
+        """
+        exchange = self.exchange
+        share = None
+        if self._probabilities:
+            probabilities, targets = torch.cat(self._probabilities).clone(), torch.cat(self._targets).clone()
+            share = (evaluated_indices(trainer, len(targets)), probabilities, targets)
+        self._probabilities, self._targets = [], []
+        shares = exchange.gather_in_center(share)
+        whole = None
+        if shares is not None and all(s is not None for s in shares):
+            whole = in_order([s for s in shares if s is not None])
+        digest = None if whole is None else _digest(whole[1])
+        statuses = exchange.meet("evaluation", digest)
+        digests = {c.name: statuses[c.leader].content for c in exchange.center.topology.centers}
+        if None in digests.values():
+            return {}
+        if len(set(digests.values())) > 1:
+            raise ConfigurationError(
+                "ensemble-learning averages predictions for one evaluation set, but the data centers evaluate on "
+                f"different examples ({', '.join(digests)}); give all of them the same validation data, unshuffled"
+            ).on_all_ranks()
+        if whole is None:
+            return {}  # not a leader
+        probabilities, targets = whole
+        mean = probabilities.reshape(-1)
+        exchange.mean(mean, [1.0] * len(digests))
+        return metrics_of(module, mean.view(probabilities.shape), targets)
+
+
+def evaluated_indices(trainer: pl.Trainer, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions in the evaluation set of the ``count`` examples that this rank evaluated, in its order."""
+    loaders = trainer.val_dataloaders
+    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+    sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
+    if sampler is None or isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset):
+        return np.arange(count)
+    found: list[int] = []
+    for item in sampler:
+        found += map(int, item) if isinstance(item, Iterable) else [int(item)]
+    return np.asarray(found[:count], dtype=np.int64)  # limit_val_batches evaluates only the first
+
+
+def in_order(shares: Sequence[tuple[np.ndarray[Any, Any], Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One data center's evaluation from its ranks' shares: (probabilities, targets), each example once, by position.
+
+    Args:
+        shares: per rank: positions (n,), probabilities (n, …), targets (n, …). Ranks may hold different
+            numbers, and samplers that fill up the last batch evaluate some examples twice.
+    """
+    positions = np.concatenate([share[0] for share in shares])
+    assert len(positions) == sum(len(share[1]) for share in shares)
+    _, first = np.unique(positions, return_index=True)
+    rows = torch.from_numpy(first)
+    return torch.cat([share[1] for share in shares])[rows], torch.cat([share[2] for share in shares])[rows]
+
+
+def metrics_of(module: nn.Module, probabilities: Tensor, targets: Tensor) -> dict[str, float]:
+    """What averaged probabilities are worth, under the names that validation uses.
+
+    The module's own ``val_metrics`` (torchmetrics, fed with probabilities and targets) are asked; without them, one
+    label out of several gives the accuracy. For such labels ``val_loss`` is the cross-entropy.
+
+    Args:
+        module: the LightningModule.
+        probabilities: (n, classes).
+        targets: int64 (n,), or (n, classes) of several labels.
+
+    Raises:
+        ConfigurationError: several labels, and no ``val_metrics``.
+    """
+    one_label = targets.ndim == 1 and not targets.is_floating_point()
+    result: dict[str, float] = {}
+    if one_label:
+        picked = probabilities.gather(1, targets[:, None]).squeeze(1)
+        result["val_loss"] = float(-picked.double().clamp(min=1e-12).log().mean())
+    metrics = getattr(module, "val_metrics", None)
+    if isinstance(metrics, nn.Module):
+        metrics = copy.deepcopy(metrics).cpu()
+        for metric in metrics.modules():
+            if isinstance(metric, Metric):
+                metric.distributed_available_fn = lambda: False  # leaders alone are here: no collective
+                metric.reset()
+        metrics.update(probabilities, targets)  # type: ignore[operator]
+        values = metrics.compute()  # type: ignore[operator]
+        result |= {name if name.startswith("val_") else f"val_{name}": float(v) for name, v in values.items()}
+    elif one_label:
+        result["val_acc"] = float((probabilities.argmax(1) == targets).double().mean())
+    else:
+        raise ConfigurationError(
+            f"{type(module).__name__} has no `val_metrics` (torchmetrics, fed with probabilities and targets), which "
+            "ensemble-learning needs to judge averaged probabilities of several labels"
+        )
+    return result
+
+
+def _digest(targets: Tensor) -> str:
+    content = f"{tuple(targets.shape)} {targets.dtype}".encode() + targets.contiguous().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()
