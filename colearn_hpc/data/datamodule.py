@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from colearn_hpc.data.images import CropDecoder
+from colearn_hpc.data.pooled import PooledShards, pooled, pooled_info, require_alike
 from colearn_hpc.data.samplers import EvalBatchSampler, TrainBatchSampler
 from colearn_hpc.data.shards import ShardDataset, ShardInfo, read_info
 from colearn_hpc.errors import DataError
@@ -35,9 +36,9 @@ class ShardDataModule(pl.LightningDataModule):
     of an uninterrupted one. In evaluation each example occurs exactly once over the ranks of the data center.
 
     Args:
-        train: path of the training shard. ``{center}`` becomes the data center's name, which is taken from the
-            environment variable COLEARN_CENTER; ``~`` and ``$VARIABLES`` are expanded. The same in ``val``
-            and ``test``.
+        train: path of the training shard, or several paths, which then are one data set (vanilla-learning: one data
+            center holds all data). ``{center}`` becomes the data center's name, which is taken from the environment
+            variable COLEARN_CENTER; ``~`` and ``$VARIABLES`` are expanded. The same in ``val`` and ``test``.
         val: path of the validation shard; default: ``test``.
         test: path of the test shard; default: none.
         batch_size: examples per batch and rank.
@@ -59,7 +60,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: str,
+        train: str | list[str],
         val: str | None = None,
         test: str | None = None,
         batch_size: int = 32,
@@ -87,7 +88,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.normalize = normalize
         self.image_size = image_size
         self.random_crop = random_crop
-        self._datasets: dict[str, ShardDataset] = {}
+        self._datasets: dict[str, ShardDataset | PooledShards] = {}
         self._info: ShardInfo | None = None
         self._mean_std: dict[torch.device, tuple[Tensor, ...]] = {}
 
@@ -95,7 +96,7 @@ class ShardDataModule(pl.LightningDataModule):
     def info(self) -> ShardInfo:
         """The training shard's description; reads the file's head, works before :meth:`setup`."""
         if self._info is None:
-            self._info = read_info(shard_path(self.train, "train"))
+            self._info = pooled_info([read_info(path) for path in self._train_paths()])
         return self._info
 
     @property
@@ -113,6 +114,9 @@ class ShardDataModule(pl.LightningDataModule):
         """Number of classes."""
         return len(self.info.classes)
 
+    def _train_paths(self) -> list[Path]:
+        return [shard_path(one, "train") for one in ([self.train] if isinstance(self.train, str) else self.train)]
+
     def setup(self, stage: str | None = None) -> None:
         """Open the shards that the stage needs.
 
@@ -124,17 +128,18 @@ class ShardDataModule(pl.LightningDataModule):
             template = getattr(self, split)
             if template is None or split in self._datasets:
                 continue
-            path = shard_path(template, split)
+            paths = self._train_paths() if split == "train" else [shard_path(template, split)]
             # val and test are often one file: hold it in memory once.
             evaluated = [
                 self._datasets[name] for name in ("val", "test") if name in self._datasets and split != "train"
             ]
-            same = next((dataset for dataset in evaluated if dataset.info.path == path), None)
+            same = next((dataset for dataset in evaluated if dataset.info.path == paths[0]), None)
             decode = None
             if self.image_size is not None:
                 decode = CropDecoder(self.image_size, random=split == "train" and self.random_crop)
-            self._datasets[split] = same or ShardDataset(path, self.preload, decode=decode, seed=self.seed)
-            _require_alike(self.info, self._datasets[split].info)
+            opened = same or pooled([ShardDataset(p, self.preload, decode=decode, seed=self.seed) for p in paths])
+            self._datasets[split] = opened
+            require_alike(self.info, self._datasets[split].info)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of this rank."""
@@ -194,7 +199,7 @@ class ShardDataModule(pl.LightningDataModule):
             self._mean_std[device] = tuple(torch.tensor(v, dtype=torch.float32, device=device) for v in values)
         return self._mean_std[device]
 
-    def _dataset(self, split: str) -> ShardDataset:
+    def _dataset(self, split: str) -> ShardDataset | PooledShards:
         if split not in self._datasets:
             self.setup()
         return self._datasets[split]
@@ -215,7 +220,9 @@ class ShardDataModule(pl.LightningDataModule):
             )
         return self.trainer.world_size, self.trainer.global_rank
 
-    def _loader(self, dataset: ShardDataset, sampler: TrainBatchSampler | EvalBatchSampler) -> DataLoader:
+    def _loader(
+        self, dataset: ShardDataset | PooledShards, sampler: TrainBatchSampler | EvalBatchSampler
+    ) -> DataLoader:
         return DataLoader(
             dataset,
             sampler=sampler,
@@ -260,18 +267,3 @@ def shard_path(template: str, setting: str) -> Path:
             "correct the path or the data center's name."
         )
     return path
-
-
-def _require_alike(train: ShardInfo, other: ShardInfo) -> None:
-    for what in ("task", "kind", "encoding", "shape", "classes"):
-        ours, theirs = getattr(train, what), getattr(other, what)
-        if ours != theirs:
-            raise DataError(
-                f"{other.path}: {what} is {_short(theirs)}, but {train.path} has {_short(ours)}; use shards of one "
-                "data set (one run of `colearn-hpc data`)."
-            )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else text[:97] + "..."

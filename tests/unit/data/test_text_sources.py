@@ -1,0 +1,380 @@
+"""Toxic comments and any other CSV: every letter arrives, every bad row is named, one vocabulary for all."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from miniatures import (
+    COMMENTS,
+    TOXIC_LABELS,
+    csv_bytes,
+    toxic,
+    toxic_files,
+    word_vectors,
+    write_folder,
+    write_zip,
+)
+
+from colearn_hpc.data.pack import Request, pack
+from colearn_hpc.data.shards import ShardDataset, check_shard
+from colearn_hpc.data.sources import vocabulary as vocabulary_module
+from colearn_hpc.data.sources.csv_text import CsvText
+from colearn_hpc.data.sources.toxic import Toxic
+from colearn_hpc.data.sources.vocabulary import Vocabulary, WordCounter, tokenize
+from colearn_hpc.data.sources.word_vectors import read_vectors
+from colearn_hpc.errors import DataError
+
+NAMES = ("a", "b")
+
+
+def packed(source, out, **options):
+    return pack(source, Request(out, NAMES, **options))
+
+
+def held(folder, name):
+    dataset = ShardDataset(folder / f"{name}.h5")
+    x, y = dataset[list(range(len(dataset)))]
+    return x.numpy(), y.numpy()
+
+
+def words_of(folder, numbers):
+    words = json.loads((folder / "vocabulary.json").read_text())
+    return [words[n] for n in numbers if n]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("You're an IDIOT!!", ["you're", "an", "idiot", "!", "!"]),
+        ("s’il vous plaît — 漢字", ["s'il", "vous", "plaît", "—", "漢字"]),
+        ("a\nb\t😡😡 x_1", ["a", "b", "😡", "😡", "x_1"]),
+        ("   \n", []),
+        ("'quoted' \"text\"", ["'", "quoted", "'", '"', "text", '"']),
+    ],
+)
+def test_tokens(text, words):
+    assert tokenize(text) == words
+
+
+def test_the_vocabulary_is_by_count_then_alphabet():
+    counter = WordCounter()
+    for text in ("b a c c", "a b c", "rare"):
+        counter.add(text)
+    assert counter.vocabulary(10, 2).words == ("<pad>", "<unk>", "c", "a", "b")
+    assert counter.vocabulary(2, 1).words == ("<pad>", "<unk>", "c", "a")
+
+
+def test_counting_is_bounded(monkeypatch):
+    monkeypatch.setattr(vocabulary_module, "MOST_COUNTED", 10)
+    counter = WordCounter()
+    for i in range(100):
+        counter.add(f"often word{i}")
+        assert len(counter._counts) <= 12
+    assert "often" in counter.vocabulary(1, 1).words
+
+
+def test_texts_are_cut_padded_and_never_empty():
+    vocabulary = Vocabulary(["a", "b"])
+    assert vocabulary.encode("a b ? a b", 4).tolist() == [2, 3, 1, 2]
+    assert vocabulary.encode("b", 4).tolist() == [3, 0, 0, 0]
+    assert vocabulary.encode(" ", 4).tolist() == [1, 0, 0, 0]
+
+
+# Toxic --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["folder", "folder of zips", "zip", "zip of zips"])
+def test_every_comment_arrives_with_its_labels(tmp_path, form):
+    files = toxic_files()
+    if form.endswith("of zips"):
+        files = {f"{n}.zip": write_zip(tmp_path / "z" / n, {n: content}).read_bytes() for n, content in files.items()}
+    make = write_folder if form.startswith("folder") else write_zip
+    source = make(tmp_path / ("in" if form.startswith("folder") else "in.zip"), files)
+    manifest = packed(Toxic(str(source), tokens=12, least_count=1), tmp_path / "out").manifest
+    assert manifest["task"] == "multilabel" and manifest["classes"] == list(TOXIC_LABELS)
+    x, y = (np.concatenate(parts) for parts in zip(*(held(tmp_path / "out", name) for name in NAMES), strict=True))
+    assert x.shape == (40, 12) and y.shape == (40, 6) and set(np.unique(y)) == {0, 1}
+    expected = sorted((COMMENTS[i % 8] + (f" number {i % 5}" if i >= 8 else "")) for i in range(40))
+    assert sorted(words_of(tmp_path / "out", row) for row in x) == sorted(
+        tokenize(text)[:12] or ["<unk>"] for text in expected
+    )
+    for name in (*NAMES, "test"):
+        check_shard(tmp_path / "out" / f"{name}.h5")
+
+
+def test_test_labels_are_joined_by_id_and_unscored_rows_masked(tmp_path):
+    result = packed(Toxic(str(toxic(tmp_path / "in"))), tmp_path / "out")
+    _, y = held(tmp_path / "out", "test")
+    expected = np.random.RandomState(0).randint(0, 2, (64, 6))[40:]
+    expected[::3] = -1
+    assert np.array_equal(y, expected)
+    assert "8 of 24 test rows are not scored" in " ".join(result.notes)
+    packed(Toxic(str(tmp_path / "in"), scored_only=True), tmp_path / "scored")
+    assert np.array_equal(held(tmp_path / "scored", "test")[1], expected[np.arange(24) % 3 != 0])
+
+
+def test_the_vocabulary_knows_training_texts_only_and_can_be_given(tmp_path):
+    files = toxic_files()
+    files["test.csv"] = files["test.csv"].replace(b"number", b"secretword")
+    source = write_folder(tmp_path / "in", files)
+    packed(Toxic(str(source)), tmp_path / "out")
+    words = json.loads((tmp_path / "out" / "vocabulary.json").read_text())
+    assert words[:2] == ["<pad>", "<unk>"] and "idiot" in words and "secretword" not in words
+    (tmp_path / "given.json").write_text(json.dumps(["<pad>", "<unk>", "idiot", "secretword"]))
+    packed(Toxic(str(source), vocabulary=str(tmp_path / "given.json")), tmp_path / "out2")
+    assert ShardDataset(tmp_path / "out2" / "test.h5").info.metadata["vocabulary_size"] == 4
+    assert held(tmp_path / "out2", "test")[0].max() == 3
+
+
+def test_word_vectors_become_the_embedding(tmp_path):
+    source = toxic(tmp_path / "in")
+    vectors = word_vectors(tmp_path / "wiki.vec")
+    packed(Toxic(str(source), vectors=str(vectors)), tmp_path / "out")
+    matrix = np.load(tmp_path / "out" / "embedding.npy")
+    words = json.loads((tmp_path / "out" / "vocabulary.json").read_text())
+    assert matrix.shape == (len(words), 5) and matrix.dtype == np.float32
+    assert np.allclose(matrix[words.index("thanks")], [1.0, 1.1, 1.2, 1.3, 1.4])
+
+
+OTHER_REQUESTS = {
+    "tokens": {"tokens": 7},
+    "words": {"most_words": 3},
+    "least count": {"least_count": 1},
+    "scored only": {"scored_only": True},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_REQUESTS)
+def test_other_options_are_another_data_set(tmp_path, what):
+    source = str(toxic(tmp_path / "in"))
+    packed(Toxic(source), tmp_path / "out")
+    with pytest.raises(DataError, match="another data set"):
+        packed(Toxic(source, **OTHER_REQUESTS[what]), tmp_path / "out")
+
+
+def edited(name, change):
+    return lambda files: files | {name: change(files[name])}
+
+
+def train_row(text):
+    """A further row of train.csv."""
+    return edited("train.csv", lambda b: b + text)
+
+
+# Rows that are refused one by one: (damage, split, reason).
+BAD_ROWS = {
+    "too few columns": (train_row(b"x1,only text\n"), "has 2 columns, 8 expected"),
+    "too many columns": (train_row(b"x1,a text, with a comma,0,0,0,0,0,0\n"), "has 9 columns"),
+    "label 2": (train_row(b"x1,text,0,0,2,0,0,0\n"), "has the labels"),
+    "label -1 in training": (train_row(b"x1,text,-1,-1,-1,-1,-1,-1\n"), "has the labels"),
+    "label missing": (train_row(b"x1,text,0,0,,0,0,0\n"), "has the labels"),
+    "label as text": (train_row(b"x1,text,0,0,no,0,0,0\n"), "has the labels"),
+    "label as float": (train_row(b"x1,text,0,0,0.5,0,0,0\n"), "has the labels"),
+    "NUL bytes": (train_row(b"x1,te\0xt,0,0,0,0,0,0\n"), "NUL characters"),
+    "latin-1": (train_row("x1,caf\xe9,0,0,0,0,0,0\n".encode("latin-1")), "is not UTF-8"),
+    "cut UTF-8": (train_row(b"x1,ab\xf0\x9f\x98,0,0,0,0,0,0\n"), "is not UTF-8"),
+    "cut line": (train_row(b"x1,te"), "has 2 columns"),
+    "test id without labels": (edited("test.csv", lambda b: b + b"new,hello\n"), "id without labels: 'new'"),
+    "test label out of range": (
+        edited("test_labels.csv", lambda b: b.replace(b"te0003,-1,-1", b"te0003,7,-1")),
+        "id without labels: 'te0003'",
+    ),
+    "test label line cut": (
+        edited("test_labels.csv", lambda b: b.replace(b"te0003,-1,-1,-1,-1,-1,-1", b"te0003,-1")),
+        "id without labels: 'te0003'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ROWS)
+def test_bad_rows_are_refused_or_skipped(tmp_path, what):
+    damage, reason = BAD_ROWS[what]
+    source = write_folder(tmp_path / "in", damage(toxic_files()))
+    with pytest.raises(DataError, match=rf"(train|test).csv, line \d+: .*{reason}.*--on-error skip"):
+        packed(Toxic(str(source)), tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
+    result = packed(Toxic(str(source)), tmp_path / "out", on_error="skip")
+    assert len(result.skipped) == 1
+    counted = sum(e["examples"] for e in result.manifest["centers"] + result.manifest["evaluation"])
+    assert counted == 40 + 24 - ("te0003" in reason)
+
+
+def missing(name):
+    return lambda files: {n: c for n, c in files.items() if n != name}
+
+
+BAD_FILES = {
+    "train missing": (missing("train.csv"), "has no train.csv"),
+    "labels missing": (missing("test_labels.csv"), "has no test_labels.csv"),
+    "train empty": (edited("train.csv", lambda b: b""), "is empty"),
+    "only a head": (edited("train.csv", lambda b: b.split(b"\n")[0] + b"\n"), "no rows below its head"),
+    "column missing": (edited("train.csv", lambda b: b.replace(b"threat", b"thread", 1)), "has no column threat"),
+    "column twice": (edited("train.csv", lambda b: b.replace(b"threat", b"insult", 1)), "has no column threat"),
+    "label column twice": (edited("train.csv", lambda b: b.replace(b"id,", b"toxic,", 1)), "column toxic twice"),
+    "quote never closed": (train_row(b'x1,"open,0,0,0,0,0,0\n'), "is damaged or no CSV"),
+    "text behind a quote": (train_row(b'x1,"a"b,0,0,0,0,0,0\n'), "is damaged or no CSV"),
+    "id twice in the labels": (
+        edited("test_labels.csv", lambda b: b + b"te0003,0,0,0,0,0,0\n"),
+        "the id 'te0003' again",
+    ),
+    "no CSV": (edited("train.csv", lambda b: b"\x89PNG\r\n\x1a\n" + bytes(50)), "has no column|is damaged"),
+    "UTF-16": (edited("train.csv", lambda b: b.decode().encode("utf-16")), "has no column"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_bad_files_are_refused(tmp_path, what):
+    damage, message = BAD_FILES[what]
+    source = write_folder(tmp_path / "in", damage(toxic_files()))
+    for on_error in ("stop", "skip"):
+        with pytest.raises(DataError, match=message):
+            packed(Toxic(str(source)), tmp_path / "out", on_error=on_error)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_damaged_zip_is_refused(tmp_path):
+    source = write_zip(tmp_path / "in.zip", toxic_files())
+    content = bytearray(source.read_bytes())
+    at = content.index(b"tr0000") + 50
+    content[at : at + 4] = b"\xff\xff\xff\xff"
+    source.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="damaged"):
+        packed(Toxic(str(source)), tmp_path / "out")
+    (tmp_path / "no.zip").write_bytes(b"hello")
+    with pytest.raises(DataError, match="neither a folder nor a zip"):
+        Toxic(str(tmp_path / "no.zip"))
+    with pytest.raises(DataError, match="does not exist"):
+        Toxic(str(tmp_path / "nowhere"))
+
+
+# Any CSV ------------------------------------------------------------------------------------------------------------
+
+
+def reviews(n=40):
+    return [["text", "mood", "x"], *([f'text {i}, "quoted"\nnext 🙂', ("good", "bad")[i % 2], i] for i in range(n))]
+
+
+def test_one_label_column_gives_classes(tmp_path):
+    path = write_folder(tmp_path, {"a.csv": csv_bytes(reviews())}) / "a.csv"
+    manifest = packed(CsvText(str(path), "text", ("mood",)), tmp_path / "out").manifest
+    assert manifest["classes"] == ["bad", "good"] and manifest["task"] == "classification"
+    assert [e["class_counts"] for e in manifest["evaluation"]] == [[2, 2]]
+    assert sum(e["examples"] for e in manifest["centers"]) == 36
+    seen = set()
+    for name in (*NAMES, "test"):
+        x, y = held(tmp_path / "out", name)
+        for row, label in zip(x, y, strict=True):
+            words = words_of(tmp_path / "out", row)
+            seen.add(words[1])
+            assert words[1] == "<unk>" or int(words[1]) % 2 == 1 - label
+    assert packed(CsvText(str(path), "text", ("mood",)), tmp_path / "out").already_there
+
+
+def test_several_label_columns_own_test_file_and_tabs(tmp_path):
+    rows = [["text", "p", "q"], *([f"word{i}", i % 2, "-1" if i % 5 == 0 else 1] for i in range(20))]
+    text = "\n".join("\t".join(map(str, row)) for row in rows).encode()
+    write_folder(tmp_path, {"a.tsv": text, "t.tsv": text, "v.tsv": text})
+    files = {"test": str(tmp_path / "t.tsv"), "val": str(tmp_path / "v.tsv")}
+    source = CsvText(str(tmp_path / "a.tsv"), "text", ("p", "q"), delimiter="\t", **files)
+    manifest = packed(source, tmp_path / "out").manifest
+    assert {e["split"]: e["examples"] for e in manifest["evaluation"]} == {"val": 20, "test": 20}
+    y = held(tmp_path / "out", "test")[1]
+    assert y.tolist() == [[i % 2, -1 if i % 5 == 0 else 1] for i in range(20)]
+
+
+BAD_CSV = {
+    "no such column": (reviews(), {"text": "body"}, "has no column body; it has 'text', 'mood', 'x'"),
+    "no such label": (reviews(), {"labels": ("stars",)}, "has no column stars"),
+    "column twice": (reviews(), {"labels": ("text",)}, "must be different"),
+    "empty label name": (reviews(), {"labels": ("",)}, "must be different"),
+    "delimiter": (reviews(), {"delimiter": ";;"}, "one character"),
+    "other delimiter": (reviews(), {"delimiter": ";"}, "has no column text"),
+    "only a head": (reviews(0), {}, "no rows"),
+    "tokens": (reviews(), {"tokens": 0}, "--tokens"),
+    "words": (reviews(), {"most_words": 0}, "--words"),
+    "no vectors": (reviews(), {"vectors": "nowhere.vec"}, "--vectors: there is no file"),
+    "no vocabulary": (reviews(), {"vocabulary": "nowhere.json"}, "--vocabulary: there is no file"),
+    "label missing in a row": ([*reviews(), ["text", "", 1]], {}, "has the labels"),
+    "a number as a multi-label": (reviews(), {"labels": ("mood", "x")}, "has the labels 'good, 0'"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_CSV)
+def test_impossible_csv_requests(tmp_path, what):
+    rows, change, message = BAD_CSV[what]
+    path = write_folder(tmp_path, {"a.csv": csv_bytes(rows)}) / "a.csv"
+    options = {"text": "text", "labels": ("mood",)} | change
+    with pytest.raises(DataError, match=message):
+        packed(CsvText(str(path), **options), tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_classes_only_in_the_test_file(tmp_path):
+    write_folder(tmp_path, {"a.csv": csv_bytes(reviews()), "t.csv": csv_bytes([["text", "mood"], ["x", "odd"]])})
+    with pytest.raises(DataError, match="training rows have not: odd"):
+        packed(CsvText(str(tmp_path / "a.csv"), "text", ("mood",), test=str(tmp_path / "t.csv")), tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["", "{", '["a"]', '["<pad>", "<unk>", "a", "a"]', '["<pad>", "<unk>", 3]', "{}"])
+def test_bad_vocabularies(tmp_path, text):
+    (tmp_path / "v.json").write_text(text)
+    with pytest.raises(DataError, match=r"vocabulary|list of different words"):
+        Vocabulary.from_file(tmp_path / "v.json")
+
+
+# Word vectors -------------------------------------------------------------------------------------------------------
+
+
+def test_the_rule_for_words_without_a_vector(tmp_path):
+    path = word_vectors(tmp_path / "a.vec", ["Idiot", "IDIOT", "good", "NASA"])
+    vocabulary = Vocabulary(["idiot", "nasa", "qqq", "good", "zzz"])
+    embedding = read_vectors(path, vocabulary)
+    matrix = embedding.matrix
+    assert embedding.found == 3
+    assert np.allclose(matrix[2], [0.0, 0.1, 0.2, 0.3, 0.4])  # Idiot goes before IDIOT
+    assert np.allclose(matrix[3], [3.0, 3.1, 3.2, 3.3, 3.4])
+    known = matrix[[2, 3, 5]]
+    assert not matrix[0].any() and np.allclose(matrix[1], known.mean(axis=0))
+    # The row of an unknown word depends on the word and the file, not on its place in the vocabulary.
+    other = read_vectors(path, Vocabulary(["zzz", "good", "nasa", "idiot"])).matrix
+    assert np.array_equal(other[2], matrix[6]) and not np.array_equal(matrix[4], matrix[6])
+    many = read_vectors(path, Vocabulary(["idiot", "nasa", "good", *(f"w{i}" for i in range(4000))])).matrix[5:]
+    assert abs(many.mean() - known.mean()) < 0.05 and abs(many.std() - known.std()) < 0.05
+
+
+def test_packed_vectors_and_broken_words(tmp_path):
+    plain = word_vectors(tmp_path / "a.vec", ["good", "bad"])
+    content = plain.read_bytes().replace(b"2 5", b"4 5") + b"\xff\xfe 1 1 1 1 1\n" + "a\u00a0b 2 2 2 2 2\n".encode()
+    (tmp_path / "b.vec.gz").write_bytes(gzip.compress(content))
+    vocabulary = Vocabulary(["bad", "good"])
+    assert np.array_equal(
+        read_vectors(tmp_path / "b.vec.gz", vocabulary).matrix, read_vectors(plain, vocabulary).matrix
+    )
+
+
+GOOD_VEC = b"2 3\ngood 1 2 3\nbad 4 5 6\n"
+BAD_VECTORS = {
+    "empty": (b"", "first line"),
+    "no head": (b"good 1 2 3\n", "first line"),
+    "head of text": (b"two three\ngood 1 2 3\n", "first line"),
+    "negative": (b"2 -3\ngood 1 2 3\n", "first line"),
+    "absurd": (b"2 99999999\ngood 1 2 3\n", "first line"),
+    "binary": (bytes(range(256)), "first line"),
+    "cut": (b"3 3\ngood 1 2 3\nbad 4 5 6\n", "announces 3 words, has 2"),
+    "cut in a line": (b"2 3\ngood 1 2 3\nbad 4 5\n", "line 3 has 2 numbers"),
+    "too many numbers": (b"2 3\ngood 1 2 3 4\nbad 4 5 6\n", "line 2 has 4 numbers"),
+    "no number": (b"2 3\ngood 1 x 3\nbad 4 5 6\n", "line 2 holds something"),
+    "NaN": (b"2 3\ngood 1 nan 3\nbad 4 5 6\n", "finite"),
+    "infinite": (b"2 3\ngood 1 inf 3\nbad 4 5 6\n", "finite"),
+    "other language": (b"2 3\nbon 1 2 3\nmal 4 5 6\n", "none of the vocabulary"),
+    "cut gzip": (gzip.compress(GOOD_VEC)[:-9], "breaks off|first line"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_VECTORS)
+def test_bad_vectors_are_refused(tmp_path, what):
+    content, message = BAD_VECTORS[what]
+    (tmp_path / "a.vec").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_vectors(tmp_path / "a.vec", Vocabulary(["good", "bad"]))
