@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -26,6 +26,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import colearn_hpc.data
 import colearn_hpc.models
+from colearn_hpc.cli.method import METHODS, arrange
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.mpi.exchange import Exchange, describe
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together
@@ -82,11 +83,21 @@ class ColearnCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", type=bool, default=False, nargs="?", const=True, help="Start anew in an existing RUNS/NAME."
         )
-        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir"})
+        parser.add_argument(
+            "--method",
+            type=Literal[METHODS],
+            default="colearning",
+            help="vanilla: one data center holds all shards; ensemble: no exchange, predictions are averaged; single: "
+            "one data center's data only.",
+        )
+        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir", "combine"})
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})
 
     def before_instantiate_classes(self) -> None:
-        environment = DataCenterEnvironment(self._setting("centers"))
+        centers, self.notice = self._setting("centers"), ""
+        if self.subcommand == "fit":
+            centers, self.notice = arrange(self.config[self.subcommand])
+        environment = DataCenterEnvironment(centers)
         self.center, self.environment = environment.center, environment
         self.session.exchange = self.exchange = Exchange(environment.center)
         self.folder = Path(self._setting("runs")) / self._setting("name")
@@ -117,6 +128,7 @@ class ColearnCLI(LightningCLI):
         if self.subcommand == "fit":
             colearning = self._get(self.config_init, "colearning")
             colearning.centers, colearning.run_dir = center, self.folder
+            colearning.combine = "predictions" if self._setting("method") == "ensemble" else "weights"
             callbacks.append(colearning)
             if settings["enable_progress_bar"] is not False:
                 callbacks.append(RunProgress(colearning))
@@ -129,6 +141,8 @@ class ColearnCLI(LightningCLI):
     def before_fit(self) -> None:
         """Choose the resume point and write ``config.yaml``. Collective over the world."""
         arguments = self.config_init[self.subcommand]
+        if self.notice and self.center.is_first:
+            print(f"colearn-hpc: {self.notice}", file=sys.stderr)
         if self._resumes:
             path = self._get(self.config_init, "colearning").resume_path()
             arguments["ckpt_path"] = None if path is None else str(path)
