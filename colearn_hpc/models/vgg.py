@@ -43,7 +43,7 @@ class CifarVGG19(nn.Module):
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 # Sixteen layers without BatchNorm do not train from torch's default initialisation.
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 

@@ -44,10 +44,17 @@ def test_speech_convolutions_keep_the_size():
     """ "SAME" padding, the odd pixel behind, as the reference does it."""
     features = build_network("speech_cnn", 30).features
     x = torch.randn(1, 1, 98, 40)
-    padded = features[1](features[0](x))
+    padded = features[2](features[1](x))
     assert padded.shape == (1, 64, 98, 40)
-    same = nn.functional.conv2d(x, features[1].weight, features[1].bias, padding="same")
+    same = nn.functional.conv2d(x, features[2].weight, features[2].bias, padding="same")
     assert torch.allclose(padded, same, atol=1e-5)
+
+
+def test_speech_cnn_hears_no_difference_in_loudness():
+    """A factor on the waveform is a summand of its logarithm."""
+    network = build_network("speech_cnn", 10).eval()
+    x = torch.randn(2, 98, 40)
+    assert torch.allclose(network(x), network(x * 3 - 12), atol=1e-3)
 
 
 @pytest.mark.parametrize("pooling", ["ap", "mp", "sa", "MA"])
