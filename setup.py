@@ -26,6 +26,7 @@ setup(
         "pillow>=10",
         "pytorch-lightning>=2.6,<2.7",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "tensorboard>=2.15",
         "torch>=2.4",
         "torchmetrics>=1.4",

@@ -202,6 +202,11 @@ def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
         raise DataError(f"{path}: has no data set {name!r} (found: {present}); write the shard again.")
     if found.size and found.chunks is None and found.id.get_storage_size() == 0:
         raise DataError(f"{path}: data set {name!r} was announced but never written; write the shard again.")
+    if found.ndim and found.size and found.id.get_offset() is None:
+        raise DataError(
+            f"{path}: data set {name!r} is chunked or compressed, a shard's must be contiguous; write it again, or "
+            "convert it with `h5repack -l CONTI`."
+        )
     return found
 
 

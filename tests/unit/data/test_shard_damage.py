@@ -76,6 +76,7 @@ DAMAGES = {
     "classes numbers": (attribute("classes", json.dumps([1, 2, 3])), "classes must be"),
     "x missing": (replace("x", None), "no data set 'x' .found: y"),
     "y missing": (replace("y", None), "no data set 'y'"),
+    "x compressed": (edit(lambda f: compressed(f)), "chunked or compressed"),
     "x a group": (edit(as_group), "no data set 'x'"),
     "x never written": (edit(announced_only), "never written"),
     "fewer x": (replace("x", X[:9]), "x holds 9 examples but y holds 10"),
@@ -100,6 +101,11 @@ DAMAGES = {
     "std zero": (attribute("std", [0.1, 0.0, 0.2]), "std not above 0"),
     "scale a list": (attribute("scale", [1.0, 2.0]), "scale must be one number"),
 }
+
+
+def compressed(file):
+    del file["x"]
+    file.create_dataset("x", data=X, compression="gzip")
 
 
 def replace_all(file, x, y):

@@ -158,9 +158,8 @@ def test_auto_preloads_up_to_the_limit(make_shard):
         ShardDataset(path, preload="yes")
 
 
-@pytest.mark.parametrize("preload", [True, False])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_two_workers_see_what_one_process_sees(make_shard, preload, method):
+@pytest.mark.parametrize(("method", "preload"), [("fork", True), ("fork", False), ("spawn", False)])
+def test_two_workers_see_what_one_process_sees(make_shard, method, preload):
     """The parent has the file open first: a handle that crossed the fork would crash or return noise."""
     dataset = ShardDataset(make_shard(n=40), preload)
     dataset[[0]]
@@ -187,6 +186,24 @@ def test_a_shard_that_vanished_is_named(make_shard):
     path.unlink()
     with pytest.raises(DataError, match=r"dc0\.h5.*moved"):
         dataset[0]
+
+
+def test_a_shard_that_was_replaced_is_not_read_at_the_old_places(make_shard):
+    path = make_shard(n=10)
+    dataset = ShardDataset(path, preload=False)
+    make_shard(n=9)
+    with pytest.raises(DataError, match="was replaced"):
+        dataset[0]
+
+
+def test_a_shard_cut_while_in_use_is_noticed(make_shard):
+    path = make_shard(n=10)
+    dataset = ShardDataset(path, preload=False)
+    dataset[0]
+    with path.open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(DataError, match="shorter than it was"):
+        dataset[list(range(10))]
 
 
 @pytest.mark.parametrize("preload", [True, False])
