@@ -28,10 +28,11 @@ class Compose:
     """Several transforms, one after the other.
 
     Args:
-        transforms: The first is applied first.
+        transforms: Each (batch, …) -> (batch, …); the first is applied first.
     """
 
-    def __init__(self, transforms: Sequence[Callable[[Tensor], Tensor]]) -> None:
+    # Callable without [[Tensor], Tensor]: with it, jsonargparse wants a subclass of Tensor in the YAML file.
+    def __init__(self, transforms: Sequence[Callable]) -> None:
         self.transforms = list(transforms)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Augmentation: what may come out, each example by its own draw, torch's seed decides. Log-mel against librosa."""
 
 import pickle
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import h5py
@@ -234,6 +235,19 @@ def test_unusable_noise(tmp_path):
 
 def test_compose_goes_from_left_to_right():
     assert Compose([lambda x: x + 1, lambda x: x * 2])(torch.tensor(3)).item() == 8
+
+
+def test_transforms_can_be_written_in_yaml():
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_argument("--augment", type=Callable)
+    shift = {"class_path": "colearn_hpc.data.transforms.TimeShift", "init_args": {"max_shift": 7}}
+    log_mel = {"class_path": "colearn_hpc.data.audio_features.SpeechLogMel"}
+    both = {"class_path": "colearn_hpc.data.transforms.Compose", "init_args": {"transforms": [shift, log_mel]}}
+    augment = parser.instantiate_classes(parser.parse_object({"augment": both})).augment
+    assert augment.transforms[0].max_shift == 7
+    assert augment(torch.zeros(2, 16_000)).shape == (2, 98, 40)
 
 
 def clips(sample_rate, seconds, dtype):
