@@ -156,6 +156,10 @@ class ShardDataModule(pl.LightningDataModule):
         """This rank's share of the test examples; nothing where no path was given."""
         return self._evaluation("test") if self.test is not None else []
 
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The test examples."""
+        return self.test_dataloader()
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make a stored batch ready for the model, on the device; see the class."""
         x, y = batch

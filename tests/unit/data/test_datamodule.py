@@ -197,6 +197,16 @@ def test_several_labels_and_tokens_have_the_types_that_losses_want(tmp_path):
     assert x.tolist() == [[1, 2, 0]] and y.tolist() == [[1.0, -1.0]]
 
 
+def test_prediction_runs_over_the_test_examples(tmp_path, make_shard):
+    class Predictor(Recorder):
+        def predict_step(self, batch, index):
+            return batch[1]
+
+    data = ShardDataModule(str(make_shard("a.h5")), test=str(make_shard("test.h5", n=7)), batch_size=3)
+    labels = trainer(tmp_path).predict(Predictor(), data)
+    assert torch.cat(labels).tolist() == [i % 3 for i in range(7)]
+
+
 def test_overfit_batches_is_refused(tmp_path, make_shard):
     with pytest.raises(DataError, match="limit_train_batches"):
         trainer(tmp_path, overfit_batches=1).fit(Recorder(), ShardDataModule(str(make_shard())))
