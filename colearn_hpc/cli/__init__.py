@@ -19,6 +19,8 @@ COMMANDS = {
     "predict": ("fit", "run a checkpoint over the test data"),
     "launch": ("launch", "find mpirun and start a command on all ranks of one machine"),
     "data": ("data", "prepare one data file per data center, and check them"),
+    "study": ("study", "run a comparison of methods (a grid of runs) and write its report"),
+    "report": ("report", "write the report of one run folder"),
 }
 
 _HELP = """usage: colearn-hpc COMMAND ...

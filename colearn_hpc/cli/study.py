@@ -1,0 +1,89 @@
+"""``colearn-hpc study run`` and ``study report``: a comparison by one command, and what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from colearn_hpc.errors import ColearnError, ConfigurationError
+from colearn_hpc.studies.grid import RunPlan, expand
+from colearn_hpc.studies.launchers import make_launcher
+from colearn_hpc.studies.progress import GridProgress
+from colearn_hpc.studies.report import write_study_report
+from colearn_hpc.studies.runner import GridRunner, write_plan
+from colearn_hpc.studies.study_file import read_study
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``study``; returns 0 done, 1 some run failed, 2 wrong usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="colearn-hpc study", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a study file's grid, then write its report")
+    run.add_argument("file", type=Path, help="configs/studies/NAME.yaml")
+    run.add_argument("--out", type=Path, help="the study's folder (default: runs/NAME)")
+    run.add_argument("--smoke", action="store_true", help="tiny budget, same code path")
+    run.add_argument("--jobs", type=int, help="runs at once (default: as many as the cores allow)")
+    run.add_argument("--launcher", default="mpirun", help="how a run is started (default: mpirun)")
+    run.add_argument("--only", action="append", metavar="ARM", help="only this arm; may be repeated")
+    run.add_argument("--dry-run", action="store_true", help="list the runs and their commands, and stop")
+    report = commands.add_parser("report", help="write the report of a study's folder")
+    report.add_argument("folder", type=Path, help="the study's folder, e.g. runs/ablation_digits")
+    arguments = parser.parse_args(argv)
+    try:
+        return _run(arguments) if arguments.command == "run" else _report(arguments.folder)
+    except ColearnError as error:
+        print(f"colearn-hpc: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("colearn-hpc: interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    study = read_study(arguments.file, arguments.smoke)
+    out = arguments.out or Path("runs") / study.name
+    grid = expand(study)
+    plans = _chosen(grid, arguments.only)
+    launcher = make_launcher(arguments.launcher, plans, study.threads, arguments.jobs)
+    jobs = arguments.jobs if arguments.jobs is not None else launcher.jobs(plans)
+    if arguments.dry_run:
+        for plan in plans:
+            print(
+                " ".join(launcher.command(plan, ["fit", "--config", str(out / "runs" / plan.name / "settings.yaml")]))
+            )
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(arguments.file, out / "study.yaml")
+    write_plan(out, study, grid)
+    runner = GridRunner(out, launcher, jobs)
+    progress = GridProgress(runner, plans, study.epochs)
+    # A batch system's or a parent's SIGTERM ends the runs in order, like Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    progress.tell(f"{study.title}: {len(plans)} runs of {study.epochs} local epochs, {jobs} at once; folder {out}")
+    try:
+        outcome = runner.run(plans)
+    finally:
+        progress.close()
+    code = _report(out)
+    for name, reason in outcome.failed.items():
+        print(f"colearn-hpc: failed: {name}: {reason}", file=sys.stderr)
+    if outcome.failed and study.prepare:
+        print(f"colearn-hpc: the data of this study are made by: {study.prepare}", file=sys.stderr)
+    return 1 if outcome.failed else code
+
+
+def _chosen(grid: list[RunPlan], only: list[str] | None) -> list[RunPlan]:
+    arms = list(dict.fromkeys(plan.arm for plan in grid))
+    if unknown := [arm for arm in only or [] if arm not in arms]:
+        raise ConfigurationError(f"--only {unknown[0]}: the study has no such arm; it has {', '.join(arms)}")
+    return [plan for plan in grid if not only or plan.arm in only]
+
+
+def _report(folder: Path) -> int:
+    page = write_study_report(folder)
+    print(f"report: {page}")
+    return 0
