@@ -1,5 +1,240 @@
+"""The report of a study and of one run: one HTML page, the same as Markdown, figures as files, and CSV.
+
+report.html     opens anywhere, needs no network
+report.md       the same, with figures/*.svg
+report.csv      a line per run
+rounds.csv      a line per round of every run, for one's own pictures
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import platform
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+from colearn_hpc._version import __version__
+from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.studies import tables
+from colearn_hpc.studies.blocks import Block, Details, Heading, Notice, Paragraph, figures_of
+from colearn_hpc.studies.budget import check_budget
+from colearn_hpc.studies.figures import figure_2, run_figures, run_metric_figure
+from colearn_hpc.studies.markdown import markdown
+from colearn_hpc.studies.page import page
+from colearn_hpc.studies.results import Result, StudyResults, read_results
+from colearn_hpc.studies.run_folder import RunFolder, read_run
+from colearn_hpc.studies.statistics import of_trials
+
+_ABLATION = ("clr+ile", "clr+fle", "elr+ile", "elr+fle")
 
 
 def write_study_report(folder: Path) -> Path:
-    return folder
+    """Write the report of a study's folder; returns the page.
+
+    Raises:
+        ConfigurationError: it is no study's folder. Missing and damaged runs are named in the report instead.
+    """
+    study = read_results(folder)
+    title = str(study.study.get("title") or study.study.get("name") or folder.name)
+    blocks = study_blocks(study, title)
+    runs = [(r.name, {"arm": r.arm, "model": r.model, "data": r.data, "seed": r.seed}, r.run) for r in study.results]
+    return _write(folder, title, blocks, runs)
+
+
+def write_run_report(folder: Path) -> Path:
+    """Write the report of one run folder; returns the page.
+
+    Raises:
+        ConfigurationError: there is nothing of a run in it.
+    """
+    run = read_run(folder)
+    if not (run.rounds or run.summary or run.config):
+        hint = f"; it is a study: use `colearn-hpc study report {folder}`" if (folder / "plan.json").exists() else ""
+        raise ConfigurationError(f"{folder} is no run folder ({'; '.join(run.problems)}){hint}")
+    title = f"Run {folder.resolve().name}"
+    return _write(folder, title, [Heading(title, 1), *run_blocks(run, "run")], [(folder.resolve().name, {}, run)])
+
+
+def study_blocks(study: StudyResults, title: str) -> list[Block]:
+    """What the report of a study says."""
+    done = [r for r in study.results if r.finished]
+    facts = study.study
+    blocks: list[Block] = [
+        Heading(title, 1),
+        Paragraph(
+            f"{len(done)} of {len(study.results)} runs finished; {facts.get('centers', '?')} data centers, "
+            f"{facts.get('epochs', '?')} local epochs, seeds {', '.join(map(str, facts.get('seeds', [])))}. "
+            "Accuracies are those of the model after the last round, on the common evaluation data; no model was "
+            "picked by looking at them."
+        ),
+    ]
+    if facts.get("smoke"):
+        blocks.append(Notice("This is a smoke run: a tiny budget that shows that everything works, and nothing else."))
+    absent, broken = tables.unfinished(study)
+    blocks += [Notice(f"Left out, because it did not finish: {name} ({why}).") for name, why in broken]
+    if absent:
+        blocks.append(Notice(f"Never started ({len(absent)} runs): {', '.join(absent)}."))
+    if not done:
+        blocks.append(Notice("No run has finished: there is nothing to compare yet."))
+        return blocks
+    blocks += [Heading("What was equal"), *_budget_blocks(study)]
+    blocks += [Heading("Accuracy"), tables.table_2(study)]
+    for group in study.groups:
+        blocks += _group_blocks(study, group)
+    blocks.append(Heading("Every run"))
+    for result in study.results:
+        if result.run.rounds:
+            blocks.append(Details(_run_summary(result, study.metric), run_blocks(result.run, result.name)))
+    blocks.append(Paragraph(f"colearn_hpc {__version__}, {platform.system()} {platform.machine()}."))
+    return blocks
+
+
+def run_blocks(run: RunFolder, prefix: str) -> list[Block]:
+    """What the report says of one run."""
+    blocks: list[Block] = [
+        Paragraph(
+            f"Method {run.method}; {run.status}; {len(run.rounds)} rounds, {run.epochs} local epochs; data centers: "
+            f"{', '.join(run.center_names) or 'none'}."
+        )
+    ]
+    blocks += [Notice(problem) for problem in run.problems]
+    if not run.rounds:
+        return blocks
+    slug = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in prefix)
+    metrics = list(dict.fromkeys(m for line in run.rounds for m in line["centers"][0].get("shared_metrics", {})))
+    shown = [m for m in metrics if m.startswith("val_") and m != "val_loss"][:1] or metrics[:1]
+    for metric in shown:
+        if figure := run_metric_figure(run, metric, slug):
+            blocks.append(figure)
+    blocks += run_figures(run, slug)
+    return [*blocks, tables.round_table(run), tables.center_table(run)]
+
+
+def _budget_blocks(study: StudyResults) -> list[Block]:
+    blocks: list[Block] = [tables.budgets(study)]
+    for group in study.groups:
+        budget = check_budget(study, group)
+        if budget is None:
+            continue
+        for violation in budget.violations:
+            blocks.append(Notice(f"Unequal budget: {violation}."))
+        if len(set(budget.batches.values())) > 1:
+            found = ", ".join(f"{study.arm_label(arm)} {size or '?'}" for arm, size in budget.batches.items())
+            blocks.append(Notice(f"Optimizer steps saw batches of different sizes ({found})."))
+    blocks.append(
+        Paragraph(
+            "Every arm trains the same number of local epochs on every data center, so all arms see the same number of "
+            "samples, with the same net, optimizer, starting weights per seed, and batch per optimizer step unless a "
+            "note above says otherwise. What differs: vanilla makes K times as many steps, one after the other, as "
+            "one data center with all data would; a single data center sees only its own samples."
+        )
+    )
+    return blocks
+
+
+def _group_blocks(study: StudyResults, group: tuple[str, str]) -> list[Block]:
+    where = study.group_label(group)
+    slug = "".join(letter if letter.isalnum() else "_" for letter in "-".join(part for part in group if part))
+    blocks: list[Block] = [Heading(where or "The arms", 2 if where else 3)]
+    for late in (False, True):
+        if figure := figure_2(study, group, "figure2" + (f"-{slug}" if slug else "") + ("-late" if late else ""), late):
+            blocks.append(figure)
+    if verdict := ablation_verdict(study, group):
+        blocks.append(Paragraph(verdict))
+    if study.by_seed(group, tables.CO_LEARNING):
+        blocks.append(tables.comparison(study, group))
+    blocks += [Heading("What it cost", 3), tables.table_1(study, group)]
+    for arm in study.arms:
+        if table := tables.members(study, group, arm):
+            blocks += [Heading("Ensemble members", 3), table]
+    return blocks
+
+
+def ablation_verdict(study: StudyResults, group: tuple[str, str]) -> str:
+    """Whether the paper's order of the four arms was seen; empty where fewer than two of them ran."""
+    means = {arm: of_trials(list(study.by_seed(group, arm).values())) for arm in _ABLATION}
+    ranked = sorted((arm for arm in means if means[arm].count), key=lambda arm: -means[arm].mean)
+    if len(ranked) < 2 or "clr+ile" not in ranked:
+        return ""
+    order = " > ".join(f"{arm.upper()} {tables.value(means[arm].mean, study.metric)}" for arm in ranked)
+    spread = of_trials([means[arm].deviation for arm in ranked]).mean
+    gap = means[ranked[0]].mean - means[ranked[-1]].mean
+    if ranked[0] == "clr+ile":
+        text = f"The paper's claim that CLR+ILE is best of the {len(ranked)} arms holds in the means here: {order}."
+    else:
+        text = f"The paper's claim that CLR+ILE is best of the {len(ranked)} arms was NOT seen here: {order}."
+    if math.isfinite(spread) and gap < 2 * spread:
+        text += " The arms lie within the scatter of the trials: these runs cannot tell them apart."
+    return text
+
+
+def _run_summary(result: Result, metric: str) -> str:
+    final = result.run.final(metric)
+    ending = f"{metric} {final:.4f}" if math.isfinite(final) else "no final metric"
+    return f"{result.name}: {ending}, {len(result.run.rounds)} rounds, {result.run.status}"
+
+
+def _write(
+    folder: Path, title: str, blocks: Sequence[Block], runs: Sequence[tuple[str, dict[str, Any], RunFolder]]
+) -> Path:
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    for figure in figures_of(blocks):
+        _replace(figures / f"{figure.name}.svg", figure.svg + "\n")
+    _replace(folder / "report.md", markdown(blocks))
+    _replace(folder / "report.csv", _csv(_run_rows(runs)))
+    _replace(folder / "rounds.csv", _csv(_round_rows(runs)))
+    _replace(folder / "report.html", page(title, blocks))
+    return folder / "report.html"
+
+
+def _run_rows(runs: Iterable[tuple[str, dict[str, Any], RunFolder]]) -> Iterable[dict[str, Any]]:
+    for name, axes, run in runs:
+        sent, ddp = tables.exchanged(run)
+        shared = run.rounds[-1]["centers"][0].get("shared_metrics", {}) if run.rounds else {}
+        yield {
+            "run": name,
+            **axes,
+            "status": run.status,
+            "rounds": len(run.rounds),
+            "epochs": run.epochs,
+            "samples": run.samples,
+            "batch": run.batch,
+            "bytes_sent": int(sent),
+            "bytes_by_ddp": int(ddp) if math.isfinite(ddp) else "",
+            "seconds": run.summary.get("seconds", ""),
+            **{f"final_{key}": value for key, value in shared.items()},
+        }
+
+
+def _round_rows(runs: Iterable[tuple[str, dict[str, Any], RunFolder]]) -> Iterable[dict[str, Any]]:
+    for name, axes, run in runs:
+        for line in run.rounds:
+            yield {
+                "run": name,
+                **axes,
+                **{key: line[key] for key in ("round", "local_epochs", "epochs_done")},
+                "relative_change": line.get("relative_change"),
+                "last_rate": line["learning_rates"][-1] if line["learning_rates"] else "",
+                "bytes_sent": sum(center.get("bytes_sent", 0) for center in line["centers"]),
+                **line["centers"][0].get("shared_metrics", {}),
+            }
+
+
+def _csv(rows: Iterable[dict[str, Any]]) -> str:
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    output = io.StringIO()
+    writer = csv.DictWriter(output, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return output.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -102,9 +102,22 @@ def read_run(path: Path) -> RunFolder:
     run.config = _read(path / "config.yaml", yaml.safe_load, run.problems)
     run.rounds = _rounds(path / "rounds.jsonl", run.problems)
     run.status = str(run.summary.get("status", "running" if run.rounds or run.config else "missing"))
-    if run.status == "failed" and run.summary.get("error"):
-        run.problems.append(str(run.summary["error"]))
+    if run.status != "finished" and (reason := run.summary.get("error") or last_error(path / "output.txt")):
+        run.problems.insert(0, str(reason))
     return run
+
+
+def last_error(path: Path) -> str:
+    """The last line of an output that speaks of an error."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    start = max((i for i, line in enumerate(lines) if line.startswith("--- attempt ")), default=0)
+    errors = [line.strip() for line in lines[start + 1 :] if "error" in line.lower()]
+    own = [line for line in errors if line.startswith("colearn-hpc: error: ")]
+    chosen = (own or errors or [""])[-1].removeprefix("colearn-hpc: error: ")
+    return chosen if len(chosen) <= 300 else chosen[:297] + "..."
 
 
 def _read(path: Path, parse: Any, problems: list[str]) -> dict[str, Any]:

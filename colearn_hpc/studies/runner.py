@@ -26,7 +26,7 @@ import yaml
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies.grid import RunPlan
 from colearn_hpc.studies.launchers import Launcher
-from colearn_hpc.studies.run_folder import read_run
+from colearn_hpc.studies.run_folder import last_error, read_run
 from colearn_hpc.studies.study_file import Study
 
 ATTEMPTS = 2
@@ -167,19 +167,6 @@ def write_plan(out: Path, study: Study, plans: Sequence[RunPlan]) -> None:
 def is_finished(folder: Path, plan: RunPlan) -> bool:
     """Whether a run is there, whole, and of this very configuration."""
     return _notes(folder).get("fingerprint") == plan.fingerprint and read_run(folder).status == "finished"
-
-
-def last_error(path: Path) -> str:
-    """The last line of an output that speaks of an error."""
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    start = max((i for i, line in enumerate(lines) if line.startswith("--- attempt ")), default=0)
-    errors = [line.strip() for line in lines[start + 1 :] if "error" in line.lower()]
-    own = [line for line in errors if line.startswith("colearn-hpc: error: ")]
-    chosen = (own or errors or [""])[-1].removeprefix("colearn-hpc: error: ")
-    return chosen if len(chosen) <= 300 else chosen[:297] + "..."
 
 
 def _notes(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,231 @@
+"""The report's tables: the paper's Tables 1 and 2 in form, and what they rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from colearn_hpc.studies.blocks import Table
+from colearn_hpc.studies.budget import check_budget
+from colearn_hpc.studies.paper import TABLE_1, TABLE_2
+from colearn_hpc.studies.results import StudyResults
+from colearn_hpc.studies.run_folder import RunFolder
+from colearn_hpc.studies.statistics import of_trials, paired
+
+CO_LEARNING = "clr+ile"
+
+
+def table_2(study: StudyResults) -> Table:
+    """Table 2's form: a row per model, a column per arm, mean ± sd over trials, the best mean in bold."""
+    header = ["", *(study.arm_label(arm) for arm in study.arms)]
+    rows: list[list[str]] = []
+    best: set[tuple[int, int]] = set()
+    for group in study.groups:
+        trials = [of_trials(list(study.by_seed(group, arm).values())) for arm in study.arms]
+        means = [t.mean for t in trials if t.count]
+        cells = [_mean_and_deviation(t.mean, t.deviation, t.count, study.metric) for t in trials]
+        best |= {(len(rows), j + 1) for j, t in enumerate(trials) if means and t.mean == max(means)}
+        rows.append([study.group_label(group) or study.metric, *cells])
+        if paper := TABLE_2.get(study.paper_row(group)):
+            rows.append(["  the paper", *(f"{paper[arm]:.2f}" if arm in paper else "" for arm in study.arms)])
+    unit = " in %" if _percent(study.metric) else ""
+    caption = f"Table 2's form: {study.metric}{unit} of the final model, mean ± standard deviation (trials)."
+    return Table(header, rows, caption, frozenset(best))
+
+
+def comparison(study: StudyResults, group: tuple[str, str]) -> Table:
+    """Each arm against co-learning, paired over the seeds."""
+    ours = study.by_seed(group, CO_LEARNING)
+    rows = []
+    for arm in study.arms:
+        results = study.of(group, arm)
+        values = study.by_seed(group, arm)
+        trials = of_trials(list(values.values()))
+        difference = paired(ours, values)
+        losses = of_trials([r.run.final("val_loss") for r in results])
+        best = of_trials([max((y for _, y in r.run.curve(study.metric)), default=math.nan) for r in results])
+        against = ["", ""]
+        if arm != CO_LEARNING and difference.count:
+            error = f" ± {value(difference.error, study.metric)}" if math.isfinite(difference.error) else ""
+            against = [
+                f"{value(difference.mean, study.metric, sign=True)}{error}",
+                f"{difference.won} / {difference.tied} / {difference.lost}",
+            ]
+        rows.append(
+            [
+                study.arm_label(arm),
+                _mean_and_deviation(trials.mean, trials.deviation, trials.count, study.metric),
+                value(best.mean, study.metric) if best.count else "—",
+                f"{losses.mean:.4f} ± {losses.deviation:.4f}" if losses.count > 1 else value(losses.mean, "val_loss"),
+                *against,
+            ]
+        )
+    header = [
+        "arm",
+        "final, mean ± sd (trials)",
+        "best round, mean",
+        "final val_loss",
+        "co-learning minus arm ± se",
+        "won / tied / lost",
+    ]
+    caption = (
+        f"{study.metric}: each arm against co-learning, paired over seeds; the loss tells apart what accuracy cannot."
+    )
+    return Table(header, rows, caption)
+
+
+def table_1(study: StudyResults, group: tuple[str, str]) -> Table:
+    """Table 1's form: what each arm exchanged, against synchronous DDP over the same links, and where time went."""
+    rows = []
+    for arm in study.arms:
+        runs = [r.run for r in study.of(group, arm)]
+        if not runs:
+            continue
+        parts = [exchanged(run) for run in runs]
+        sent, rounds = of_trials([p[0] for p in parts]).mean, of_trials([float(len(r.rounds)) for r in runs]).mean
+        ddp = of_trials([p[1] for p in parts]).mean
+        first = runs[0].rounds[0]["local_epochs"]
+        largest = [max(line["local_epochs"] for line in run.rounds) for run in runs]
+        seconds = [
+            of_trials([_center_seconds(run, key) for run in runs]).mean
+            for key in ("train_seconds", "wait_seconds", "exchange_seconds")
+        ]
+        rows.append(
+            [
+                study.arm_label(arm),
+                f"{first}" if max(largest) == first else f"{first} → {_span(largest)}",
+                f"{rounds:.1f}".removesuffix(".0"),
+                _megabytes(sent / rounds) if sent else "0",
+                _megabytes(sent) if sent else "0",
+                _megabytes(ddp) if math.isfinite(ddp) and sent else "—",
+                f"{ddp / sent:,.0f} x" if sent and math.isfinite(ddp) else "—",
+                *(f"{s:.1f}" for s in seconds),
+            ]
+        )
+    header = ["arm", "T", "rounds", "MB per round", "MB in all", "MB by DDP", "less", "train s", "wait s", "exchange s"]
+    caption = (
+        "Table 1's form, means over trials: local epochs per round; bytes that all data centers sent; what synchronous "
+        "DDP over the same links would have sent (the same exchange after every step); seconds per data center."
+    )
+    if paper := TABLE_1.get(study.paper_row(group)):
+        caption += f" The paper: {paper}."
+    return Table(header, rows, caption)
+
+
+def members(study: StudyResults, group: tuple[str, str], arm: str) -> Table | None:
+    """An ensemble and its members' own metrics, per trial."""
+    results = [r for r in study.of(group, arm) if r.run.members(study.metric) and r.run.method == "ensemble"]
+    if not results:
+        return None
+    names = results[0].run.center_names
+    rows = []
+    for result in results:
+        own = result.run.members(study.metric)
+        whole = value(result.run.final(study.metric), study.metric)
+        rows.append([f"seed {result.seed}", whole, *(value(own.get(name, math.nan), study.metric) for name in names)])
+    return Table(["trial", "ensemble", *names], rows, f"{study.metric} of the ensemble and of each member alone.")
+
+
+def budgets(study: StudyResults) -> Table:
+    """What was equal: local epochs, samples, and the batch that an optimizer step saw."""
+    rows = []
+    for group in study.groups:
+        if budget := check_budget(study, group):
+            sizes = dict.fromkeys(str(b) if b else "?" for b in budget.batches.values())
+            equal = "no" if budget.violations else "yes"
+            name = study.group_label(group) or "all runs"
+            rows.append([name, str(budget.epochs), f"{budget.samples:,}", ", ".join(sizes), equal])
+    return Table(["", "local epochs", "samples", "batch per step", "equal"], rows, "The budget of every finished run.")
+
+
+def unfinished(study: StudyResults) -> tuple[list[str], list[tuple[str, str]]]:
+    """Names of runs that were never started, and (run, what is wrong) of those that were and are not whole."""
+    absent, broken = [], []
+    for result in study.results:
+        if not result.run.path.is_dir():
+            absent.append(result.name)
+        elif not result.finished:
+            broken.append((result.name, f"{result.run.status}: {'; '.join(result.run.problems) or 'it has not ended'}"))
+    return absent, broken
+
+
+def round_table(run: RunFolder) -> Table:
+    """A line per round of one run."""
+    metrics = list(dict.fromkeys(m for line in run.rounds for m in line["centers"][0].get("shared_metrics", {})))
+    rows = []
+    for line in run.rounds:
+        shared = line["centers"][0].get("shared_metrics", {})
+        change = line.get("relative_change")
+        rows.append(
+            [
+                str(line["round"]),
+                str(line["local_epochs"]),
+                str(line["epochs_done"]),
+                f"{line['learning_rates'][-1]:.4g}" if line["learning_rates"] else "—",
+                f"{change:.4f}" if isinstance(change, int | float) else "—",
+                *(f"{shared[m]:.4f}" if isinstance(shared.get(m), int | float) else "—" for m in metrics),
+                _megabytes(sum(center.get("bytes_sent", 0) for center in line["centers"])),
+            ]
+        )
+    return Table(["round", "T", "epochs", "last rate", "change", *metrics, "MB"], rows, "Every round.")
+
+
+def center_table(run: RunFolder) -> Table:
+    """What each data center did over the run."""
+    rows = []
+    for name in run.center_names:
+        parts = [c for line in run.rounds for c in line["centers"] if c["name"] == name]
+        seconds = [sum(c.get(f"{k}_seconds", 0.0) for c in parts) for k in ("train", "wait", "exchange")]
+        sent = sum(c.get("bytes_sent", 0) for c in parts)
+        rows.append([name, f"{sum(c.get('examples', 0) for c in parts):,}", *(f"{s:.1f}" for s in seconds)])
+        rows[-1].append(_megabytes(sent))
+    return Table(["data center", "samples", "train s", "wait s", "exchange s", "MB sent"], rows, "Each data center.")
+
+
+def exchanged(run: RunFolder) -> tuple[float, float]:
+    """(bytes sent, bytes that synchronous DDP would have sent); the latter NaN where steps cannot be counted.
+
+    DDP averages gradients after every step over the same ring: as many bytes per step as a round of ours costs.
+    """
+    sent = float(run.bytes_sent)
+    if not run.batch or not run.rounds:
+        return sent, math.nan
+    steps = 0
+    for line in run.rounds:
+        most = max(center.get("examples", 0) for center in line["centers"])
+        epoch = most / line["local_epochs"]
+        steps += math.ceil(round(epoch, 6) / run.batch) * line["local_epochs"]
+    return sent, sent / len(run.rounds) * steps
+
+
+def value(number: float, metric: str, sign: bool = False) -> str:
+    """A metric for people: accuracies and areas in percent."""
+    if not math.isfinite(number):
+        return "—"
+    plus = "+" if sign else ""
+    return f"{100 * number:{plus}.2f}" if _percent(metric) else f"{number:{plus}.4g}"
+
+
+def _mean_and_deviation(mean: float, deviation: float, count: int, metric: str) -> str:
+    if not count:
+        return "—"
+    spread = f" ± {value(deviation, metric)}" if math.isfinite(deviation) else ""
+    return f"{value(mean, metric)}{spread} ({count})"
+
+
+def _percent(metric: str) -> bool:
+    return any(part in metric for part in ("acc", "auc", "map"))
+
+
+def _megabytes(number: float) -> str:
+    return f"{number / 1e6:,.2f}" if number < 1e8 else f"{number / 1e6:,.0f}"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)}–{max(numbers)}"
+
+
+def _center_seconds(run: RunFolder, key: str) -> float:
+    """Seconds over the run, mean over data centers."""
+    total = sum(center.get(key, 0.0) for line in run.rounds for center in line["centers"])
+    return float(total) / len(run.center_names)
