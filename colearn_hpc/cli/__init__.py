@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from colearn_hpc._torchvision import make_torchvision_importable
 from colearn_hpc._version import __version__
 
 # command -> (module with a main(argv), what it does)
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"colearn-hpc: error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if COMMANDS[command][0] == "fit":
+        make_torchvision_importable()  # before Lightning, which imports torchvision wherever it finds one
     module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
     # `fit` and its siblings are subcommands of one LightningCLI, which wants to see their name.
     return int(module.main(arguments if COMMANDS[command][0] == "fit" else arguments[1:]))

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse import ArgumentError
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
@@ -57,10 +57,8 @@ class ColearnCLI(LightningCLI):
     def __init__(self, session: Session) -> None:
         self.session = session
         super().__init__(
-            LightningModule,
-            LightningDataModule,
+            LightningModule,  # and any LightningDataModule, or none where the module brings its loaders
             subclass_mode_model=True,
-            subclass_mode_data=True,
             save_config_callback=None,  # K leaders would write the same file; see before_fit
             seed_everything_default=0,
         )
@@ -113,7 +111,7 @@ class ColearnCLI(LightningCLI):
             "plugins": [*_as_list(settings["plugins"]), self.environment],
             "num_nodes": center.nodes,
             "devices": devices(center, settings["accelerator"]),
-            "enable_model_summary": settings["enable_model_summary"] is not False and center.is_first,
+            "enable_model_summary": bool(settings["enable_model_summary"]) and center.is_first,
         }
         if settings["strategy"] == "auto" and center.size > 1:
             kwargs["strategy"] = "ddp"

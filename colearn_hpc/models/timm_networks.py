@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from colearn_hpc.errors import ConfigurationError
-from colearn_hpc.models.torchvision_cpu import make_torchvision_importable
+from colearn_hpc._torchvision import make_torchvision_importable
 
 PREFIX = "timm/"
 

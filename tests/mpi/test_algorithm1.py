@@ -1,13 +1,10 @@
 """K data centers of L ranks equal Algorithm 1 as a plain loop."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent / "programs"), str(Path(__file__).parent.parent)]
 import oracle
 import toy
 

@@ -141,7 +141,7 @@ def test_center_crop_is_the_centre():
 )
 @pytest.mark.parametrize("shape", [(3, 300, 401), (3, 401, 300), (3, 256, 256)])
 def test_center_crop_is_torchvisions(shape):
-    from colearn_hpc.models.torchvision_cpu import make_torchvision_importable
+    from colearn_hpc._torchvision import make_torchvision_importable
 
     make_torchvision_importable()
     from torchvision.transforms import v2

@@ -4,6 +4,7 @@ stands, and prints each rank's digest of everything that must be equal after an 
 usage: resume.py RUN ROUNDS OPTIMIZER_STATE [SECONDS_PER_BATCH]
 """
 
+import toy  # first: makes torchvision importable
 import sys
 import time
 from hashlib import sha256
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
-import toy
 import torch
 from torch import nn
 
@@ -46,10 +46,14 @@ colearning = CoLearning(
 trainer = toy.trainer(center, colearning)
 loaders = toy.loader(center.index, center.size, center.rank, shuffle=True), toy.loader(center.index)
 trainer.fit(module, *loaders, ckpt_path=colearning.resume_path())
-weights = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
-print(f"rank {center.world_rank} weights {sha256(weights).hexdigest()}", flush=True)
-generators = torch.get_rng_state().numpy().tobytes() + np.random.get_state()[1].tobytes()
-print(f"rank {center.world_rank} generators {sha256(generators).hexdigest()}", flush=True)
-momenta = [value for entry in trainer.optimizers[0].state.values() for value in entry.values()]
-print(f"rank {center.world_rank} momenta {sha256(b''.join(m.numpy().tobytes() for m in momenta)).hexdigest()}", flush=True)
-print(f"rank {center.world_rank} place {colearning.round} {colearning.epochs_done} {colearning.rule_epochs}", flush=True)
+
+
+def say(what, *values):
+    digest = sha256(b"".join(np.asarray(value).tobytes() for value in values)).hexdigest()
+    print(f"rank {center.world_rank} {what} {digest}", flush=True)
+
+
+say("weights", *module.state_dict().values())
+say("generators", torch.get_rng_state(), np.random.get_state()[1])
+say("momenta", *(value for entry in trainer.optimizers[0].state.values() for value in entry.values()))
+say("place", colearning.round, colearning.epochs_done, colearning.rule_epochs)

@@ -4,13 +4,13 @@ world. Every rank writes the shared model after every round; the first also prin
 usage: rounds.py OUT RANKS_PER_CENTER ROUNDS K [K ...]
 """
 
+import toy  # first: makes torchvision importable
 import json
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import toy
 import torch
 from mpi4py import MPI
 from pytorch_lightning.callbacks import Callback

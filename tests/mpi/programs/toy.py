@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 
+from colearn_hpc._torchvision import make_torchvision_importable
+
+make_torchvision_importable()  # before Lightning
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn

@@ -3,13 +3,13 @@
 Prints "passed NAME" per scenario; a scenario that fails ends the program. usage: unchanged.py OUT
 """
 
+import toy  # first: makes torchvision importable
 import json
 import sys
 from hashlib import sha256
 from pathlib import Path
 
 import pytorch_lightning as pl
-import toy
 import torch
 from mpi4py import MPI
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
@@ -194,7 +194,7 @@ def weighted_by_examples():
     few = toy.data(CENTER.index, examples=8 if CENTER.index else 24)
     module = toy.Toy(nn.Linear(toy.FEATURES, toy.CLASSES), momentum=0.0)
     before = [p.detach().clone() for p in module.parameters()]
-    _, colearning, lines = fit(module, DataLoader(few, 8), rounds=1, local_epochs=1, weighting="examples")
+    *_, lines = fit(module, DataLoader(few, 8), rounds=1, local_epochs=1, weighting="examples")
     assert [c["examples"] for c in lines[0]["centers"]] == [24, 8]
     # Each data center's own step, from the same start, in a plain loop: the mean must be 3 : 1.
     start = MPI.COMM_WORLD.bcast(before)
@@ -264,7 +264,7 @@ def own_scheduler_with_schedule_none():
             optimizer = super().configure_optimizers()
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
 
-    module, _, _, lines = toy_fit(module=Scheduled(toy.network(0)), schedule="none", learning_rate=None)
+    *_, lines = toy_fit(module=Scheduled(toy.network(0)), schedule="none", learning_rate=None)
     assert lines[0]["learning_rates"] == [0.1, 0.05] and lines[1]["learning_rates"] == [0.025, 0.0125]
 
 
@@ -296,7 +296,7 @@ def shared_checkpoint_is_plain_lightning():
 
 
 toy.quiet()
-for number, function in enumerate(SCENARIOS):
+for function in SCENARIOS:
     if len(sys.argv) > 2 and function.__name__ not in sys.argv[2:]:
         continue
     pl.seed_everything(1, verbose=False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from colearn_hpc.models.torchvision_cpu import make_torchvision_importable
+from colearn_hpc._torchvision import make_torchvision_importable
 
 # Before any test module imports Lightning: a torchvision built for another torch must not end the collection.
 make_torchvision_importable()

@@ -34,7 +34,7 @@ def broken(tmp_path):
     return tmp_path
 
 
-REPAIR = "from colearn_hpc.models.torchvision_cpu import make_torchvision_importable as make\n"
+REPAIR = "from colearn_hpc._torchvision import make_torchvision_importable as make\n"
 
 
 def test_the_imitation_is_as_broken_as_the_original(broken):
