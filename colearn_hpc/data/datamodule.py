@@ -20,8 +20,6 @@ from colearn_hpc.errors import DataError
 
 CENTER_VARIABLE = "COLEARN_CENTER"
 
-BatchTransform = Callable[[Tensor], Tensor]
-
 
 class ShardDataModule(pl.LightningDataModule):
     """Training, validation and test batches from shards.
@@ -68,8 +66,9 @@ class ShardDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         preload: Literal["auto"] | bool = "auto",
         seed: int = 0,
-        augment: Callable[[Tensor], Tensor] | None = None,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        # Without [[Tensor], Tensor]: with it, jsonargparse wants a subclass of Tensor in the YAML file.
+        augment: Callable | None = None,
+        transform: Callable | None = None,
         drop_last: bool = False,
         normalize: bool = True,
         image_size: int | None = None,
