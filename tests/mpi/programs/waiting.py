@@ -1,0 +1,32 @@
+"""Three data centers; the last comes late. Prints how much of a core each rank used while it waited.
+
+usage: waiting.py SECONDS
+"""
+
+import logging
+import resource
+import sys
+import time
+
+from colearn_hpc.mpi import exchange as exchange_module
+from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.mpi.topology import DataCenter
+
+exchange_module._FIRST_REPORT = 0.5
+logging.basicConfig(format="%(message)s")
+center = DataCenter.join()
+exchange = Exchange(center)
+exchange.meet("start")
+if center.index == 2:
+    time.sleep(float(sys.argv[1]))
+
+
+def used():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+before, start = used(), time.monotonic()
+exchange.meet("round 0")
+share = (used() - before) / max(time.monotonic() - start, 1e-9)
+print(f"{center.name} {100 * share:.2f} %", flush=True)

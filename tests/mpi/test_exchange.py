@@ -1,0 +1,45 @@
+"""Waiting, failing and averaging between real processes."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.mpi
+
+
+def test_one_center_is_plain_lightning(launch, tmp_path):
+    """K = 1 with the schedule left to the optimizer, on two hosts: the same bits with and without the callback."""
+    out = launch(2, "plain.py", tmp_path).ok()
+    assert sorted(out.splitlines()) == ["rank 0: 2 rounds, equal", "rank 1: 2 rounds, equal"]
+
+
+def test_waiting_leaves_the_core_free(launch):
+    done = launch(3, "waiting.py", 6)
+    shares = dict(re.findall(r"(dc\d) ([\d.]+) %", done.ok()))
+    assert float(shares["dc0"]) < 5 and float(shares["dc1"]) < 5, shares
+    # One of those who wait speaks for all, and names the one that is awaited.
+    assert re.search(r"round 0: waiting for dc2 since \d+ s", done.err), done.err
+
+
+def test_timeout_ends_all(launch):
+    done = launch(3, "trouble.py", "timeout", timeout=60)
+    assert done.code != 0 and done.orphans == []
+    assert "round 0: dc2 did not arrive within 1.0 s (timeout)" in done.err
+
+
+def test_failure_while_the_others_are_busy(launch):
+    """They cannot come to the meeting: after a grace period the one that failed ends everyone."""
+    done = launch(3, "trouble.py", "busy", timeout=60)
+    assert done.code != 0 and done.orphans == []
+    assert done.err.count("colearn-hpc: error: data center dc1") == 1 and "KeyError: 'lost'" in done.err
+
+
+def test_failure_of_the_decision(launch):
+    done = launch(3, "trouble.py", "decision", timeout=60)
+    assert done.code == 0 and done.out.count("data center dc0: Traceback") == 2 and done.out.count("ZeroDivision") == 3
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_mean(launch, ranks):
+    """Sizes around every boundary of the chunks, weights, several dtypes; the same bits on all leaders."""
+    assert launch(ranks, "mean.py", timeout=120).ok().count("all equal") == ranks
