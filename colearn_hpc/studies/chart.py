@@ -172,10 +172,11 @@ class Chart:
 
     def _legend(self, rows: list[list[int]]) -> list[str]:
         parts = []
+        columns = max((len(members) for members in rows), default=1)
         for row, members in enumerate(rows):
             y = HEIGHT + 10 + 18 * row
             for place, index in enumerate(members):
-                x = 14 + place * (WIDTH - 20) / max(len(members), 2 if len(rows) > 1 else 1)
+                x = 14 + place * (WIDTH - 20) / columns
                 color, dash = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
                 style = f' stroke-dasharray="{dash}"' if dash else ""
                 parts.append(

@@ -15,8 +15,8 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top
 h3 { font-size: 1.05rem; margin-top: 1.4rem; }
 .figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
 figure { margin: 0; min-width: 0; } figure svg { display: block; width: 100%; height: auto; max-width: 40rem; }
-figcaption, caption { color: #57606a; font-size: .875rem; text-align: left; } caption { padding-bottom: .4rem; }
-.table { overflow-x: auto; margin: 1rem 0; }
+figcaption, .caption { color: #57606a; font-size: .875rem; } .caption { margin: 1rem 0 0; }
+.table { overflow-x: auto; margin: .3rem 0 1rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #d8dee4; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
@@ -71,9 +71,10 @@ def _table(table: Table) -> str:
     for i, row in enumerate(table.rows):
         cells = [f"<b>{escape(cell)}</b>" if (i, j) in table.best else escape(cell) for j, cell in enumerate(row)]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    # Not a <caption>: that is as wide as its table, and would be cut off on a phone.
+    caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
     # tabindex: a region that scrolls sideways must be reachable by keyboard.
     return (
-        f'<div class="table" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead>'
+        f'{caption}<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

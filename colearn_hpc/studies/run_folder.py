@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 
 from colearn_hpc.studies.settings import lookup
+
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b")  # the last line of a traceback
 
 
 @dataclass
@@ -114,9 +117,11 @@ def last_error(path: Path) -> str:
     except OSError:
         return ""
     start = max((i for i, line in enumerate(lines) if line.startswith("--- attempt ")), default=0)
-    errors = [line.strip() for line in lines[start + 1 :] if "error" in line.lower()]
-    own = [line for line in errors if line.startswith("colearn-hpc: error: ")]
-    chosen = (own or errors or [""])[-1].removeprefix("colearn-hpc: error: ")
+    lines = [line.strip() for line in lines[start + 1 :]]
+    own = [line for line in lines if line.startswith("colearn-hpc: error: ") and not line.endswith("):")]
+    raised = [line for line in lines if _RAISED.match(line)]
+    chosen = (own or raised or [line for line in lines if "error" in line.lower()] or [""])[-1]
+    chosen = chosen.removeprefix("colearn-hpc: error: ")
     return chosen if len(chosen) <= 300 else chosen[:297] + "..."
 
 
