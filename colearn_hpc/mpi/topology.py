@@ -5,7 +5,8 @@
 
 Three ways to say which rank belongs where:
 
-* a number, ``centers=5``: equal runs of consecutive ranks;
+* a number, ``centers=5``: equal runs of nodes where the nodes are equal and divide by it (whatever order the
+  launcher dealt the ranks in), otherwise equal runs of consecutive ranks;
 * sizes, ``centers=[4, 4, 2]``: runs of those lengths;
 * names, ``COLEARN_CENTER=lyon`` in the environment of every rank (or, in a Slurm heterogeneous job, the
   component that a rank's node belongs to).
@@ -129,6 +130,8 @@ class Topology:
             return topology
         if sizes is None:
             sizes = [1] * world_size
+        elif isinstance(spec, int) and (blocks := _node_blocks(spec, [d.host for d in declarations])):
+            return cls.of_names(blocks)
         if sum(sizes) != world_size:
             raise TopologyError(
                 f"centers={spec} needs {sum(sizes)} ranks, found {world_size} ({_by_host(declarations)}); "
@@ -299,13 +302,26 @@ def _sizes(spec: CentersSpec, world_size: int) -> list[int] | None:
     if isinstance(spec, int):
         if spec < 1 or world_size % spec:
             raise TopologyError(
-                f"centers={spec} cannot share {world_size} ranks equally; start a multiple of {max(spec, 1)} ranks "
-                "or give the sizes, e.g. centers=[4, 4, 2]"
+                f"centers={spec} cannot share {world_size} rank{'s'[: world_size != 1]} equally; start a multiple of "
+                f"{max(spec, 1)} ranks (mpirun, srun or `colearn-hpc launch`), or give sizes, e.g. centers=[4, 4, 2]"
             )
         return [world_size // spec] * spec
     if not spec or not all(isinstance(size, int) and size >= 1 for size in spec):
         raise TopologyError(f"centers={spec!r}: sizes must be whole numbers of ranks, at least 1 each")
     return list(spec)
+
+
+def _node_blocks(centers: int, hosts: Sequence[str]) -> list[str]:
+    """A data center's name per rank, so that no node is shared; empty where the nodes cannot be dealt equally.
+
+    Launchers may deal ranks to nodes in turn (``mpirun --map-by node``, ``srun --distribution=cyclic``): runs of
+    consecutive ranks would then put every data center on every node.
+    """
+    nodes = list(dict.fromkeys(hosts))
+    if len(nodes) % centers or len({hosts.count(node) for node in nodes}) > 1:
+        return []
+    per_center = len(nodes) // centers
+    return [f"dc{nodes.index(host) // per_center}" for host in hosts]
 
 
 def _plural(sizes: Sequence[int]) -> str:

@@ -32,6 +32,19 @@ def test_names_need_not_be_consecutive():
     assert [(c.name, c.world_ranks) for c in topology.centers] == [("tokyo", (0, 2)), ("lyon", (1, 3))]
 
 
+def test_a_number_keeps_nodes_whole():
+    """Ranks dealt to the nodes in turn: a data center is a run of nodes all the same."""
+    in_turn = [Declaration(f"n{rank % 4}") for rank in range(8)]
+    assert [c.world_ranks for c in Topology.resolve(2, in_turn).centers] == [(0, 1, 4, 5), (2, 3, 6, 7)]
+    in_runs = [Declaration(f"n{rank // 2}") for rank in range(8)]
+    assert Topology.resolve(2, in_runs) == Topology.of_sizes([4, 4])
+
+
+def test_a_number_over_nodes_that_cannot_be_dealt():
+    in_turn = [Declaration(f"n{rank % 3}") for rank in range(6)]
+    assert Topology.resolve(2, in_turn) == Topology.of_sizes([3, 3])
+
+
 def test_nothing_said_is_one_center_a_rank():
     assert [c.name for c in Topology.resolve(None, declare(None, None)).centers] == ["dc0", "dc1"]
 

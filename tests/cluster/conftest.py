@@ -1,0 +1,56 @@
+"""A real Slurm for tests: one that is there, or one brought up for them.
+
+``COLEARN_SLURM_UP`` names a script that brings up a Slurm of five nodes (``-d DIR -p PORT``; it leaves
+``DIR/env.sh``) with ``slurm-down.sh`` beside it. Without it the cluster that this machine belongs to is used if
+``COLEARN_SLURM=1`` allows it. Otherwise these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm_cluster import PROGRAMS, Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMIX_", "COLEARN_"))}
+    environment |= {"PATH": path, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
+    if os.geteuid() == 0:
+        environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    up = os.environ.get("COLEARN_SLURM_UP")
+    if up:
+        home = tmp_path_factory.mktemp("slurm")
+        port = 20000 + os.getpid() % 10000
+        done = subprocess.run([up, "-d", str(home), "-p", str(port)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no Slurm: {up} failed: {done.stderr.strip()[-200:]}")
+        variables = re.findall(r"^export (\w+)=(\S+)$", (home / "env.sh").read_text(), re.MULTILINE)
+        found = Cluster(folder, environment | dict(variables), home)
+        yield found
+        subprocess.run([str(Path(up).with_name("slurm-down.sh")), "-d", str(home)], capture_output=True)
+    elif os.environ.get("COLEARN_SLURM") == "1" and shutil.which("sbatch"):
+        kept = {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
+        found = Cluster(folder, environment | kept)
+        yield found
+        for job in found.jobs:
+            found("scancel", job, check=False)
+    else:
+        pytest.skip("no Slurm: set COLEARN_SLURM_UP to a script that brings one up, or COLEARN_SLURM=1 to use yours")
+
+
+@pytest.fixture(scope="session")
+def pmix(cluster: Cluster) -> str:
+    """The name of ``srun --mpi`` that this MPI takes."""
+    if "pmix" not in cluster("srun", "--mpi=list", check=False):
+        pytest.skip("this Slurm has no pmix plugin, and Open MPI 5 knows no other: install libpmix2 or openmpi-bin")
+    return "pmix"

