@@ -26,7 +26,8 @@ $(VENV)/.dev: $(VENV)/.base
 demo: $(VENV)/.base
 	$(BIN)/colearn-hpc data digits --out data/digits --centers 5
 	$(BIN)/colearn-hpc launch --centers 5 -- fit --config configs/quickstart.yaml --overwrite
-	@echo "run folder: runs/quickstart   shared model: runs/quickstart/shared.ckpt"
+	$(BIN)/colearn-hpc report runs/quickstart
+	@echo "shared model: runs/quickstart/shared.ckpt"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -228,6 +228,8 @@ def main(argv: Sequence[str]) -> int:
     # K leaders believe they are rank zero; only one of them speaks, and of what concerns the run.
     for library in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(library).setLevel(logging.ERROR if rank else logging.WARNING)
+    # Lightning 2.6 against a newer torch, and a hint to use srun where mpirun was meant: nothing to do for a user.
+    warnings.filterwarnings("ignore", ".*(LeafSpec|`srun` command is available).*")
     if rank:
         warnings.simplefilter("ignore")
     try:

@@ -43,3 +43,9 @@ def test_failure_of_the_decision(launch):
 def test_mean(launch, ranks):
     """Sizes around every boundary of the chunks, weights, several dtypes; the same bits on all leaders."""
     assert launch(ranks, "mean.py", timeout=120).ok().count("all equal") == ranks
+
+
+def test_uncaught_exception_in_a_users_script(launch):
+    """No Trainer, no handler, the others in a collective: the interpreter's hook ends them all."""
+    done = launch(2, "trouble.py", "uncaught", timeout=60)
+    assert done.code != 0 and done.orphans == [] and "the script failed" in done.err

@@ -90,7 +90,9 @@ def test_fixed_epochs_never_change():
     assert FixedEpochs(7).first() == FixedEpochs(7).next(outcome(7, 0.0)) == 7
 
 
-@pytest.mark.parametrize("settings", [{"initial": 0}, {"initial": 2.5}, {"initial": True}, {"initial": 5, "maximum": 4}])
+@pytest.mark.parametrize(
+    "settings", [{"initial": 0}, {"initial": 2.5}, {"initial": True}, {"initial": 5, "maximum": 4}]
+)
 def test_impossible_epochs(settings):
     with pytest.raises(ValueError, match="local_epochs"):
         IncreasingEpochs(**settings)

@@ -1,6 +1,6 @@
 """Three data centers, and something goes wrong.
 
-usage: trouble.py timeout|busy|decision
+usage: trouble.py timeout|busy|decision|uncaught
 """
 
 import sys
@@ -13,6 +13,8 @@ from colearn_hpc.mpi.topology import DataCenter
 exchange_module._GRACE = 2.0
 kind = sys.argv[1]
 center = DataCenter.join()
+if kind == "uncaught" and center.index == 1:
+    raise RuntimeError("the script failed")
 exchange = Exchange(center, timeout=1.0 if kind == "timeout" else None)
 try:
     if kind == "timeout" and center.index == 2:
