@@ -120,7 +120,9 @@ def last_error(path: Path) -> str:
     lines = [line.strip() for line in lines[start + 1 :]]
     own = [line for line in lines if line.startswith("colearn-hpc: error: ") and not line.endswith("):")]
     raised = [line for line in lines if _RAISED.match(line)]
-    chosen = (own or raised or [line for line in lines if "error" in line.lower()] or [""])[-1]
+    # Other libraries wrap our error in their own; ours says what to do.
+    ours = [line for line in raised if line.startswith("colearn_hpc.errors.")]
+    chosen = (own or ours or raised or [line for line in lines if "error" in line.lower()] or [""])[-1]
     chosen = chosen.removeprefix("colearn-hpc: error: ")
     return chosen if len(chosen) <= 300 else chosen[:297] + "..."
 

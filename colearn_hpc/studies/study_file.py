@@ -118,15 +118,7 @@ def read_study(path: Path, smoke: bool = False) -> Study:
     content = _read_yaml(path, "study file")
     _check_keys(content, _KEYS, str(path))
     if smoke:
-        tiny = content.get("smoke") or {}
-        _check_keys(tiny, _SMOKE_KEYS, f"{path}: smoke")
-        if "trials" in tiny or "seeds" in tiny:
-            content.pop("seeds", None)
-        content = {**content, "epochs": 2, "trials": 1, **{k: v for k, v in tiny.items() if k != "set"}}
-        if "seeds" in content and "seeds" not in tiny:
-            del content["seeds"]
-        content["name"] = f"{content.get('name', path.stem)}-smoke"
-        content["smoke_set"] = tiny.get("set") or {}
+        content = _smoke(content, path)
     for key in ("config", "centers", "epochs", "arms"):
         if key not in content:
             raise ConfigurationError(f"{path}: {key!r} is missing; a study needs config, centers, epochs and arms")
@@ -151,6 +143,25 @@ def read_study(path: Path, smoke: bool = False) -> Study:
         prepare=str(content.get("prepare", "")),
         smoke=smoke,
     )
+
+
+def _smoke(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The tiny form: a study file's content with its ``smoke:`` part laid over it."""
+    tiny = _mapping(content.get("smoke"), "smoke", path)
+    _check_keys(tiny, _SMOKE_KEYS, f"{path}: smoke")
+    chosen = {key: _chosen(content.get(key), tiny[key], key, path) for key in ("arms", "models") if key in tiny}
+    small = {"epochs": 2, "trials": 1, "smoke_set": _mapping(tiny.get("set"), "smoke: set", path)}
+    small |= {key: value for key, value in tiny.items() if key in ("epochs", "trials", "seeds")}
+    result = {key: value for key, value in content.items() if key != "seeds"} | small | chosen
+    return result | {"name": f"{content.get('name', path.stem)}-smoke"}
+
+
+def _chosen(all_of_them: Any, names: Any, axis: str, path: Path) -> Any:
+    """Those of an axis that the smoke form takes, as they are defined in the whole study."""
+    known = list(all_of_them or [])
+    if not isinstance(names, list) or not names or any(name not in known for name in names):
+        raise ConfigurationError(f"{path}: smoke: {axis} must list some of {', '.join(map(str, known))}; found {names}")
+    return {name: all_of_them[name] if isinstance(all_of_them, dict) else None for name in names}
 
 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:

@@ -128,6 +128,10 @@ def test_mpirun_goes_through_launch_with_the_number_of_ranks(plans):
             "ValueError: bad",
         ),
         ("--- attempt 1: x\nsome error of MPI\n", "some error of MPI"),
+        (
+            "--- attempt 1: x\ncolearn_hpc.errors.DataError: no shard\nValueError: wrapped\n",
+            "colearn_hpc.errors.DataError: no shard",
+        ),
     ],
 )
 def test_the_last_error_of_an_output(tmp_path, output, expected):

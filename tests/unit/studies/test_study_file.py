@@ -64,6 +64,9 @@ def test_smoke_is_tiny_and_has_a_name_of_its_own(study_file):
     assert (study.name, study.epochs, study.seeds, study.smoke) == ("toy-smoke", 1, (0,), True)
     assert study.settings == {"x.y": 1}
     assert read_study(study_file(), smoke=True).epochs == 2
+    arms = {"clr+ile": None, "mine": {"like": "vanilla", "ranks": "all"}}
+    small = read_study(study_file(arms=arms, smoke={"arms": ["mine"]}), smoke=True)
+    assert [(arm.name, arm.ranks) for arm in small.arms] == [("mine", "all")]
 
 
 def test_qsr_derives_its_alpha_from_rate_and_first_interval():
@@ -89,12 +92,13 @@ def test_qsr_derives_its_alpha_from_rate_and_first_interval():
         ({"seeds": [], "trials": None}, "different whole numbers"),
         ({"config": "absent.yaml"}, "cannot be read"),
         ({"name": "a/b"}, "becomes a folder"),
+        ({"smoke": {"arms": ["fedavg"]}}, "must list some of clr"),
         ({"set": [1]}, "must hold `setting: value` lines"),
     ],
 )
 def test_bad_study_files_say_what_is_wrong(study_file, changes, message):
     with pytest.raises(ConfigurationError, match=message):
-        read_study(study_file(**changes))
+        read_study(study_file(**changes), smoke="smoke" in changes)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "\x00\x01", ""])
