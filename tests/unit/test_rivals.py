@@ -1,10 +1,16 @@
 """The rivals of equations 2 and 4 against what their papers' authors would compute."""
 
+import warnings
+
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
-from colearn_hpc import ConstantLR, FixedEpochs, OuterSGD, QuadraticEpochs
+from colearn_hpc import CoLearning, ConstantLR, FixedEpochs, OuterSGD, QuadraticEpochs
 from colearn_hpc.algorithm import EpochPosition, RoundOutcome
+from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.studies.methods import ARMS, completed
+from colearn_hpc.studies.settings import merged
 
 
 def outcome(rate: float, local_epochs: int = 2) -> RoundOutcome:
@@ -81,3 +87,30 @@ def test_fedavg_is_a_constant_rate_and_fixed_epochs() -> None:
     rule = FixedEpochs(5)
     assert [rule.first(), rule.next(outcome(0.1)), rule.next(outcome(1e-6))] == [5, 5, 5]
     assert {ConstantLR().factor(EpochPosition(i, 0, 5, 5 * i)) for i in range(4)} == {1.0}
+
+
+@pytest.mark.parametrize("arm", [name for name, settings in ARMS.items() if settings["method"] == "colearning"])
+def test_every_arm_of_a_study_is_a_configuration_that_fit_takes(arm: str) -> None:
+    """Study files are plain settings: that they mean what they say is seen only where they are parsed."""
+    settings = completed(merged({"colearning": {"local_epochs": 3, "learning_rate": 0.1}}, ARMS[arm]))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir"})
+    parsed = parser.parse_object({"colearning": settings["colearning"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the parser's own deprecation
+        callback = parser.instantiate_classes(parsed).colearning
+    schedule, rule = arm.split("+") if "+" in arm else {"fedavg": ("constant", "fle")}.get(arm, ("elr", "fle"))
+    rule = "qsr" if arm == "qsr" else rule
+    assert type(callback.schedule).__name__ == {"clr": "CyclicalLR", "elr": "ExponentialLR"}.get(schedule, "ConstantLR")
+    expected = {"ile": "IncreasingEpochs", "fle": "FixedEpochs", "qsr": "QuadraticEpochs"}[rule]
+    assert type(callback.rule).__name__ == expected and callback.rule.first() == 3
+    assert (callback.outer_optimizer is not None) == (arm == "diloco")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"outer_optimizer": 3}, {"outer_optimizer": OuterSGD(), "combine": "predictions"}, {"combine": "votes"}],
+)
+def test_impossible_combinations_are_refused(settings: dict) -> None:
+    with pytest.raises(ConfigurationError, match=r"OuterSGD|drop one|must be one of"):
+        CoLearning(**settings)
