@@ -25,10 +25,10 @@ class ShardDataModule(pl.LightningDataModule):
     """Training, validation and test batches from shards.
 
     A batch is ``(x, y)``. It is moved to the device as stored (uint8 images are a quarter of the traffic) and made
-    ready there, whole: ``x * scale + offset``, then ``augment`` (training only), then ``transform``, then
-    ``(x - mean) / std``, with scale, offset, mean and std from the training shard. So ``x`` reaches the model as
-    (B, …) float32 and ``y`` as (B,) int64; token numbers as (B, T) int64; several labels as (B, classes) float32,
-    where −1 means "not scored".
+    ready there, whole: ``x * scale + offset``, then ``augment`` (training only), then ``(x - mean) / std``, then
+    ``transform``, with scale, offset, mean and std from the training shard: they describe what is stored, so what
+    ``transform`` makes of it (log-mel of a waveform) reaches the model as it is. Then ``x`` is (B, …) float32 and
+    ``y`` (B,) int64; token numbers are (B, T) int64; several labels (B, classes) float32, where −1 means "not scored".
 
     The order of training examples is a function of (seed, epoch) alone, so a resumed run continues with the batches
     of an uninterrupted one. In evaluation each example occurs exactly once over the ranks of the data center.
@@ -187,13 +187,11 @@ class ShardDataModule(pl.LightningDataModule):
                 x = x + offset
         if training and self.augment is not None:
             x = self.augment(x)
-        if self.transform is not None:
-            x = self.transform(x)
         if self.normalize and "mean" in info.metadata:
             mean, std = self._moments(x.device)
             shape = (-1,) + (1,) * (x.dim() - 2)
             x = (x - mean.view(shape)) / std.view(shape)
-        return x
+        return x if self.transform is None else self.transform(x)
 
     def _moments(self, device: torch.device) -> tuple[Tensor, ...]:
         # Kept per device: a transfer per batch would make the GPU wait for the host each time.

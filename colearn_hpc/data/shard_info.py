@@ -261,7 +261,9 @@ def _check_normalisation(metadata: dict[str, Any], shape: tuple[int, ...], path:
         raise DataError(f"{path}: has only one of the attributes mean and std; write the shard again.")
     for name in ("mean", "std"):
         values = np.atleast_1d(metadata.get(name, 1.0))
-        channels = len(values) if name not in metadata or not shape else shape[0]
+        channels = len(values)  # of JPEGs nobody knows here
+        if name in metadata and shape:
+            channels = shape[0] if len(shape) > 1 else 1  # a waveform (samples,) is one channel
         if values.ndim != 1 or values.dtype.kind not in "if" or len(values) != channels:
             raise DataError(f"{path}: attribute {name} is {metadata[name]!r}, expected {channels} numbers (channels).")
         if not np.isfinite(values).all() or (name == "std" and (values <= 0).any()):

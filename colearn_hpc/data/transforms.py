@@ -1,22 +1,22 @@
 """Augmentation, of whole batches where examples have one size: each example its own draw, no loop in Python.
 
 All are plain callables for ``augment:`` and ``transform:`` of the data module (waveform to log-mel is in
-:mod:`colearn_hpc.data.audio_features`). They work on the device where the batch is, before mean and std are applied.
+:mod:`colearn_hpc.data.audio_features`; ImageNet's crops, of images of many sizes, are made where they are decoded:
+:class:`colearn_hpc.data.images.CropDecoder`). They work on the device where the batch is.
 Draws are made on the CPU by torch's global generator, which Lightning's checkpoints carry: a resumed run goes on with
 the draws of an uninterrupted one, on a GPU as well.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
-from torch.nn.functional import interpolate, pad
+from torch import Tensor
+from torch.nn.functional import pad
 
 from colearn_hpc.errors import ConfigurationError
 
@@ -47,7 +47,7 @@ class RandomCropFlip:
     Shapes: (batch, channels, h, w) of any type -> the same.
 
     Args:
-        padding: Pixels on each side; 4 is usual for 32-pixel images.
+        padding: Pixels on each side; 4 is usual for 32-pixel images, 0 mirrors only.
         flip: Probability that an image is mirrored left to right.
 
     Raises:
@@ -73,118 +73,6 @@ class RandomCropFlip:
         examples = torch.arange(batch, device=x.device)[:, None, None, None]
         planes = torch.arange(channels, device=x.device)[None, :, None, None]
         return padded[examples, planes, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-class ScaleAspectCropFlip:
-    """ImageNet's training augmentation: a random part of the image, of random aspect, resized; half are mirrored.
-
-    The "Inception" crop (Szegedy et al. 2015, arXiv:1409.4842) with the draw of torchvision's RandomResizedCrop: up to
-    ten tries, then the largest central part within the ratios. Bilinear with antialiasing.
-
-    Shapes: (channels, h, w) or (batch, channels, h, w), uint8 or float -> the same with ``size`` × ``size``.
-
-    Args:
-        size: Pixels of a side.
-        scale: Least and largest share of the image's area.
-        ratio: Least and largest width / height of the part.
-        flip: Probability that an image is mirrored left to right.
-
-    Raises:
-        ConfigurationError: A setting is out of its range.
-    """
-
-    def __init__(
-        self,
-        size: int = 224,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-    ) -> None:
-        if size < 1:
-            raise ConfigurationError(f"size={size}: must be 1 pixel or more")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ConfigurationError(f"scale={tuple(scale)}: must be two shares in (0, 1], the smaller one first")
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ConfigurationError(f"ratio={tuple(ratio)}: must be two ratios above 0, the smaller one first")
-        self.size = size
-        self.scale = scale
-        self.ratio = ratio
-        self.flip = _probability("flip", flip)
-
-    def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """See the class; ``generator`` takes the place of torch's global one."""
-        if x.dim() == 4:
-            return torch.stack([self(image, generator) for image in x])
-        top, left, height, width = self._box(x.shape[-2], x.shape[-1], generator)
-        part = _resize(x[..., top : top + height, left : left + width], self.size, self.size)
-        return part.flip(-1) if torch.rand((), generator=generator) < self.flip else part
-
-    def _box(self, height: int, width: int, generator: Generator | None) -> tuple[int, int, int, int]:
-        for _ in range(10):
-            draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-            area = height * width * (self.scale[0] + draws[0] * (self.scale[1] - self.scale[0]))
-            low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-            aspect = math.exp(low + draws[1] * (high - low))
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < w <= width and 0 < h <= height:
-                return int(draws[2] * (height - h + 1)), int(draws[3] * (width - w + 1)), h, w
-        aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
-        w = max(1, min(width, round(height * aspect)))
-        h = max(1, min(height, round(width / aspect)))
-        return (height - h) // 2, (width - w) // 2, h, w
-
-
-class CenterCrop:
-    """ImageNet's evaluation: the shorter side resized to ``size / fraction``, the centre of ``size`` cut out.
-
-    Shapes: (channels, h, w) or (batch, channels, h, w), uint8 or float -> the same with ``size`` × ``size``.
-
-    Args:
-        size: Pixels of a side.
-        fraction: Share of the resized shorter side that is kept; 0.875 is 224 of 256.
-
-    Raises:
-        ConfigurationError: A setting is out of its range.
-    """
-
-    def __init__(self, size: int = 224, fraction: float = 0.875) -> None:
-        if size < 1:
-            raise ConfigurationError(f"size={size}: must be 1 pixel or more")
-        if not 0 < fraction <= 1:
-            raise ConfigurationError(f"fraction={fraction}: must be in (0, 1]")
-        self.size = size
-        self.shorter = round(size / fraction)
-
-    def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """See the class; ``generator`` is not used, and there so that both ImageNet transforms are called alike."""
-        height, width = x.shape[-2:]
-        short = min(height, width)
-        height, width = self.shorter * height // short, self.shorter * width // short
-        x = _resize(x, height, width)
-        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        return x[..., top : top + self.size, left : left + self.size]
-
-
-class DecodeImage:
-    """A shard's image bytes to one array, transformed: for images of many sizes, which form no batch before.
-
-    Runs in the data loader's workers. Its draws come from the generator that the data set gives, which depends on
-    (seed, epoch, example) alone, so they do not depend on the number of workers, nor on a resume.
-
-    Args:
-        transform: :class:`ScaleAspectCropFlip` or :class:`CenterCrop`.
-    """
-
-    def __init__(self, transform: ScaleAspectCropFlip | CenterCrop) -> None:
-        self.transform = transform
-
-    def __call__(self, content: bytes, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """An image file's bytes -> (3, size, size) uint8."""
-        from colearn_hpc.data.images import decode_image
-
-        generator = Generator().manual_seed(int(rng.integers(2**63)))
-        image: NDArray[np.uint8] = self.transform(torch.from_numpy(decode_image(content)), generator).numpy()
-        return image
 
 
 class TimeShift:
@@ -263,13 +151,6 @@ def _probability(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ConfigurationError(f"{name}={value}: must be a probability, in [0, 1]")
     return value
-
-
-def _resize(x: Tensor, height: int, width: int) -> Tensor:
-    images = x if x.dim() == 4 else x[None]
-    # uint8 stays uint8 on the CPU, rounded by torch; it is several times as fast as by way of floats.
-    resized = interpolate(images, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
-    return resized if x.dim() == 4 else resized[0]
 
 
 def _read_noise(path: Path) -> NDArray[Any]:

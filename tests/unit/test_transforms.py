@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 from colearn_hpc.data.audio_features import AudioSetLogMel, LogMel, SpeechLogMel, mel_matrix
 from colearn_hpc.data.transforms import (
     BackgroundNoise,
-    CenterCrop,
     Compose,
-    DecodeImage,
     RandomCropFlip,
-    ScaleAspectCropFlip,
     TimeShift,
 )
 from colearn_hpc.errors import ConfigurationError
@@ -33,7 +30,6 @@ NOISE = torch.linspace(-0.5, 0.5, 50)
     ("transform", "batch"),
     [
         (RandomCropFlip(), torch.rand(8, 3, 32, 32)),
-        (ScaleAspectCropFlip(16), torch.rand(4, 3, 20, 30)),
         (TimeShift(5), torch.rand(8, 40)),
         (BackgroundNoise(NOISE), torch.rand(8, 40)),
     ],
@@ -88,85 +84,6 @@ def test_crop_flip_reaches_every_place_and_both_sides():
 def test_flip_never_and_always(flip, mirrored):
     x = torch.rand(5, 3, 4, 6)
     assert torch.equal(RandomCropFlip(0, flip)(x), x.flip(3) if mirrored else x)
-    whole = ScaleAspectCropFlip(6, scale=(1, 1), ratio=(1, 1), flip=flip)
-    square = torch.rand(2, 3, 6, 6)
-    assert torch.allclose(whole(square), square.flip(3) if mirrored else square, atol=1e-6)
-
-
-def test_scale_aspect_boxes_keep_their_ranges():
-    torch.manual_seed(0)
-    crop = ScaleAspectCropFlip(8, scale=(0.2, 0.6), ratio=(0.5, 2.0))
-    shares, ratios = [], []
-    for _ in range(300):
-        top, left, height, width = crop._box(120, 200, None)
-        assert 0 <= top <= 120 - height and 0 <= left <= 200 - width
-        shares.append(height * width / (120 * 200))
-        ratios.append(width / height)
-    assert 0.19 < min(shares) < 0.25 and 0.55 < max(shares) < 0.61
-    assert 0.48 < min(ratios) < 0.6 and 1.7 < max(ratios) < 2.05
-
-
-def test_scale_aspect_of_an_impossible_ratio_falls_back_to_the_centre():
-    """A strip of 4 × 400 holds no part of ratio 1 with half its area."""
-    assert ScaleAspectCropFlip(8, scale=(0.5, 1), ratio=(1, 1))._box(4, 400, None) == (0, 198, 4, 4)
-
-
-def test_scale_aspect_crops_what_the_box_says():
-    crop = ScaleAspectCropFlip(10, flip=0)
-    crop._box = lambda height, width, generator: (3, 5, 10, 10)
-    x = torch.rand(3, 20, 30)
-    assert torch.allclose(crop(x), x[:, 3:13, 5:15], atol=1e-6)
-
-
-@pytest.mark.parametrize("transform", [ScaleAspectCropFlip(16), CenterCrop(16)], ids=["train", "eval"])
-@pytest.mark.parametrize("shape", [(3, 20, 50), (3, 50, 20), (1, 5, 5), (2, 3, 40, 30)])
-def test_imagenet_transforms_keep_type_and_give_one_size(transform, shape):
-    x = torch.randint(0, 256, shape, dtype=torch.uint8)
-    out = transform(x)
-    assert out.dtype == torch.uint8 and out.shape == (*shape[:-2], 16, 16)
-    grey = transform(torch.full(shape, 77, dtype=torch.uint8))
-    assert (grey == 77).all()
-
-
-def test_center_crop_is_the_centre():
-    x = torch.zeros(1, 80, 120)
-    x[:, 40 - 35 : 40 + 35, 60 - 35 : 60 + 35] = 1  # 70 = 0.875 · 80
-    out = CenterCrop(70)(x)
-    assert out.shape == (1, 70, 70) and (out == 1).all()
-    assert CenterCrop(70, fraction=1.0)(torch.rand(1, 70, 90)).shape == (1, 70, 70)
-
-
-@pytest.mark.skipif(
-    find_spec("torchvision") is None, reason="torchvision, the oracle of the centre crop, is not installed"
-)
-@pytest.mark.parametrize("shape", [(3, 300, 401), (3, 401, 300), (3, 256, 256)])
-def test_center_crop_is_torchvisions(shape):
-    from colearn_hpc._torchvision import make_torchvision_importable
-
-    make_torchvision_importable()
-    from torchvision.transforms import v2
-
-    x = torch.rand(shape)
-    wanted = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224)])(x)
-    assert torch.allclose(CenterCrop(224)(x), wanted, atol=1e-6)
-
-
-def test_decode_image_depends_on_the_given_generator_alone():
-    from io import BytesIO
-
-    from PIL import Image
-
-    file = BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(file, "PNG")
-    decode = DecodeImage(ScaleAspectCropFlip(16))
-    torch.manual_seed(0)
-    first = decode(file.getvalue(), np.random.default_rng([1, 2, 3]))
-    second = decode(file.getvalue(), np.random.default_rng([1, 2, 3]))
-    other = decode(file.getvalue(), np.random.default_rng([1, 2, 4]))
-    assert first.dtype == np.uint8 and first.shape == (3, 16, 16)
-    assert np.array_equal(first, second) and not np.array_equal(first, other)
-    torch.manual_seed(0)
-    assert torch.initial_seed() == 0 and DecodeImage(CenterCrop(16))(file.getvalue(), np.random.default_rng(0)).shape
 
 
 def test_time_shift_moves_and_fills_with_silence():
@@ -351,11 +268,6 @@ def test_speech_log_mel_at_half_the_rate():
     [
         (lambda: RandomCropFlip(-1), "padding=-1"),
         (lambda: RandomCropFlip(flip=1.5), "flip=1.5"),
-        (lambda: ScaleAspectCropFlip(0), "size=0"),
-        (lambda: ScaleAspectCropFlip(scale=(0.5, 0.1)), "scale="),
-        (lambda: ScaleAspectCropFlip(ratio=(0, 1)), "ratio="),
-        (lambda: CenterCrop(0), "size=0"),
-        (lambda: CenterCrop(fraction=0), "fraction=0"),
         (lambda: TimeShift(-1), "max_shift=-1"),
         (lambda: BackgroundNoise(NOISE, volume=-1), "volume=-1"),
         (lambda: BackgroundNoise(NOISE, probability=2), "probability=2"),

@@ -71,26 +71,52 @@ def test_augment_is_for_training_transform_for_all(tmp_path, make_shard):
     calls = []
 
     def augment(x):
-        calls.append(("augment", tuple(x.shape), float(x.max()) <= 1.0))
+        calls.append(("augment", tuple(x.shape), float(x.min()) >= 0.0 and float(x.max()) <= 1.0))
         return x + 100
 
     def transform(x):
-        calls.append(("transform", tuple(x.shape), float(x.min()) >= 100))
-        return x[:, :, :2]
+        calls.append(("transform", tuple(x.shape), float(x.min()) >= 200))
+        return x[:, :, :2] - 5000
 
     model = Recorder()
     path = str(make_shard(n=4))
     data = ShardDataModule(path, test=path, batch_size=4, augment=augment, transform=transform)
     trainer(tmp_path).fit(model, data)
     trainer(tmp_path).test(model, data, verbose=False)
-    # Whole batches, on [0, 1] values, before normalisation; in evaluation no augmentation.
+    # Whole batches: augmentation of [0, 1] values in training alone, mean and std, the transform at the very end.
     assert calls == [
         ("augment", (4, 3, 4, 5), True),
         ("transform", (4, 3, 4, 5), True),
         ("transform", (4, 3, 4, 5), False),
         ("transform", (4, 3, 4, 5), False),
     ]
-    assert model.seen["test"][0][0].shape == (4, 3, 2, 5)
+    x = model.seen["test"][0][0]
+    assert x.shape == (4, 3, 2, 5) and x.max() < -4900
+
+
+def test_mean_and_std_of_a_waveform_are_not_applied_to_its_log_mel(tmp_path, make_shard):
+    """They are of the samples: two numbers that mean nothing to 40 bands."""
+    path = tmp_path / "wave.h5"
+    metadata = {"scale": 1 / 32768, "mean": [0.0], "std": [0.5]}
+    with ShardWriter(
+        path, task="classification", classes=["a", "b"], kind="wave", length=2, metadata=metadata
+    ) as shard:
+        for label in (0, 1):
+            shard.append(np.full(16_000, 8192, dtype=np.int16), label)
+    data = ShardDataModule(str(path), transform=lambda x: x.mean(dim=1, keepdim=True).expand(-1, 40) - 10)
+    assert torch.equal(data.ready(torch.full((2, 16_000), 8192, dtype=torch.int16)), torch.full((2, 40), -9.5))
+
+
+def test_a_transform_can_be_named_on_the_command_line(tmp_path, make_shard):
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(ShardDataModule, "data")
+    shift = {"class_path": "colearn_hpc.data.transforms.TimeShift", "init_args": {"max_shift": 7}}
+    log_mel = {"class_path": "colearn_hpc.data.audio_features.SpeechLogMel"}
+    parsed = parser.parse_object({"data": {"train": str(make_shard()), "augment": shift, "transform": log_mel}})
+    data = parser.instantiate_classes(parsed).data
+    assert data.augment.max_shift == 7 and data.transform(torch.zeros(2, 16_000)).shape == (2, 98, 40)
 
 
 def test_validation_is_the_test_set_unless_named(tmp_path, make_shard):

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from miniatures import (
 )
 from PIL import Image
 
+from colearn_hpc._torchvision import make_torchvision_importable
 from colearn_hpc.data.datamodule import ShardDataModule
 from colearn_hpc.data.images import CropDecoder
 from colearn_hpc.data.pack import Request, pack
@@ -110,6 +112,37 @@ def test_random_crops_of_any_shape_have_the_size_asked(size):
     for seed in range(20):
         crop = CropDecoder(24, random=True)(buffer.getvalue(), np.random.default_rng(seed))
         assert crop.shape == (3, 24, 24)
+
+
+@pytest.mark.skipif(
+    find_spec("torchvision") is None, reason="torchvision, the oracle of the centre crop, is not installed"
+)
+@pytest.mark.parametrize("size", [(300, 401), (401, 300), (256, 256)])
+def test_the_centre_crop_is_torchvisions(size):
+    """Resize(256) and CenterCrop(224), in one step: not the same bits, but the same picture at the same place."""
+    make_torchvision_importable()
+    from torchvision.transforms import v2
+
+    corners = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    image = Image.fromarray(corners).resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    crop = CropDecoder(224, random=False)(buffer.getvalue(), np.random.default_rng(0)).astype(float)
+    wanted = np.asarray(v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224)])(image)).transpose(2, 0, 1)
+    assert np.abs(crop - wanted).mean() < 1
+    assert np.abs(np.roll(crop, 3, axis=2) - wanted).mean() > 2  # three pixels aside would be noticed
+
+
+def test_random_crops_keep_their_ranges():
+    shares, ratios = [], []
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        left, top, right, bottom = CropDecoder._random_box(200, 120, rng)
+        assert 0 <= left < right <= 200 and 0 <= top < bottom <= 120
+        shares.append((right - left) * (bottom - top) / (200 * 120))
+        ratios.append((right - left) / (bottom - top))
+    assert 0.07 < min(shares) < 0.12 and 0.7 < max(shares) < 1.0
+    assert 0.73 < min(ratios) < 0.8 and 1.27 < max(ratios) < 1.36
 
 
 def test_reduced_decoding_shows_the_same_picture():
