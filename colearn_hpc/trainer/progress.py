@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -72,7 +73,10 @@ class RunProgress(ProgressBar):
         """Called by :class:`CoLearning` on the ranks of every data center when a round is in the books."""
         self._records.append(record)
         shared = _text(record.centers[0].shared_metrics)
-        self._say(f"round {record.round} averaged: relative change {record.relative_change:.4f}  {shared}")
+        # An ensemble has no shared model that could change.
+        change = record.relative_change
+        what = f"averaged: relative change {change:.4f}" if math.isfinite(change) else "closed: predictions averaged"
+        self._say(f"round {record.round} {what}  {shared}")
         if doubled:
             self._say(
                 f"  T doubles: {self._colearning.local_epochs} -> {record.next_local_epochs} local epochs a round"
@@ -113,7 +117,7 @@ def table(records: Sequence[RoundRecord]) -> str:
                 str(record.local_epochs),
                 str(record.epochs_done),
                 f"{record.learning_rates[-1]:.4g}" if record.learning_rates else "-",
-                f"{record.relative_change:.4f}",
+                f"{record.relative_change:.4f}" if math.isfinite(record.relative_change) else "-",
                 *(f"{shared[name]:.4f}" if name in shared else "-" for name in metrics),
                 f"{max(center.train_seconds for center in centers):.1f}",
                 f"{max(center.wait_seconds for center in centers):.1f}",
