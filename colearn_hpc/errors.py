@@ -9,6 +9,8 @@ from typing import TypeVar
 
 E = TypeVar("E", bound="ColearnError")
 
+RESUME_CODE = 85  # exit code: "not done; start me again". No shell, MPI or Slurm uses it
+
 
 class ColearnError(Exception):
     """Base of everything this package raises on purpose.
@@ -51,6 +53,22 @@ class ParticipantError(ColearnError, RuntimeError):
 
 class RoundTimeoutError(ColearnError, TimeoutError):
     """A data center did not arrive at the end of a round in time."""
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, every data center has a resume point, and the next start continues.
+
+    Not an error: where nobody catches it, the process ends with exit code 85, by which a batch script knows.
+    """
+
+    everywhere = True
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(RESUME_CODE)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"stopped by {self.reason}"
 
 
 class PeerError(ColearnError, RuntimeError):

@@ -39,7 +39,7 @@ commands:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration, 85 resume me."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"colearn-hpc: error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if command == "fit":
+        # Before the heavy imports: a warning of the batch system that finds no handler kills.
+        importlib.import_module("colearn_hpc.trainer.signals").listen()
     if COMMANDS[command][0] == "fit":
         make_torchvision_importable()  # before Lightning, which imports torchvision wherever it finds one
     module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")

@@ -21,13 +21,14 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from colearn_hpc.algorithm.shared_model import weighted_mean
-from colearn_hpc.errors import ColearnError, FingerprintError, PeerError, RoundTimeoutError
+from colearn_hpc.errors import ColearnError, FingerprintError, Interrupted, PeerError, RoundTimeoutError
+from colearn_hpc.mpi.notices import StopNotices
 from colearn_hpc.mpi.topology import DataCenter
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ class Status:
         center: its data center's name.
         content: what it wants the others to know (small, picklable).
         error: why it failed, empty if it did not.
+        stopping: why it leaves the run, for now; empty if it does not.
     """
 
     purpose: str
     center: str
     content: Any = None
     error: str = ""
+    stopping: str = ""
 
 
 class Exchange:
@@ -76,6 +79,7 @@ class Exchange:
         self._center_comm = center.comm.Dup()
         self._leaders: MPI.Comm | None = center.leaders.Dup() if center.leaders is not None else None
         self._notices = center.leaders.Dup() if center.leaders is not None else None
+        self.stops = StopNotices(center)
         self._meetings = 0
         self._noticed: dict[int, set[int]] = {}
 
@@ -106,6 +110,18 @@ class Exchange:
         """
         content = decision() if self.center.is_first else None
         return self.meet(purpose, content)[self.center.topology.centers[0].leader].content
+
+    def stop(self) -> NoReturn:
+        """Leave the run until it is resumed; this data center has written its resume point. Collective over the world.
+
+        The others come here from their own next safe point, or are at a round's end and wait for this data center:
+        then their meeting ends with this, before the mean.
+
+        Raises:
+            Interrupted: on all ranks.
+        """
+        self._meet(Status("stop", self.center.name, stopping=self.stops.reason or "a signal"), None)
+        raise AssertionError("a meeting with somebody stopping ends the run")
 
     def fail(self, error: BaseException) -> None:
         """Tell all others that this rank failed. To be called once, from the handler of ``error``.
@@ -139,6 +155,9 @@ class Exchange:
         if any(s.error for s in statuses):
             raise PeerError(_joined_errors(statuses, len(self.center.topology.centers)))
         purposes = {s.purpose: s.center for s in statuses}
+        if reasons := list(dict.fromkeys(s.stopping for s in statuses if s.stopping)):
+            # The most telling one: who was signalled, where that rank itself is here to say so.
+            raise Interrupted(max(reasons, key=len))
         if len(purposes) != 1:
             found = ", ".join(f"{center}: {purpose}" for purpose, center in purposes.items())
             raise PeerError(f"the data centers are at different points of the run ({found}); please report this")
@@ -150,6 +169,7 @@ class Exchange:
         sleep, report = 0.0005, _FIRST_REPORT
         while not request.Test():
             arrived |= self._arrivals()
+            self.stops.poll()  # a rank that is signalled while it waits tells those who still train
             waited = time.monotonic() - start
             if waited > report and self.center.is_leader and self.center.index == min(arrived):
                 report = waited + _LATER_REPORTS

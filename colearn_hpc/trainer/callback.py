@@ -21,7 +21,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome
 from colearn_hpc.algorithm.outer import OuterOptimizer
-from colearn_hpc.errors import ConfigurationError, TopologyError
+from colearn_hpc.errors import ConfigurationError, Interrupted, TopologyError
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import CentersSpec, DataCenter
 from colearn_hpc.trainer import recovery, rules
@@ -37,17 +37,8 @@ from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord
 
 log = logging.getLogger("colearn_hpc")
 
-_STATE = (
-    "run_id",
-    "round",
-    "epoch_in_round",
-    "epochs_done",
-    "rule_epochs",
-    "local_epochs",
-    "relative_change",
-    "_averaged",
-    "_untaken",
-)
+_STATE = ("run_id", "round", "epoch_in_round", "epochs_done", "rule_epochs", "local_epochs")
+_STATE += ("relative_change", "_averaged", "_untaken")
 
 
 class CoLearning(Callback):
@@ -75,7 +66,7 @@ class CoLearning(Callback):
         combine: ``"weights"`` (eq. 2), or ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
-        resume_points: write a resume point at every local epoch's end.
+        resume_points: write a resume point at every local epoch's end, and one where SIGUSR1 or SIGTERM stops the run.
         timeout: seconds to wait for another data center at a round's end; None waits for ever.
 
     Raises:
@@ -169,7 +160,7 @@ class CoLearning(Callback):
         start = f"run {self.run_id[:8]}, round {self.round} of T={self.rule_epochs}" if self._resumed else "the start"
         recovery.check_same_place(start, self.exchange)
         self.round_log.rewind(self.round)
-        self._started = time.monotonic()
+        self._started = self._epoch_start = time.monotonic()
         if self.rounds is not None and self.round >= self.rounds:
             trainer.should_stop = True  # a finished run was resumed
 
@@ -190,7 +181,7 @@ class CoLearning(Callback):
         self._record.examples += batch_size(batch)
         self._untaken = True
         if trainer.is_last_batch:
-            self._record.train_seconds += time.monotonic() - self._epoch_start
+            self.read_clock()
             if self.epoch_in_round == self.local_epochs - 1:
                 self._average(trainer, pl_module)
 
@@ -222,6 +213,12 @@ class CoLearning(Callback):
         self.epochs_done += 1
         self.epoch_in_round += 1
 
+    def read_clock(self) -> None:
+        """Book the seconds trained since the epoch's start, or since the last call in the epoch."""
+        now = time.monotonic()
+        self._record.train_seconds += now - self._epoch_start
+        self._epoch_start = now
+
     def finish_epoch(self, trainer: pl.Trainer) -> None:
         """The books of a round, after every other callback has had its say. Called by :class:`EpochEnd`."""
         if self._averaged:
@@ -241,8 +238,9 @@ class CoLearning(Callback):
         if trainer.state.fn != "fit":
             return
         if hasattr(self, "round_log"):
-            self.round_log.summarize(**self._summary(trainer), status="failed", error=str(exception))
-            log.info("failed: %r", exception)
+            status = "interrupted" if isinstance(exception, Interrupted) else "failed"
+            self.round_log.summarize(**self._summary(trainer), status=status, error=str(exception))
+            log.info("%s: %r", status, exception)
         if not getattr(exception, "everywhere", False):
             # A DataModule's setup comes before ours: then the others are on their way to meet us.
             self._connect(trainer)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.types import _Stateful
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loops.fetchers import _DataLoaderIterDataFetcher
+from torch import Tensor
+
+from colearn_hpc.errors import CheckpointError
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
@@ -24,3 +29,58 @@ def wants_stop(trainer: pl.Trainer) -> bool:
     met_epochs = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
     met_steps = trainer.global_step >= (trainer.min_steps or 0)
     return (trainer.should_stop and met_epochs and met_steps) or 0 <= trainer.max_steps <= trainer.global_step
+
+
+def can_skip_batches(trainer: pl.Trainer) -> bool:
+    """Whether a resumed epoch can find its place: its length is known, and not ``training_step`` itself fetches."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and fetcher.length is not None and not isinstance(fetcher, _DataLoaderIterDataFetcher)
+
+
+def skip_batches(trainer: pl.Trainer, count: int) -> None:
+    """Read and drop the batches that a resumed epoch has trained, where the loader was not told its place.
+
+    To be called between the making of the epoch's iterator and the first batch: in ``on_train_start``. 2.6 counts
+    the skipped ones itself (``data_fetcher.fetched``) when the epoch goes on.
+    """
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    stateful = [isinstance(loader, _Stateful) for loader in fetcher.combined_loader.flattened]
+    if all(stateful):
+        return
+    if any(stateful):
+        raise CheckpointError(
+            "some of the training loaders have state_dict() and some do not: the place in the epoch is unknown; "
+            "delete the newest resume point of each data center to go on from the epoch's start"
+        )
+    for _ in range(count):
+        next(fetcher)
+    fetcher.fetched -= count
+
+
+def running_sums(trainer: pl.Trainer) -> dict[str, dict[str, Tensor]]:
+    """The sums behind ``self.log(..., on_epoch=True)`` of the epoch under way; no checkpoint of 2.6 holds them."""
+    results = trainer.fit_loop.epoch_loop._results
+    return {
+        key: {name: getattr(metric, name).detach().cpu().clone() for name in metric._defaults}
+        for key, metric in results.items()
+        if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset
+    }
+
+
+def add_running_sums(trainer: pl.Trainer, sums: dict[str, dict[str, Tensor]]) -> None:
+    """Put what :func:`running_sums` found before an interruption under what was logged since; takes it out of ``sums``.
+
+    A result exists from its first ``log`` on. After one batch it holds that batch's term alone, so that
+    adding it to the old sum is the very addition of a run that was not interrupted.
+    """
+    for key, metric in trainer.fit_loop.epoch_loop._results.items():
+        if key not in sums or metric.has_reset:
+            continue
+        before = {name: value.to(metric.value.device) for name, value in sums.pop(key).items()}
+        if metric.meta.is_max_reduction or metric.meta.is_min_reduction:
+            metric.value = metric.meta.reduce_fx(before["value"], metric.value)
+        else:
+            for name, value in before.items():
+                setattr(metric, name, value + getattr(metric, name))
+        metric._computed = None

@@ -1,0 +1,65 @@
+"""One word between ranks that nobody waits for: stop at your next safe point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from colearn_hpc.mpi.topology import DataCenter
+
+
+class StopNotices:
+    """Who was asked to stop, known to all data centers without a collective between them.
+
+    A rank that was signalled sends an empty message to every leader; leaders look for such messages whenever they
+    are at a safe point or waiting. Safe points of different data centers need not be the same moment: each
+    writes its own resume point, and within a round these fit together.
+
+    Args:
+        center: this process's data center. Collective over the world.
+
+    Attributes:
+        signal: tells whether this process was signalled: the signal's name, or nothing.
+        reason: why to stop, empty while there is no reason.
+    """
+
+    def __init__(self, center: DataCenter) -> None:
+        self.signal: Callable[[], str] = str
+        self.reason = ""
+        self._center = center
+        self._world = center.world.Dup()
+        self._in_center = center.comm.Dup()
+        self._sent = False
+
+    def poll(self) -> str:
+        """Why to stop, as far as this rank knows. Never blocks; passes this process's own signal on, once."""
+        from mpi4py import MPI
+
+        if (signal := self.signal()) and not self._sent:
+            self._sent = True
+            self.reason = self.reason or f"{signal} at data center {self._center.name} ({self._center.host})"
+            for other in self._center.topology.centers:
+                if other.leader != self._center.world_rank:
+                    self._world.Isend([b"", MPI.BYTE], other.leader).Free()
+        found = MPI.Status()
+        while self._world.Iprobe(status=found):
+            self._world.Recv([bytearray(0), MPI.BYTE], found.Get_source())
+            sender = self._center.topology.center_of(found.Get_source())
+            self.reason = self.reason or f"a signal at data center {sender.name}"
+        return self.reason
+
+    def agreed(self) -> bool:
+        """Whether any rank of this data center knows a reason. Collective over the data center.
+
+        The ranks of a data center stop at the same batch, because the next one's gradients take them all. They
+        are in step anyway, so this small sum costs microseconds.
+        """
+        from mpi4py import MPI
+
+        known = np.array([bool(self.poll())], dtype=np.int32)
+        if self._center.size > 1:
+            self._in_center.Allreduce(MPI.IN_PLACE, known, MPI.MAX)
+        return bool(known[0])

@@ -1,0 +1,50 @@
+"""SIGUSR1 and SIGTERM set a flag, and nothing else: the run looks at it where it can stop.
+
+A batch system warns before it kills: of the time limit by SIGUSR1 (``sbatch --signal``), of preemption by SIGTERM.
+Neither may be acted upon inside the handler: half a batch may be in the optimizer, and the other ranks are elsewhere.
+
+Light to import: the handlers should stand before the heavy libraries are loaded, because a USR1 without one kills.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+_received: list[str] = []
+_previous: dict[int, Any] = {}
+
+
+def listen() -> None:
+    """Take SIGUSR1 and SIGTERM. Again: take them back from whoever has taken them since.
+
+    Lightning's own SIGTERM handler, set when a fit begins, broadcasts from within the handler: on ranks that are
+    signalled at different batches that would mix up their collectives.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            before = signal.signal(number, _note)
+            if before is not _note:
+                _previous.setdefault(number, before)
+
+
+def received() -> str:
+    """The name of the first signal since :func:`listen`, or nothing."""
+    return _received[0] if _received else ""
+
+
+def forget() -> None:
+    """Give the signals back to whoever had them, and drop those received: nobody looks at the flag any more."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in _previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    _previous.clear()
+    _received.clear()
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _received.append(signal.Signals(number).name)
