@@ -100,6 +100,7 @@ class ColearnCLI(LightningCLI):
         self.session.exchange = self.exchange = Exchange(environment.center)
         self.folder = Path(self._setting("runs")) / self._setting("name")
         self.center_folder = self.folder / "centers" / self.center.name
+        self._check_devices()
         if self.subcommand == "fit":
             self._check_budget()
             self._prepare_folder()
@@ -169,6 +170,15 @@ class ColearnCLI(LightningCLI):
 
     def _setting(self, name: str) -> Any:
         return self.config[self.subcommand][name]
+
+    def _check_devices(self) -> None:
+        trainer, center = self._setting("trainer"), self.center
+        for key, default, found in (("devices", "auto", center.local_size), ("num_nodes", 1, center.nodes)):
+            if str(trainer[key]) not in (str(default), "-1", str(found)):
+                raise ConfigurationError(
+                    f"trainer.{key}={trainer[key]}, but data center {center.name} has {found} by the ranks that were "
+                    f"started; leave trainer.{key} out, and start as many ranks as there are devices"
+                )
 
     def _check_budget(self) -> None:
         trainer, rounds = self._setting("trainer"), self._setting("colearning")["rounds"]

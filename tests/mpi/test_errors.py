@@ -51,6 +51,9 @@ CASES = {
     "impossible setting": Case(
         "decay (r of eq. 3) must be in (0, 1], found 1.5", arguments=[*TOY, "--colearning.decay=1.5"]
     ),
+    "devices against ranks": Case(
+        "trainer.devices=3, but data center dc0 has 4", arguments=[*TOY, "--trainer.devices=3"], count="1"
+    ),
     "nothing ends the run": Case("nothing ends this run", arguments=["--model=faulty.Plain"]),
     "unknown module": Case("Given value: nosuch.Module", arguments=["--model=nosuch.Module"], code=2),
     "resume and overwrite": Case("exclude each other", arguments=[*TOY, "--resume", "--overwrite"]),
