@@ -26,7 +26,7 @@ from colearn_hpc.studies.markdown import markdown
 from colearn_hpc.studies.page import page
 from colearn_hpc.studies.results import Result, StudyResults, read_results
 from colearn_hpc.studies.run_folder import RunFolder, read_run
-from colearn_hpc.studies.statistics import of_trials
+from colearn_hpc.studies.statistics import of_trials, paired
 
 _ABLATION = ("clr+ile", "clr+fle", "elr+ile", "elr+fle")
 
@@ -154,20 +154,26 @@ def _group_blocks(study: StudyResults, group: tuple[str, str]) -> list[Block]:
 
 
 def ablation_verdict(study: StudyResults, group: tuple[str, str]) -> str:
-    """Whether the paper's order of the four arms was seen; empty where fewer than two of them ran."""
-    means = {arm: of_trials(list(study.by_seed(group, arm).values())) for arm in _ABLATION}
-    ranked = sorted((arm for arm in means if means[arm].count), key=lambda arm: -means[arm].mean)
-    if len(ranked) < 2 or "clr+ile" not in ranked:
+    """Whether the paper's order of the four arms was seen, over the seeds that all of them finished.
+
+    Empty where co-learning or all of the others are missing.
+    """
+    values = {arm: by_seed for arm in _ABLATION if (by_seed := study.by_seed(group, arm))}
+    seeds = set.intersection(*(set(by_seed) for by_seed in values.values())) if values else set()
+    if len(values) < 2 or "clr+ile" not in values or not seeds:
         return ""
-    order = " > ".join(f"{arm.upper()} {tables.value(means[arm].mean, study.metric)}" for arm in ranked)
-    spread = of_trials([means[arm].deviation for arm in ranked]).mean
-    gap = means[ranked[0]].mean - means[ranked[-1]].mean
-    if ranked[0] == "clr+ile":
-        text = f"The paper's claim that CLR+ILE is best of the {len(ranked)} arms holds in the means here: {order}."
-    else:
-        text = f"The paper's claim that CLR+ILE is best of the {len(ranked)} arms was NOT seen here: {order}."
-    if math.isfinite(spread) and gap < 2 * spread:
-        text += " The arms lie within the scatter of the trials: these runs cannot tell them apart."
+    common = {arm: {seed: by_seed[seed] for seed in sorted(seeds)} for arm, by_seed in values.items()}
+    means = {arm: of_trials(list(by_seed.values())).mean for arm, by_seed in common.items()}
+    ranked = sorted(means, key=lambda arm: -means[arm])
+    order = " > ".join(f"{arm.upper()} {tables.value(means[arm], study.metric)}" for arm in ranked)
+    seen = "holds in the means here" if ranked[0] == "clr+ile" else "was NOT seen here"
+    text = f"The paper's claim that CLR+ILE is best of the {len(ranked)} arms {seen}: {order}"
+    text += f" (over the {len(seeds)} seeds that all of them finished)."
+    rival = ranked[1] if ranked[0] == "clr+ile" else ranked[0]
+    gap = paired(common["clr+ile"], common[rival])
+    if not abs(gap.mean) > 2 * gap.error:  # also where one trial leaves the error unknown
+        text += f" The difference to {rival.upper()} lies within twice its standard error: these runs cannot tell them"
+        text += " apart."
     return text
 
 
