@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.data import _set_sampler_epoch
 from lightning_fabric.utilities.types import _Stateful
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -37,14 +38,16 @@ def can_skip_batches(trainer: pl.Trainer) -> bool:
     return fetcher is not None and fetcher.length is not None and not isinstance(fetcher, _DataLoaderIterDataFetcher)
 
 
-def skip_batches(trainer: pl.Trainer, count: int) -> None:
-    """Read and drop the batches that a resumed epoch has trained, where the loader was not told its place.
+def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
+    """Make a resumed epoch's data iterator anew, and read and drop the batches that it has trained.
 
-    To be called between the making of the epoch's iterator and the first batch: in ``on_train_start``. 2.6 counts
-    the skipped ones itself (``data_fetcher.fetched``) when the epoch goes on.
+    To be called in ``on_train_start``. 2.6 makes the first iterator before it tells the samplers the epoch: with
+    workers, which fetch ahead, a resumed epoch would have the order of epoch 0. It counts the skipped batches itself
+    (``data_fetcher.fetched``) when the epoch goes on. Loaders with ``state_dict`` have been told their place already.
     """
     fetcher = trainer.fit_loop._data_fetcher
-    assert fetcher is not None
+    if fetcher is None:
+        return
     stateful = [isinstance(loader, _Stateful) for loader in fetcher.combined_loader.flattened]
     if all(stateful):
         return
@@ -53,9 +56,12 @@ def skip_batches(trainer: pl.Trainer, count: int) -> None:
             "some of the training loaders have state_dict() and some do not: the place in the epoch is unknown; "
             "delete the newest resume point of each data center to go on from the epoch's start"
         )
-    for _ in range(count):
+    for loader in fetcher.combined_loader.flattened:
+        _set_sampler_epoch(loader, trainer.current_epoch)
+    iter(fetcher)
+    for _ in range(skip):
         next(fetcher)
-    fetcher.fetched -= count
+    fetcher.fetched -= skip
 
 
 def running_sums(trainer: pl.Trainer) -> dict[str, dict[str, Tensor]]:

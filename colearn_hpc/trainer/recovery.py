@@ -27,7 +27,7 @@ from colearn_hpc.errors import CheckpointError, Interrupted
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.trainer import signals
-from colearn_hpc.trainer.lightning_gaps import add_running_sums, skip_batches
+from colearn_hpc.trainer.lightning_gaps import add_running_sums, restart_epoch
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ class EpochEnd(Checkpoint):
         self._generators: list[dict[str, Any]] = []  # as they were before the epoch's data iterator was made
         self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
+        self._resumed = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._generators:
+        if self._resumed:
             # Here, and not later: the first epoch's data iterator, made next, already draws.
             set_generators(self._generators[self._colearning.center.rank])
         else:
@@ -70,9 +71,11 @@ class EpochEnd(Checkpoint):
         colearning = self._colearning
         batch = self._middle.get("batches", 0)
         log.info("training from round %d, epoch %d, batch %d", colearning.round, colearning.epochs_done, batch)
+        if self._resumed:
+            set_generators(self._generators[colearning.center.rank])
+            restart_epoch(trainer, batch)
         if self._middle:
             mine = self._middle["ranks"][colearning.center.rank]
-            skip_batches(trainer, batch)
             restore_metrics(pl_module, mine["metrics"])
             self._sums = mine["sums"]
             set_generators(mine["generators"])
@@ -119,6 +122,7 @@ class EpochEnd(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict["generators"]
         self._middle = state_dict.get("middle", {})
+        self._resumed = True
 
     def _save(self, trainer: pl.Trainer, place: str = "") -> None:
         """Write this data center's resume point. Collective over the data center."""

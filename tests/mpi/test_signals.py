@@ -29,12 +29,17 @@ def fit(launch):
     return run
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["1 rank each", "2 ranks each"])
+@pytest.fixture(scope="module", params=[(2, 0), (4, 1)], ids=["1 rank each", "2 ranks each, workers"])
 def whole(fit, request, tmp_path_factory):
-    """The number of ranks, and the run that nobody stopped."""
+    """How to start it, and the run that nobody stopped."""
+    ranks, workers = request.param
     folder = tmp_path_factory.mktemp("whole")
-    fit(request.param, folder).ok()
-    return request.param, folder / "run"
+
+    def start(folder, *arguments, during=None):
+        return fit(ranks, folder, f"--model.workers={workers}", *arguments, during=during)
+
+    start(folder).ok()
+    return ranks, start, folder / "run"
 
 
 def left(run):
@@ -81,13 +86,13 @@ def when_trained(run, epochs, then):
     return during
 
 
-def test_stopped_in_mid_epoch(fit, whole, tmp_path):
+def test_stopped_in_mid_epoch(whole, tmp_path):
     """By USR1, as a batch script passes it on; each data center stops where it is, not at the same batch."""
-    ranks, uninterrupted = whole
+    _, start, uninterrupted = whole
     run = tmp_path / "run"
     stop = when_trained(run, 3, lambda process: process.send_signal(signal.SIGUSR1))
     # No resume point is there: --resume starts anew.
-    stopped = fit(ranks, tmp_path, "--resume", "--model.pause=0.25", during=stop)
+    stopped = start(tmp_path, "--resume", "--model.pause=0.25", during=stop)
     assert stopped.code == RESUME_CODE, stopped.err
     assert stopped.err.count("start again with --resume") == 1, stopped.err
     assert "Traceback" not in stopped.err and not stopped.orphans
@@ -95,16 +100,16 @@ def test_stopped_in_mid_epoch(fit, whole, tmp_path):
     found = points(run)
     assert found.keys() == {"dc0", "dc1"}
     assert all(re.fullmatch(r"resume-round000001-epoch000003-batch0000000\d.ckpt", name) for name in found.values())
-    assert fit(ranks, tmp_path, "--resume").code == 0
+    assert start(tmp_path, "--resume").code == 0
     assert left(run) == left(uninterrupted)
     # A finished run is finished.
-    fit(ranks, tmp_path, "--resume").ok()
+    start(tmp_path, "--resume").ok()
     assert left(run) == left(uninterrupted)
 
 
-def test_one_rank_is_signalled_again_and_again(fit, whole, tmp_path):
+def test_one_rank_is_signalled_again_and_again(whole, tmp_path):
     """TERM to any single rank, at random moments: epochs, averaging, validation, waiting for the slower one."""
-    ranks, uninterrupted = whole
+    ranks, start, uninterrupted = whole
     run = tmp_path / "run"
     moments = random.Random(ranks)
     codes = []
@@ -121,7 +126,7 @@ def test_one_rank_is_signalled_again_and_again(fit, whole, tmp_path):
             time.sleep(delay)
             signal_rank(process.pid, victim, signal.SIGTERM)
 
-        codes.append(fit(ranks, tmp_path, "--resume", "--model.pause=0.02", during=stop).code)
+        codes.append(start(tmp_path, "--resume", "--model.pause=0.02", during=stop).code)
     assert set(codes) <= {0, RESUME_CODE} and RESUME_CODE in codes, codes
-    assert fit(ranks, tmp_path, "--resume").code == 0
+    assert start(tmp_path, "--resume").code == 0
     assert left(run) == left(uninterrupted)

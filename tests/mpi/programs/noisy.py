@@ -16,23 +16,24 @@ class Noisy(toy.Toy):
     Args:
         batches: per local epoch and data center; later data centers have one more each, so that they are slower.
         pause: seconds per batch, so that a test can meet it in mid-epoch.
+        workers: of the data loader; they fetch ahead.
     """
 
-    def __init__(self, batches: int = 6, pause: float = 0.0) -> None:
+    def __init__(self, batches: int = 6, pause: float = 0.0, workers: int = 0) -> None:
         net = nn.Sequential(
             nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, toy.CLASSES)
         )
         super().__init__(net)
-        self.batches, self.pause = batches, pause
+        self.batches, self.pause, self.workers = batches, pause, workers
 
     def train_dataloader(self):
         center = int(os.environ["COLEARN_CENTER"].removeprefix("dc"))
         examples = toy.data(center, toy.BATCH * (self.batches + center))
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
         if ranks == 1:
-            return DataLoader(examples, batch_size=toy.BATCH, shuffle=True)
+            return DataLoader(examples, batch_size=toy.BATCH, shuffle=True, num_workers=self.workers)
         sampler = DistributedSampler(examples, ranks, rank)
-        return DataLoader(examples, batch_size=toy.BATCH // ranks, sampler=sampler)
+        return DataLoader(examples, batch_size=toy.BATCH // ranks, sampler=sampler, num_workers=self.workers)
 
     def val_dataloader(self):
         return DataLoader(toy.data(99), batch_size=toy.BATCH)
