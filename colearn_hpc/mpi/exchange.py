@@ -74,6 +74,7 @@ class Exchange:
     def __init__(self, center: DataCenter, timeout: float | None = None) -> None:
         self.center = center
         self.timeout = timeout
+        self.doing = ""  # "waiting" or "exchanging" while this rank does
         self.bytes_sent = 0  # payload this process sent to other data centers so far
         self._meeting_comm = center.world.Dup()
         self._center_comm = center.comm.Dup()
@@ -150,7 +151,9 @@ class Exchange:
     def _meet(self, status: Status, patience: float | None) -> list[Status]:
         self._meetings += 1
         self._send_notices()
+        self.doing = "waiting"
         self._wait(self._meeting_comm.Ibarrier(), status.purpose, patience)
+        self.doing = ""
         statuses: list[Status] = self._meeting_comm.allgather(status)
         if any(s.error for s in statuses):
             raise PeerError(_joined_errors(statuses, len(self.center.topology.centers)))
@@ -277,6 +280,7 @@ class Exchange:
         if centers == 1:
             return
         me = self.center.index
+        self.doing = "exchanging"
         for block in vector.split(_CHUNK):
             counts = [len(part) for part in torch.arange(block.numel()).tensor_split(centers)]
             offsets = [sum(counts[:k]) for k in range(centers)]
@@ -290,6 +294,7 @@ class Exchange:
             block.copy_(gathered)
             payload = (block.numel() - counts[me]) + (centers - 1) * (mine.stop - mine.start)
             self.bytes_sent += payload * block.element_size()
+        self.doing = ""
 
     def distribute_in_center(self, vector: Tensor) -> None:
         """Copy the leader's vector into every rank's, in place. Collective over the data center.

@@ -29,6 +29,7 @@ from colearn_hpc.trainer.averaging import Averaging
 from colearn_hpc.trainer.ensemble import Ensemble
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.fingerprint import fingerprint
+from colearn_hpc.trainer.heartbeat import Heartbeat
 from colearn_hpc.trainer.lightning_gaps import callbacks_of, wants_stop
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, first_rate
@@ -37,7 +38,7 @@ from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord
 
 log = logging.getLogger("colearn_hpc")
 
-_STATE = ("run_id", "round", "epoch_in_round", "epochs_done", "rule_epochs", "local_epochs")
+_STATE: tuple[str, ...] = ("run_id", "round", "epoch_in_round", "epochs_done", "rule_epochs", "local_epochs")
 _STATE += ("relative_change", "_averaged", "_untaken")
 
 
@@ -137,7 +138,7 @@ class CoLearning(Callback):
         self.round_log = RoundLog(self.folder, self.center.name, self.center.is_first, self.center.is_leader)
         self._saves_shared = saves_shared_model(self.folder, self.exchange)
         if not any(isinstance(callback, recovery.EpochEnd) for callback in callbacks_of(trainer)):
-            callbacks_of(trainer).append(recovery.EpochEnd(self))
+            callbacks_of(trainer).extend([Heartbeat(self), recovery.EpochEnd(self)])
         if trainer.progress_bar_callback is not None and self.center.index != 0:
             trainer.progress_bar_callback.disable()  # one bar for the run
         separate_outputs(trainer, self.exchange)

@@ -4,6 +4,7 @@
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
     RUN/summary.json          how the run stands or ended
     RUN/centers/NAME/log.txt  what data center NAME had to say
+    RUN/centers/NAME/status.json  what it is doing, for `colearn-hpc watch` (see heartbeat.py)
     RUN/centers/NAME/resume-*.ckpt  its resume points (see recovery.py)
 
 Files are replaced whole or appended by line, so a reader never sees half a record.
@@ -98,7 +99,7 @@ class RoundLog:
         """Add a round's line."""
         if self._writes_run:
             with (self.folder / "rounds.jsonl").open("a") as file:
-                file.write(json.dumps(_jsonable(asdict(record))) + "\n")
+                file.write(json.dumps(jsonable(asdict(record))) + "\n")
 
     def rewind(self, rounds_done: int) -> None:
         """Drop the lines of rounds that a resumed run will do again."""
@@ -110,7 +111,7 @@ class RoundLog:
     def summarize(self, **content: Any) -> None:
         """Replace ``summary.json``."""
         if self._writes_run:
-            write_atomically(self.folder / "summary.json", json.dumps(_jsonable(content), indent=2) + "\n")
+            write_atomically(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n")
 
     def close(self) -> None:
         if self._handler is not None:
@@ -140,12 +141,13 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """The value with null for what JSON cannot say."""
     # JSON has no NaN and no infinity: null, so that every reader can read it.
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     return value
