@@ -28,7 +28,7 @@ class Classifier(LightningModule):
 
     Logged once per epoch, exact over the ranks of the process group even where their counts differ: ``train_loss``,
     ``train_acc``, ``val_loss``, ``val_acc``, ``val_acc_top5`` (one per further k), and the same with ``test_``.
-    After ``trainer.test`` of at most 50 classes, :attr:`confusion_matrix` holds the counts.
+    After each evaluation of at most 50 classes, :attr:`confusion_matrix` holds the counts.
 
     Args:
         network: Name in the registry, or dotted path of an ``nn.Module`` class.
@@ -83,7 +83,7 @@ class Classifier(LightningModule):
         if num_classes <= CONFUSION_LIMIT:
             self._confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self.confusion_matrix: list[list[int]] | None = None
-        """Counts of the last test run, [true class][predicted class]; None before it and above 50 classes."""
+        """Counts of the last evaluation, [true class][predicted class]; None before it and above 50 classes."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, num_classes)."""
@@ -105,18 +105,22 @@ class Classifier(LightningModule):
         self._evaluate("val", batch, self.val_loss, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self._evaluate("test", batch, self.test_loss, self.test_metrics)
-        if self._confusion is not None:
-            self._confusion.update(logits, batch[1])
+        self._evaluate("test", batch, self.test_loss, self.test_metrics)
 
-    def on_test_epoch_start(self) -> None:
+    def on_validation_epoch_start(self) -> None:
         if self._confusion is not None:
             self._confusion.reset()
 
-    def on_test_epoch_end(self) -> None:
+    def on_validation_epoch_end(self) -> None:
         if self._confusion is not None:
             # Collective over the process group: compute() adds the ranks' counts. All ranks come here.
             self.confusion_matrix = self._confusion.compute().tolist()
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Class probabilities (batch, num_classes): what ensemble-learning averages over participants."""
@@ -127,15 +131,16 @@ class Classifier(LightningModule):
         """SGD over the parameters that are trained; LightningCLI's ``optimizer:`` takes its place where given."""
         return self.sgd.over(self)
 
-    def _evaluate(self, stage: str, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, stage: str, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> None:
         x, y = batch
         logits = self(x)
         loss.update(cross_entropy(logits, y), weight=len(y))
         metrics.update(logits, y)
+        if self._confusion is not None:
+            self._confusion.update(logits, y)
         self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True)
         for name, metric in metrics.items():
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "val_acc")
-        return logits
 
 
 def _metrics(stage: str, num_classes: int, further: list[int]) -> MetricCollection:

@@ -20,8 +20,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from colearn_hpc.errors import ConfigurationError
 from colearn_hpc._torchvision import make_torchvision_importable
+from colearn_hpc.errors import ConfigurationError
 
 PREFIX = "timm/"
 

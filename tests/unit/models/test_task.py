@@ -1,5 +1,6 @@
 """The Classifier: its metrics against hand-made values, its checkpoints, and its metrics over unequal ranks."""
 
+import json
 import logging
 import warnings
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.models import registry
+from colearn_hpc.models.confusion import ConfusionMatrixFile
 from colearn_hpc.models.task import Classifier
 
 # Logits of six examples over seven classes. The labels' places in the rows: 1st, 1st, 2nd, 5th, 6th, 7th.
@@ -107,6 +109,20 @@ def test_confusion_matrix_counts_true_by_predicted(tmp_path):
     for _ in range(2):  # the second run starts from zero
         trainer(tmp_path).test(model, loader(x, y), verbose=False)
         assert model.confusion_matrix == [[1, 0, 1], [1, 1, 0], [0, 0, 2]]
+
+
+def test_confusion_matrix_as_a_file(tmp_path):
+    model = Classifier("echo", num_classes=3)
+    x = one_hot(torch.tensor([0, 0, 1, 2, 2, 2]), 3).float()
+    y = torch.tensor([0, 1, 1, 0, 2, 2])
+    one = trainer(tmp_path, callbacks=[ConfusionMatrixFile()])
+    for stage in ("val", "test"):
+        (one.validate if stage == "val" else one.test)(model, loader(x, y), verbose=False)
+        content = json.loads((tmp_path / "confusion.json").read_text())
+        assert content == {"stage": stage, "classes": ["0", "1", "2"], "counts": [[1, 0, 1], [1, 1, 0], [0, 0, 2]]}
+    (tmp_path / "confusion.json").unlink()
+    one.test(Classifier("echo", num_classes=51), loader(torch.zeros(4, 51), torch.arange(4)), verbose=False)
+    assert not list(tmp_path.glob("*confusion*"))
 
 
 def test_no_confusion_matrix_above_fifty_classes(tmp_path):

@@ -1,0 +1,43 @@
+"""The confusion matrix as a file, for reports and for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+FILE = "confusion.json"
+
+
+class ConfusionMatrixFile(Callback):
+    """Writes the confusion matrix of each evaluation, the last one stays: add it to ``trainer.callbacks``.
+
+    The file is ``confusion.json`` in the Trainer's ``default_root_dir``, under co-learning RUN/centers/NAME. It holds
+    ``stage`` (``val`` or ``test``), ``classes`` (names, or numbers where the data module has none) and ``counts``,
+    [true class][predicted class]. At a run's end that is the shared model on this data center's evaluation data.
+
+    Modules without an attribute ``confusion_matrix`` (several labels at once), or with None there (above 50 classes),
+    give no file.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module, "test")
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        counts: Any = getattr(pl_module, "confusion_matrix", None)
+        if counts is None or not trainer.is_global_zero:
+            return
+        names = list(getattr(getattr(trainer, "datamodule", None), "classes", ()))
+        classes = names if len(names) == len(counts) else [str(number) for number in range(len(counts))]
+        path = Path(trainer.default_root_dir) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"stage": stage, "classes": classes, "counts": counts}) + "\n")
+        temporary.replace(path)
