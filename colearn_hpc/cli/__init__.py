@@ -21,6 +21,7 @@ COMMANDS = {
     "launch": ("launch", "find mpirun and start a command on all ranks of one machine"),
     "data": ("data", "prepare one data file per data center, and check them"),
     "study": ("study", "run a comparison of methods (a grid of runs) and write its report"),
+    "doctor": ("doctor", "check ranks, hosts, GPUs, links and disks before a run; alone or under mpirun, srun"),
     "watch": ("watch", "show how a run stands, from its run folder"),
     "report": ("report", "write the report of one run folder"),
 }
