@@ -61,6 +61,7 @@ class TrainBatchSampler(DistributedSampler):
     ) -> None:
         _check(batch_size, seed)
         super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=drop_last)
+        self._start = 0
         self.batch_size = batch_size
         self.examples = _length(dataset)
         if drop_last:
@@ -74,10 +75,15 @@ class TrainBatchSampler(DistributedSampler):
                 f"{num_replicas} ranks; use a smaller batch_size, fewer ranks, or drop_last: false."
             )
 
+    def start_at(self, batch: int) -> None:
+        """Let the next pass, once, begin with this batch: a resumed epoch need not read what it has trained."""
+        self._start = batch
+
     def __iter__(self) -> Iterator[IndexBatch]:
+        first, self._start = self._start * self.batch_size, 0
         order = np.random.RandomState([self.seed, self.epoch]).permutation(self.examples)
         share = np.resize(order, self.total_size)[self.rank :: self.num_replicas].tolist()
-        for start in range(0, self.num_samples, self.batch_size):
+        for start in range(first, self.num_samples, self.batch_size):
             yield IndexBatch(share[start : start + self.batch_size], self.epoch)
 
     def __len__(self) -> int:

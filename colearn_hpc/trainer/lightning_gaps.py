@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import _set_sampler_epoch
 from lightning_fabric.utilities.types import _Stateful
@@ -43,7 +45,8 @@ def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
 
     To be called in ``on_train_start``. 2.6 makes the first iterator before it tells the samplers the epoch: with
     workers, which fetch ahead, a resumed epoch would have the order of epoch 0. It counts the skipped batches itself
-    (``data_fetcher.fetched``) when the epoch goes on. Loaders with ``state_dict`` have been told their place already.
+    (``data_fetcher.fetched``) when the epoch goes on. Loaders with ``state_dict`` have been told their place
+    already; samplers with ``start_at`` are told it here.
     """
     fetcher = trainer.fit_loop._data_fetcher
     if fetcher is None:
@@ -56,8 +59,16 @@ def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
             "some of the training loaders have state_dict() and some do not: the place in the epoch is unknown; "
             "delete the newest resume point of each data center to go on from the epoch's start"
         )
-    for loader in fetcher.combined_loader.flattened:
+    # 2.6 will warn that this loader cannot be resumed: it is being resumed here.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+    loaders = fetcher.combined_loader.flattened
+    for loader in loaders:
         _set_sampler_epoch(loader, trainer.current_epoch)
+    starts = [getattr(getattr(loader, "sampler", None), "start_at", None) for loader in loaders]
+    if skip and all(starts):
+        for start_at in filter(None, starts):
+            start_at(skip)
+        skip = 0
     iter(fetcher)
     for _ in range(skip):
         next(fetcher)

@@ -5,7 +5,7 @@ sums behind the epoch's metrics. The order of an epoch is drawn when its data it
 epoch makes its iterator from the generators of the *epoch's* start, skips the batches that were trained, and only
 then takes the generators of the moment it stopped. That holds for any loader of known length: shuffling by the
 global generator or by a sampler's epoch, workers or none. A loader with ``state_dict`` and ``load_state_dict``
-(Lightning's protocol; the loaders of ShardDataModule have it) is told its place instead of read up to it.
+(Lightning's protocol), or with a sampler with ``start_at`` (ShardDataModule's), is told its place instead of read.
 """
 
 from __future__ import annotations

@@ -113,8 +113,10 @@ class EpochEnd(Checkpoint):
         signals.forget()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Interrupted) and self._colearning.center.is_first:
-            log.warning("%s; every data center has its resume point: start again with --resume", exception)
+        if isinstance(exception, Interrupted):
+            signals.served()
+            if self._colearning.center.is_first:
+                log.warning("%s; every data center has its resume point: start again with --resume", exception)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generators": self._generators, "middle": self._middle}
@@ -148,7 +150,7 @@ def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
     """The newest resume point of this data center that fits all others'. Collective over the world.
 
     Returns:
-        None, on all ranks, if no data center has any.
+        None, on all ranks, if no data center has any, or none is past the first round and some have none.
 
     Raises:
         CheckpointError: on all ranks, if some data center has none that fits.
@@ -160,6 +162,12 @@ def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
     if not any(offered.values()):
         return None
     common = set.intersection(*offered.values())
+    if not common and not any(rounds - {0} for rounds in offered.values()):
+        # Killed in the first round, when some had written their first point and some had not: nothing was shared yet.
+        if center.is_leader:
+            for path in points.values():
+                path.unlink(missing_ok=True)
+        return None
     if not common:
         found = "; ".join(f"{name}: {_text(rounds)}" for name, rounds in offered.items())
         raise CheckpointError(

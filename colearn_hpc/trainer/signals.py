@@ -37,6 +37,11 @@ def received() -> str:
     return _received[0] if _received else ""
 
 
+def served() -> None:
+    """The run has stopped: drop the flag, keep the handlers, because a second signal may not kill while it leaves."""
+    _received.clear()
+
+
 def forget() -> None:
     """Give the signals back to whoever had them, and drop those received: nobody looks at the flag any more."""
     if threading.current_thread() is threading.main_thread():

@@ -107,6 +107,28 @@ def test_stopped_in_mid_epoch(whole, tmp_path):
     assert left(run) == left(uninterrupted)
 
 
+def test_killed_before_all_had_a_point(whole, tmp_path):
+    """In the first round one data center has a resume point and the other has none: both start anew."""
+    _, start, uninterrupted = whole
+    run = tmp_path / "run"
+
+    def kill(process):
+        deadline = time.monotonic() + 200
+        while not list(run.glob("centers/*/resume-*.ckpt")):
+            assert time.monotonic() < deadline and process.poll() is None, "the run never came that far"
+            time.sleep(0.01)
+        process.kill()
+
+    assert start(tmp_path, "--resume", "--model.pause=0.2", during=kill).code != 0
+    for point in run.glob("centers/dc1/resume-*.ckpt"):
+        point.unlink()
+    assert list(run.glob("centers/dc0/resume-round000000-*.ckpt")), "the first data center is the faster one"
+    found = start(tmp_path, "--resume")
+    assert "starting anew" in found.err
+    assert found.code == 0
+    assert left(run) == left(uninterrupted)
+
+
 def test_one_rank_is_signalled_again_and_again(whole, tmp_path):
     """TERM to any single rank, at random moments: epochs, averaging, validation, waiting for the slower one."""
     ranks, start, uninterrupted = whole
