@@ -35,12 +35,14 @@ ARRAY = {"SLURM_ARRAY_JOB_ID": "90", "SLURM_JOB_ID": "92", "SLURM_CPUS_PER_TASK"
 class Job:
     """A script under bash with stand-ins on PATH, which write down how they are called."""
 
-    def __init__(self, folder: Path, script: Path, environment: dict, step: str = "exit 0", scontrol: int = 0):
+    def __init__(self, folder: Path, script: Path, environment: dict, step: str = "exit 0", scontrol: int = 0, nodes=0):
         self.calls = folder / "calls"
         tools = folder / "bin"
         tools.mkdir()
         note = 'echo "$(basename "$0") $*" >>"$CALLS"'
-        bodies = dict.fromkeys(("srun", "python"), step) | {
+        bodies = {
+            "python": step,
+            "srun": f"[[ $* != *--overlap* ]] || exit {nodes}\n{step}",
             "mpirun": f'[ "$1" = --version ] && {{ echo "mpirun (Open MPI) 5.0"; exit; }}; {note}; {step}',
             "scontrol": f"exit {scontrol}",
             "sbatch": 'n=$(wc -l <"$CALLS"); echo "$((100 + n));mini"',
@@ -130,7 +132,14 @@ def test_colearn_that_may_not_requeue_says_so(tmp_path):
 def test_colearn_ends_as_its_step(tmp_path, code):
     job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step=f"exit {code}")
     assert job.run() == code
-    assert len(job.called) == 1, "only a run that wants to be resumed is requeued"
+    assert not any("requeue" in call for call in job.called), "only a run that wants to be resumed is requeued"
+
+
+@pytest.mark.parametrize("code", [1, 14, 137])
+def test_colearn_that_lost_a_node_requeues_itself(tmp_path, code):
+    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step=f"exit {code}", nodes=1)
+    assert job.run() == 0
+    assert job.called[1:] == GOLDEN["colearn after a lost node"]
 
 
 def test_unequal_nodes_are_refused(tmp_path):
