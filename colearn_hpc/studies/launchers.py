@@ -56,6 +56,8 @@ def make_launcher(name: str, plans: Sequence[RunPlan], threads: int | None, jobs
         ConfigurationError: no launcher has that name.
     """
     if name != "mpirun":
-        raise ConfigurationError(f"--launcher {name}: there is only mpirun so far")
+        raise ConfigurationError(
+            f"--launcher {name}: there is only mpirun so far; on Slurm a grid is a job array: sbatch slurm/study.sbatch"
+        )
     widest = max((plan.ranks for plan in plans), default=1)
     return MpirunLauncher(threads or max(1, cores() // (widest * (jobs or 1))))
