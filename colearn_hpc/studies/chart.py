@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 440, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 30, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 30, 42
 # Okabe and Ito's colours: told apart by colour-blind readers too; dashes tell them apart in print.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f", "#8c6d1f", "#000000", "#a0522d")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")

@@ -169,11 +169,12 @@ def ablation_verdict(study: StudyResults, group: tuple[str, str]) -> str:
     common = {arm: {seed: by_seed[seed] for seed in sorted(seeds)} for arm, by_seed in values.items()}
     means = {arm: of_trials(list(by_seed.values())).mean for arm, by_seed in common.items()}
     ranked = sorted(means, key=lambda arm: -means[arm])
-    order = " > ".join(f"{arm.upper()} {tables.value(means[arm], study.metric)}" for arm in ranked)
-    seen = "holds in the means here" if ranked[0] == "clr+ile" else "was NOT seen here"
+    order = ", ".join(f"{arm.upper()} {tables.value(means[arm], study.metric)}" for arm in ranked)
+    best = all(means["clr+ile"] > means[arm] for arm in ranked if arm != "clr+ile")  # a tie is no win
+    seen = "holds in the means here" if best else "was NOT seen here"
     text = f"The paper's claim that CLR+ILE is best of the {len(ranked)} arms {seen}: {order}"
     text += f" (over the {len(seeds)} seeds that all of them finished)."
-    rival = ranked[1] if ranked[0] == "clr+ile" else ranked[0]
+    rival = next(arm for arm in ranked if arm != "clr+ile")
     gap = paired(common["clr+ile"], common[rival])
     if not abs(gap.mean) > 2 * gap.error:  # also where one trial leaves the error unknown
         text += f" The difference to {rival.upper()} lies within twice its standard error: these runs cannot tell them"
