@@ -10,7 +10,7 @@ from colearn_hpc.studies.budget import check_budget
 from colearn_hpc.studies.paper import TABLE_1, TABLE_2
 from colearn_hpc.studies.results import StudyResults
 from colearn_hpc.studies.run_folder import RunFolder
-from colearn_hpc.studies.statistics import of_trials, paired
+from colearn_hpc.studies.statistics import Difference, of_trials, paired
 
 CO_LEARNING = "clr+ile"
 
@@ -36,6 +36,7 @@ def table_2(study: StudyResults) -> Table:
 def comparison(study: StudyResults, group: tuple[str, str]) -> Table:
     """Each arm against co-learning, paired over the seeds."""
     ours = study.by_seed(group, CO_LEARNING)
+    our_losses = {r.seed: r.run.final("val_loss") for r in study.of(group, CO_LEARNING)}
     rows = []
     for arm in study.arms:
         results = study.of(group, arm)
@@ -43,6 +44,7 @@ def comparison(study: StudyResults, group: tuple[str, str]) -> Table:
         trials = of_trials(list(values.values()))
         difference = paired(ours, values)
         losses = of_trials([r.run.final("val_loss") for r in results])
+        loss_gap = paired(our_losses, {r.seed: r.run.final("val_loss") for r in results})
         best = of_trials([max((y for _, y in r.run.curve(study.metric)), default=math.nan) for r in results])
         against = ["", ""]
         if arm != CO_LEARNING and difference.count:
@@ -58,6 +60,7 @@ def comparison(study: StudyResults, group: tuple[str, str]) -> Table:
                 value(best.mean, study.metric) if best.count else "—",
                 f"{losses.mean:.4f} ± {losses.deviation:.4f}" if losses.count > 1 else value(losses.mean, "val_loss"),
                 *against,
+                _gap(loss_gap) if arm != CO_LEARNING and loss_gap.count else "",
             ]
         )
     header = [
@@ -67,6 +70,7 @@ def comparison(study: StudyResults, group: tuple[str, str]) -> Table:
         "final val_loss",
         "co-learning minus arm ± se",
         "won / tied / lost",
+        "the same for val_loss",
     ]
     caption = (
         f"{study.metric}: each arm against co-learning, paired over seeds; the loss tells apart what accuracy cannot."
@@ -211,6 +215,12 @@ def _mean_and_deviation(mean: float, deviation: float, count: int, metric: str) 
         return "—"
     spread = f" ± {value(deviation, metric)}" if math.isfinite(deviation) else ""
     return f"{value(mean, metric)}{spread} ({count})"
+
+
+def _gap(difference: Difference) -> str:
+    """A paired difference of losses: two trials of one arm differ more than two arms in one trial."""
+    error = f" ± {difference.error:.4f}" if math.isfinite(difference.error) else ""
+    return f"{difference.mean:+.4f}{error}"
 
 
 def _percent(metric: str) -> bool:
