@@ -27,10 +27,11 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 import colearn_hpc.data
 import colearn_hpc.models
 from colearn_hpc.cli.method import METHODS, arrange
-from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.errors import ConfigurationError, Interrupted
 from colearn_hpc.mpi.exchange import Exchange, describe
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together
 from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.progress import RunProgress
@@ -247,7 +248,11 @@ def main(argv: Sequence[str]) -> int:
         with contextlib.redirect_stdout(None if rank else sys.stdout):
             ColearnCLI(session)
         return 0
-    except SystemExit as stop:  # --help, or Lightning after Ctrl-C
+    except SystemExit as stop:  # --help, Lightning after Ctrl-C, or interrupted by a signal on all ranks
+        if isinstance(stop, Interrupted) and size > 1:
+            # The launcher sends TERM to the rest as soon as one exits; the code would be the signal's.
+            signals.ignore()
+            leave_together()
         return int(stop.code or 0)
     except BaseException as error:
         if session.exchange is not None:

@@ -8,6 +8,7 @@ Light to import: the handlers should stand before the heavy libraries are loaded
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 from types import FrameType
@@ -38,8 +39,21 @@ def received() -> str:
 
 
 def served() -> None:
-    """The run has stopped: drop the flag, keep the handlers, because a second signal may not kill while it leaves."""
+    """The run has stopped, and this process is leaving with a code of its own: no signal may change that any more.
+
+    The launcher sends TERM to the rest as soon as the first rank has left. Lightning's teardown puts its own handlers
+    back, and the interpreter takes handlers down before it ends; only "ignore", set last, stays.
+    """
     _received.clear()
+    ignore()
+    atexit.register(ignore)
+
+
+def ignore() -> None:
+    """Let USR1 and TERM do nothing from here on."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def forget() -> None:
