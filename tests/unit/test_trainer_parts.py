@@ -85,13 +85,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_resume_points_to_keep(tmp_path):
     """The newest, and the newest from before the last averaging: another data center may have only that."""
-    for name in ("round000000-epoch000001", "round000001-epoch000002", "round000001-epoch000003", "x"):
+    for name in (
+        "round000000-epoch000001",
+        "round000001-epoch000002",
+        "round000001-epoch000003",
+        "round000001-epoch000003-batch000007",
+        "x",
+    ):
         (tmp_path / f"resume-{name}.ckpt").touch()
     (tmp_path / ".resume-round000002-epoch000004.ckpt.tmp").touch()
     points = list_resume_points(tmp_path)
-    assert sorted(points) == [(0, 1), (1, 2), (1, 3)]
-    assert [path.name for path in obsolete(points)] == ["resume-round000001-epoch000002.ckpt"]
-    assert obsolete({}) == [] and obsolete({(3, 1): Path("a")}) == []
+    assert sorted(points) == [(0, 1, 0), (1, 2, 0), (1, 3, 0), (1, 3, 7)]  # the last one in mid-epoch
+    gone = sorted(path.name for path in obsolete(points))
+    assert gone == ["resume-round000001-epoch000002.ckpt", "resume-round000001-epoch000003.ckpt"]
+    assert obsolete({}) == [] and obsolete({(3, 1, 0): Path("a")}) == []
 
 
 def test_generators_come_back():
