@@ -28,6 +28,7 @@ from torch import Tensor
 
 from colearn_hpc.algorithm.shared_model import weighted_mean
 from colearn_hpc.errors import ColearnError, FingerprintError, Interrupted, PeerError, RoundTimeoutError
+from colearn_hpc.mpi.mean import CHUNK, mean_over_leaders
 from colearn_hpc.mpi.notices import StopNotices
 from colearn_hpc.mpi.topology import DataCenter
 
@@ -40,7 +41,6 @@ T = TypeVar("T")
 _LONGEST_SLEEP = 0.05  # s; a waiting rank then uses well under 1 % of a core
 _FIRST_REPORT, _LATER_REPORTS = 10.0, 120.0  # s of waiting after which the awaited are named
 _GRACE = 10.0  # s that a failed rank waits for the others before it aborts the world
-_CHUNK = 1 << 24  # elements per message round: bounds memory, and counts stay far below 2^31 bytes
 
 
 @dataclass(frozen=True)
@@ -264,11 +264,7 @@ class Exchange:
     def mean(self, vector: Tensor, weights: Sequence[float]) -> None:
         """Replace the leaders' vectors by their weighted mean (eq. 2), in place. Collective over the leaders.
 
-        An Allreduce in two halves: each leader is sent its slice of every vector, sums the slices in
-        float64 in the order of the data centers, and sends the result to all. The bits therefore do not depend
-        on the MPI's vendor, algorithm or message sizes. Bytes sent: 2 (K-1)/K of the vector per leader.
-
-        To be called right after a meeting: it blocks.
+        See :func:`~colearn_hpc.mpi.mean.mean_over_leaders`. To be called right after a meeting: it blocks.
 
         Args:
             vector: contiguous CPU vector, shape ``(n,)``, the same n on all leaders.
@@ -276,24 +272,8 @@ class Exchange:
         """
         if self._leaders is None:
             raise AssertionError("only leaders exchange")
-        centers = len(weights)
-        if centers == 1:
-            return
-        me = self.center.index
         self.doing = "exchanging"
-        for block in vector.split(_CHUNK):
-            counts = [len(part) for part in torch.arange(block.numel()).tensor_split(centers)]
-            offsets = [sum(counts[:k]) for k in range(centers)]
-            mine = slice(offsets[me], offsets[me] + counts[me])
-            rows = torch.empty((centers, counts[me]), dtype=block.dtype)
-            received = ([counts[me]] * centers, [counts[me] * k for k in range(centers)])
-            self._leaders.Alltoallv([block.numpy(), (counts, offsets)], [rows.numpy(), received])
-            result = weighted_mean(list(rows), weights)
-            gathered = block.clone()
-            self._leaders.Allgatherv(result.numpy(), [gathered.numpy(), (counts, offsets)])
-            block.copy_(gathered)
-            payload = (block.numel() - counts[me]) + (centers - 1) * (mine.stop - mine.start)
-            self.bytes_sent += payload * block.element_size()
+        self.bytes_sent += mean_over_leaders(self._leaders, vector, weights)
         self.doing = ""
 
     def distribute_in_center(self, vector: Tensor) -> None:
@@ -306,7 +286,7 @@ class Exchange:
         request = self._center_comm.Ibarrier()
         while not request.Test():
             time.sleep(0.005)
-        for block in vector.split(_CHUNK):
+        for block in vector.split(CHUNK):
             self._center_comm.Bcast(block.numpy(), 0)
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from colearn_hpc.mpi import exchange as exchange_module
+from colearn_hpc.mpi import mean as mean_module
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import DataCenter
 
-exchange_module._CHUNK = 64
+mean_module.CHUNK = 64
 center = DataCenter.join()
 exchange = Exchange(center)
 centers = len(center.topology.centers)
