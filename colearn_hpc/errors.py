@@ -9,7 +9,9 @@ from typing import TypeVar
 
 E = TypeVar("E", bound="ColearnError")
 
-RESUME_CODE = 85  # exit code: "not done; start me again". No shell, MPI or Slurm uses it
+# Exit codes that no shell, MPI or Slurm uses.
+RESUME_CODE = 85  # "stopped in good order; start me again"
+ABORT_CODE = 86  # "some rank could not be reached, and all were ended"; a fresh start may well succeed
 
 
 class ColearnError(Exception):
@@ -53,6 +55,10 @@ class ParticipantError(ColearnError, RuntimeError):
 
 class RoundTimeoutError(ColearnError, TimeoutError):
     """A data center did not arrive at the end of a round in time."""
+
+
+class CenterBrokenError(ColearnError, RuntimeError):
+    """Another rank of this data center failed; this one cannot go on alone, until all of them begin again."""
 
 
 class Interrupted(SystemExit):

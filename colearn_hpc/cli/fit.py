@@ -12,8 +12,10 @@ import io
 import logging
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +30,16 @@ import colearn_hpc.data
 import colearn_hpc.models
 from colearn_hpc.cli.method import METHODS, arrange
 from colearn_hpc.errors import ConfigurationError, Interrupted
-from colearn_hpc.mpi.exchange import Exchange, describe
+from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.mpi.messages import describe
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together
 from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
+from colearn_hpc.trainer.inject import FaultInjector
 from colearn_hpc.trainer.progress import RunProgress
+from colearn_hpc.trainer.restart import run_with_restarts
 from colearn_hpc.trainer.round_log import write_atomically
 
 # Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
@@ -53,6 +58,17 @@ class Session:
     exchange: Exchange | None = None
 
 
+class _Trainer(Trainer):
+    """A Trainer whose ``fit`` begins again when this data center fails."""
+
+    colearning: CoLearning | None = None
+
+    def fit(self, model: LightningModule, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
+        assert self.colearning is not None, "instantiate_trainer adds it for `fit`"
+        fit_once = partial(super().fit, model, *args, **kwargs)
+        run_with_restarts(self.colearning, self, model, lambda path: fit_once(ckpt_path=path), ckpt_path)  # type: ignore[call-arg]
+
+
 class ColearnCLI(LightningCLI):
     """LightningCLI that parses everywhere, joins the data centers, and only then builds anything."""
 
@@ -60,6 +76,7 @@ class ColearnCLI(LightningCLI):
         self.session = session
         super().__init__(
             LightningModule,  # and any LightningDataModule, or none where the module brings its loaders
+            trainer_class=_Trainer,
             subclass_mode_model=True,
             save_config_callback=None,  # K leaders would write the same file; see before_fit
             seed_everything_default=0,
@@ -90,6 +107,8 @@ class ColearnCLI(LightningCLI):
             help="vanilla: one data center holds all shards; ensemble: no exchange, predictions are averaged; single: "
             "one data center's data only.",
         )
+        # For rehearsals (docs/reliability.md); not of every day, so not in the help.
+        parser.add_argument("--inject", type=list[str], default=[], help=SUPPRESS)
         parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir", "combine"})
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})
 
@@ -131,13 +150,18 @@ class ColearnCLI(LightningCLI):
             colearning.centers, colearning.run_dir = center, self.folder
             colearning.combine = "predictions" if self._setting("method") == "ensemble" else "weights"
             callbacks.append(colearning)
+            if self._setting("inject"):
+                callbacks.append(FaultInjector(self._setting("inject"), colearning))
             if settings["enable_progress_bar"] is not False:
                 callbacks.append(RunProgress(colearning))
             else:
                 kwargs["enable_progress_bar"] = False
         elif not center.is_first:
             kwargs["enable_progress_bar"] = False
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        assert isinstance(trainer, _Trainer), "trainer_class"
+        trainer.colearning = next((c for c in callbacks if isinstance(c, CoLearning)), None)
+        return trainer
 
     def before_fit(self) -> None:
         """Choose the resume point and write ``config.yaml``. Collective over the world."""
@@ -260,7 +284,8 @@ def main(argv: Sequence[str]) -> int:
         elif not getattr(error, "everywhere", False):
             raise
         if rank == 0:
-            print(f"colearn-hpc: error: {describe(error)}", file=sys.stderr, flush=True)
+            text = session.exchange.verdict if session.exchange is not None else ""
+            print(f"colearn-hpc: error: {text or describe(error)}", file=sys.stderr, flush=True)
         if size > 1:
             leave_together()
         return 2 if isinstance(error, UsageError) else 1

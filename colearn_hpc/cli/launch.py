@@ -1,7 +1,8 @@
 """``colearn-hpc launch``: start a command on K data centers x L ranks of this machine.
 
-Finds mpirun, sets what a laptop, a container or root needs, passes signals on and returns the exit code.
-On a cluster use srun (see slurm/).
+Finds mpirun, sets what a laptop, a container or root needs, passes signals on and returns the exit code. With
+``--restarts N`` it starts the run again when a process or the machine under it died: every data center goes on
+from its own last resume point. On a cluster use srun (see slurm/).
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
+
+from colearn_hpc.errors import ABORT_CODE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,6 +26,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--centers", type=_positive, required=True, help="number of data centers K")
     parser.add_argument("--ranks-per-center", type=_positive, default=1, help="ranks (GPUs) in each (default 1)")
     parser.add_argument("--threads", type=_positive, help="threads per rank (default: cores / ranks, at least 1)")
+    parser.add_argument(
+        "--restarts", type=_not_negative, default=0, help="start again so often when a rank has died (default 0)"
+    )
     parser.add_argument("--mpirun", help="the mpirun to use (default: beside this Python, then on PATH)")
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- fit --config FILE ...")
@@ -38,7 +45,37 @@ def main(argv: Sequence[str]) -> int:
     if arguments.dry_run:
         print(" ".join(full))
         return 0
-    return run(full, environment)
+    code, asked = run(full, environment, gently=command[0] == "fit")
+    for restart in range(1, arguments.restarts + 1):
+        if asked or not may_help(code):
+            break
+        print(
+            f"colearn-hpc: a rank died (exit code {code}); start {restart + 1} of {arguments.restarts + 1}, from the "
+            "last resume points",
+            file=sys.stderr,
+            flush=True,
+        )
+        full = mpirun_command(mpirun, ranks, resumed(command), arguments.centers)
+        again = environment | {"COLEARN_RESTART": str(restart)}
+        code, asked = run(full, again, gently=command[0] == "fit")
+    return code
+
+
+def may_help(code: int) -> bool:
+    """Whether starting again may help after this exit code.
+
+    Not after an error that all ranks agreed on (1, 2), which would come again, nor after a stop in good order (85); yes
+    where a rank was killed or crashed (128 + signal), or the ranks lost each other (86).
+    """
+    return code == ABORT_CODE or code > 128
+
+
+def resumed(command: Sequence[str]) -> list[str]:
+    """The command of a start that goes on; a script is started as it is, and finds ``COLEARN_RESTART`` set."""
+    if command[0] != "fit":
+        return list(command)
+    kept = [argument for argument in command if not argument.startswith("--overwrite")]
+    return kept if "--resume" in kept else [*kept, "--resume"]
 
 
 def find_mpirun() -> str | None:
@@ -72,13 +109,34 @@ def rank_environment(environ: Mapping[str, str], ranks: int, threads: int | None
     return environment
 
 
-def run(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run in the foreground, passing signals on; returns the exit code."""
+def run(command: Sequence[str], environment: dict[str, str], gently: bool = False) -> tuple[int, bool]:
+    """Run in the foreground, passing signals on; returns the exit code, and whether a signal asked for the end.
+
+    Args:
+        command: to start.
+        environment: its own.
+        gently: the ranks know SIGUSR1 as "write your resume point and leave", so the first SIGTERM goes on as that:
+            mpirun takes TERM as an order to kill them.
+    """
     process = subprocess.Popen(command, env=environment)
+    asked = False
+
+    def pass_on(received: int, _: FrameType | None) -> None:
+        nonlocal asked
+        first, asked = not asked, True
+        process.send_signal(signal.SIGUSR1 if gently and first and received == signal.SIGTERM else received)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda received, _: process.send_signal(received))
+        signal.signal(number, pass_on)
     code = process.wait()
-    return 128 - code if code < 0 else code
+    return (128 - code if code < 0 else code), asked
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, found {number}")
+    return number
 
 
 def _positive(text: str) -> int:

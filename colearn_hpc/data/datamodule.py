@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -112,6 +114,16 @@ class ShardDataModule(pl.LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.info.classes)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the training data is, whatever its file is called: a resumed run must go on with the same."""
+        found = []
+        for path in self._train_paths():
+            info = read_info(path)
+            with h5py.File(path) as file:
+                labels = zlib.crc32(file["y"][...].tobytes())
+            found.append(f"{info.examples} examples of {info.source}, labels {labels:08x}")
+        return {"training shard": "; ".join(found)}
 
     def _train_paths(self) -> list[Path]:
         return [shard_path(one, "train") for one in ([self.train] if isinstance(self.train, str) else self.train)]

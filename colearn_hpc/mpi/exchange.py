@@ -4,10 +4,13 @@ Everything between data centers goes through an :class:`Exchange`. Its methods a
 whom; no caller may guard them by a condition that those ranks do not share.
 
 Data centers finish minutes or hours apart, and a blocking MPI call burns a core all that time. So every
-step that can be reached at different times begins with a *meeting*: a non-blocking barrier, tested between
-sleeps that back off to 50 ms. Only when all have arrived do blocking collectives run. A rank that failed
-joins the next meeting with its error instead of its status: that is how one rank's failure ends everyone
-with one message, and hangs nobody.
+step that can be reached at different times begins with a *meeting*: first inside each data center
+(``center_link.py``), then among the leaders (``leaders.py``), both by messages tested between sleeps. Only when all
+have arrived do blocking collectives run. A rank that failed brings its error to the meeting instead of its status:
+that is how one rank's failure ends everyone with one message, and hangs nobody.
+
+What a meeting or a mean found is kept in a *journal* until this data center's next resume point is written. A data
+center that restarts from the point before is told the same again, without the others, who have long gone on.
 """
 
 from __future__ import annotations
@@ -17,49 +20,43 @@ import hashlib
 import logging
 import sys
 import time
-import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from colearn_hpc.algorithm.shared_model import weighted_mean
-from colearn_hpc.errors import ColearnError, FingerprintError, Interrupted, PeerError, RoundTimeoutError
+from colearn_hpc.errors import (
+    ABORT_CODE,
+    CenterBrokenError,
+    FingerprintError,
+    Interrupted,
+    PeerError,
+    RoundTimeoutError,
+)
+from colearn_hpc.mpi import pacing
+from colearn_hpc.mpi.center_link import CenterLink
+from colearn_hpc.mpi.leaders import Leaders, Outcome
 from colearn_hpc.mpi.mean import CHUNK, mean_over_leaders
+from colearn_hpc.mpi.messages import describe, difference, different_points, joined_errors
 from colearn_hpc.mpi.notices import StopNotices
+from colearn_hpc.mpi.status import Status
 from colearn_hpc.mpi.topology import DataCenter
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 log = logging.getLogger("colearn_hpc")
 T = TypeVar("T")
 
-_LONGEST_SLEEP = 0.05  # s; a waiting rank then uses well under 1 % of a core
-_FIRST_REPORT, _LATER_REPORTS = 10.0, 120.0  # s of waiting after which the awaited are named
-_GRACE = 10.0  # s that a failed rank waits for the others before it aborts the world
-
 
 @dataclass(frozen=True)
-class Status:
-    """What a rank brings to a meeting.
-
-    Attributes:
-        purpose: where in the run the rank is; all must agree.
-        center: its data center's name.
-        content: what it wants the others to know (small, picklable).
-        error: why it failed, empty if it did not.
-        stopping: why it leaves the run, for now; empty if it does not.
-    """
+class _Entry:
+    """A line of the journal: what a meeting or a mean found."""
 
     purpose: str
-    center: str
-    content: Any = None
-    error: str = ""
-    stopping: str = ""
+    outcome: Outcome | None = None
+    mean: Tensor | None = None
 
 
 class Exchange:
@@ -69,38 +66,74 @@ class Exchange:
         center: this process's data center. Collective over the world (communicators are duplicated, so
             that no message can meet a user's own).
         timeout: seconds that a leader waits for the others at a meeting; None waits for ever.
+
+    Attributes:
+        link: the conversation inside the data center.
+        present: indices of the data centers that took part in the last meeting.
+        keeps_journal: whether a restart may want to be told again.
+        may_miss: go on without a data center that does not arrive at a round's end in time.
+        doing: "waiting" or "exchanging" while this rank does.
+        bytes_sent: payload this process sent to other data centers so far.
+        verdict: the agreed text of the failure that ended the run.
     """
 
     def __init__(self, center: DataCenter, timeout: float | None = None) -> None:
         self.center = center
         self.timeout = timeout
-        self.doing = ""  # "waiting" or "exchanging" while this rank does
-        self.bytes_sent = 0  # payload this process sent to other data centers so far
-        self._meeting_comm = center.world.Dup()
-        self._center_comm = center.comm.Dup()
-        self._leaders: MPI.Comm | None = center.leaders.Dup() if center.leaders is not None else None
-        self._notices = center.leaders.Dup() if center.leaders is not None else None
-        self.stops = StopNotices(center)
-        self._meetings = 0
-        self._noticed: dict[int, set[int]] = {}
+        self.doing = ""
+        self.bytes_sent = 0
+        self.verdict = ""
+        self.present = tuple(range(len(center.topology.centers)))
+        self.may_miss = False
+        self._committed = False  # the others count on this data center until the round's mean is in place
+        self._world = center.world.Dup()
+        self.link = CenterLink(center)
+        self._leaders = (
+            Leaders(center.leaders, [c.name for c in center.topology.centers]) if center.leaders is not None else None
+        )
+        self.stops = StopNotices(center, self.link)
+        self.link.idle = self.stops.poll  # a rank that is signalled while it waits tells those who still train
+        if self._leaders is not None:
+            self._leaders.idle = self.stops.poll
+        self.keeps_journal = False
+        self._journal: list[_Entry] = []
+        self._replay: deque[_Entry] = deque()
 
     # --- meetings -------------------------------------------------------------------------------------
 
     def meet(self, purpose: str, content: Any = None) -> list[Status]:
         """Wait for all ranks, then learn what each brings. Collective over the world.
 
+        Args:
+            purpose: where in the run this is; the same text on all ranks.
+            content: for the others; small and picklable.
+
         Returns:
-            One :class:`Status` per world rank.
+            One :class:`Status` per world rank; who was left out of this round has one with ``absent``, without content.
 
         Raises:
+            CenterBrokenError: a rank of this data center failed.
             PeerError: some rank failed; all ranks get the same message.
-            RoundTimeoutError: on the leaders, one after the other, when ``timeout`` passed.
+            RoundTimeoutError: on the first leader that lost patience, when ``timeout`` passed.
         """
-        patience = None
-        if self.timeout is not None:
-            # Leaders give up one after the other, the rest later: the first of them speaks and aborts all.
-            patience = self.timeout + (0.5 * self.center.index if self.center.is_leader else 30.0)
-        return self._meet(Status(purpose, self.center.name, content), patience)
+        return self._meet(Status(purpose, self.center.name, content), self.timeout)
+
+    def arrive(self, purpose: str, content: Any, absent: str = "") -> list[Status]:
+        """:meth:`meet` at a round's end: from here to :meth:`commit` the others count on this data center.
+
+        With ``may_miss``, whoever has not come when ``timeout`` has passed is left out of the round. It is here again
+        when it next arrives: its statuses then say ``absent``, and what it learns is about the others' round.
+
+        Args:
+            purpose: the round.
+            content: for the others; small and picklable.
+            absent: why this data center only listens, and gives nothing to the mean.
+        """
+        return self._meet(Status(purpose, self.center.name, content, absent=absent), self.timeout, arriving=True)
+
+    def commit(self) -> None:
+        """The round's mean is in place on all ranks of this data center."""
+        self._committed = False
 
     def decide(self, purpose: str, decision: Callable[[], T]) -> T:
         """Let the first leader decide, and everyone learn what. Collective over the world.
@@ -109,7 +142,7 @@ class Exchange:
         other for ever. ``decision`` is called on the first leader only; if it fails there, the caller's
         :meth:`fail` tells the others.
         """
-        content = decision() if self.center.is_first else None
+        content = decision() if self.center.is_first and not self._replay else None
         return self.meet(purpose, content)[self.center.topology.centers[0].leader].content
 
     def stop(self) -> NoReturn:
@@ -124,19 +157,93 @@ class Exchange:
         self._meet(Status("stop", self.center.name, stopping=self.stops.reason or "a signal"), None)
         raise AssertionError("a meeting with somebody stopping ends the run")
 
-    def fail(self, error: BaseException) -> None:
-        """Tell all others that this rank failed. To be called once, from the handler of ``error``.
+    def progress(self, text: str, now: bool = False) -> None:
+        """Let the leaders who may be waiting know how far this data center is. Cheap enough for every batch."""
+        if self._leaders is not None:
+            self._leaders.tell(text, now=now)
+            self._leaders.listen()
+
+    def _meet(self, status: Status, patience: float | None, arriving: bool = False) -> list[Status]:
+        if self._replay:
+            outcome = self._replayed(status.purpose).outcome
+            assert outcome is not None, "the journal holds a mean where the restarted round meets"
+        else:
+            outcome = self._outcome(status, patience, arriving)
+            self._note(_Entry(status.purpose, outcome))
+        return self._judged(outcome)
+
+    def _outcome(self, status: Status, patience: float | None, arriving: bool) -> Outcome:
+        statuses, outcome = self.link.gather(status), None
+        self._committed |= arriving  # all ranks of this data center are here: none is in its user's code any more
+        if statuses is not None:
+            assert self._leaders is not None, "center_rank 0 is the leader"
+            self.doing = "waiting"
+            outcome = self._leaders.meet(statuses, patience, arriving and self.may_miss)
+            self.doing = ""
+        found = self.link.bcast(outcome)
+        assert found is not None, "the leader brings an outcome"
+        return found
+
+    def _judged(self, outcome: Outcome) -> list[Status]:
+        """The statuses by world rank, unless somebody failed or stops."""
+        self.present = outcome.present
+        statuses: list[Status] = []
+        for center, found in zip(self.center.topology.centers, outcome.statuses, strict=True):
+            left_out = Status(outcome.purpose, center.name, absent="did not arrive in time")
+            statuses += found if found is not None else [left_out] * len(center.world_ranks)
+        statuses = [statuses[i] for i in self._by_world_rank()]
+        if any(s.error for s in statuses):
+            self.verdict = joined_errors(statuses, len(self.center.topology.centers))
+            raise PeerError(self.verdict)
+        if reasons := list(dict.fromkeys(s.stopping for s in statuses if s.stopping)):
+            # The most telling one: who was signalled, where that rank itself is here to say so.
+            raise Interrupted(max(reasons, key=len))
+        if len({s.purpose for s in statuses if not s.absent}) > 1:
+            raise PeerError(different_points(statuses))
+        return statuses
+
+    def _by_world_rank(self) -> list[int]:
+        order = [rank for center in self.center.topology.centers for rank in center.world_ranks]
+        return sorted(range(len(order)), key=order.__getitem__)
+
+    # --- failures -------------------------------------------------------------------------------------
+
+    def break_center(self, error: BaseException) -> None:
+        """Call the other ranks of this data center out of what they are doing. Never blocks."""
+        self.link.break_(describe(error))
+
+    def regroup(self, content: T, patience: float | None = None) -> list[T]:
+        """Meet inside the data center after a failure. Collective over the data center, whatever each rank was doing.
+
+        Returns:
+            What each rank brought, by center_rank.
+
+        Raises:
+            RoundTimeoutError: some rank did not come.
+        """
+        self._replay.clear()
+        return self.link.regroup(content, patience)
+
+    def fail(self, error: BaseException, text: str = "") -> None:
+        """Tell all others that this data center failed. To be called once, from the handler of ``error``.
 
         Joins the others' next meeting with the error, which then ends them all. If they do not come within
         10 s (they may be deep in an epoch, or stuck in a collective with this rank), the error is
         printed and the world aborted. Returns at once when all ranks raise ``error`` anyway.
+
+        Args:
+            error: what happened on this rank.
+            text: what happened to the data center, where its ranks have agreed on that (:meth:`regroup`).
         """
         if getattr(error, "everywhere", False):
             return
         if not isinstance(error, RoundTimeoutError):  # after a timeout this rank has left its meeting half-way
-            status = Status("failure", self.center.name, error=describe(error))
             try:
-                self._meet(status, _GRACE + min(0.2 * self.center.world_rank, 3.0))
+                if not text:
+                    self.break_center(error)
+                    mine = "" if isinstance(error, CenterBrokenError) else describe(error)
+                    text = next(filter(None, self.regroup(mine, pacing.GRACE)), "a rank failed")
+                self._meet(Status("failure", self.center.name, error=text), pacing.GRACE)
             except PeerError:
                 # Now all know. An exception of any class takes the mark, ours or not.
                 with contextlib.suppress(AttributeError):
@@ -144,71 +251,45 @@ class Exchange:
                 return
             except RoundTimeoutError:
                 pass
-        message = f"data center {self.center.name} ({self.center.host}): {describe(error)}"
+        self.abort(text or describe(error))
+
+    def abort(self, text: str) -> NoReturn:
+        """Print ``text``, and end all ranks at once, wherever they are."""
+        message = f"data center {self.center.name} ({self.center.host}): {text}"
         print(f"colearn-hpc: error: {message}", file=sys.stderr, flush=True)
-        self._meeting_comm.Abort(1)
+        time.sleep(0.2)  # the launcher forwards what was printed by a path of its own
+        self._world.Abort(ABORT_CODE)
+        raise AssertionError("aborted")
 
-    def _meet(self, status: Status, patience: float | None) -> list[Status]:
-        self._meetings += 1
-        self._send_notices()
-        self.doing = "waiting"
-        self._wait(self._meeting_comm.Ibarrier(), status.purpose, patience)
-        self.doing = ""
-        statuses: list[Status] = self._meeting_comm.allgather(status)
-        if any(s.error for s in statuses):
-            raise PeerError(_joined_errors(statuses, len(self.center.topology.centers)))
-        purposes = {s.purpose: s.center for s in statuses}
-        if reasons := list(dict.fromkeys(s.stopping for s in statuses if s.stopping)):
-            # The most telling one: who was signalled, where that rank itself is here to say so.
-            raise Interrupted(max(reasons, key=len))
-        if len(purposes) != 1:
-            found = ", ".join(f"{center}: {purpose}" for purpose, center in purposes.items())
-            raise PeerError(f"the data centers are at different points of the run ({found}); please report this")
-        return statuses
+    # --- the journal ----------------------------------------------------------------------------------
 
-    def _wait(self, request: MPI.Request, purpose: str, patience: float | None) -> None:
-        arrived = {self.center.index}
-        start = time.monotonic()
-        sleep, report = 0.0005, _FIRST_REPORT
-        while not request.Test():
-            arrived |= self._arrivals()
-            self.stops.poll()  # a rank that is signalled while it waits tells those who still train
-            waited = time.monotonic() - start
-            if waited > report and self.center.is_leader and self.center.index == min(arrived):
-                report = waited + _LATER_REPORTS
-                log.warning("%s: waiting for %s since %.0f s", purpose, self._missing(arrived), waited)
-            if patience is not None and waited > patience:
-                raise RoundTimeoutError(
-                    f"{purpose}: {self._missing(arrived)} did not arrive within {self.timeout} s (timeout); "
-                    "look at its log, or allow more time"
-                )
-            time.sleep(sleep)
-            sleep = min(1.5 * sleep, _LONGEST_SLEEP)
+    def resume_point_written(self) -> None:
+        """Nothing before this moment will have to be told again."""
+        self._journal.clear()
 
-    def _send_notices(self) -> None:
-        # The barrier does not tell who is missing; these empty messages do. Nobody waits for them.
-        from mpi4py import MPI
+    def replay(self) -> None:
+        """Tell this data center again what it has heard since its last resume point. After a restart."""
+        self._replay = deque(self._journal)
 
-        if self._notices is not None:
-            for leader in range(self._notices.Get_size()):
-                if leader != self.center.index:
-                    self._notices.Isend([b"", MPI.BYTE], leader, self._meetings % 32768).Free()
+    @property
+    def can_replay(self) -> bool:
+        """Whether a restart from the last resume point would find its way: one mean at most lies behind."""
+        return (
+            self.keeps_journal and not self._committed and sum(entry.mean is not None for entry in self._journal) <= 1
+        )
 
-    def _arrivals(self) -> set[int]:
-        from mpi4py import MPI
+    def _note(self, entry: _Entry) -> None:
+        if self.keeps_journal:
+            self._journal.append(entry)
 
-        found = MPI.Status()
-        # Notices of the next meeting may be here before this one's barrier is seen to be complete: keep them.
-        while self._notices is not None and self._notices.Iprobe(status=found):
-            self._notices.Recv([bytearray(0), MPI.BYTE], found.Get_source(), found.Get_tag())
-            self._noticed.setdefault(found.Get_tag(), set()).add(found.Get_source())
-        tag = self._meetings % 32768
-        self._noticed = {t: leaders for t, leaders in self._noticed.items() if t in (tag, (tag + 1) % 32768)}
-        return self._noticed.get(tag, set())
-
-    def _missing(self, arrived: set[int]) -> str:
-        others = [c.name for c in self.center.topology.centers if c.index not in arrived]
-        return ", ".join(others) or f"the other ranks of {self.center.name}"
+    def _replayed(self, purpose: str) -> _Entry:
+        entry = self._replay.popleft()
+        if entry.purpose != purpose:
+            raise PeerError(
+                f"after its restart, data center {self.center.name} came to `{purpose}` where it had come to "
+                f"`{entry.purpose}` before; please report this"
+            )
+        return entry
 
     # --- before round 0 -------------------------------------------------------------------------------
 
@@ -227,7 +308,7 @@ class Exchange:
         for status in statuses:
             if status.content != mine:
                 raise FingerprintError(
-                    _difference(statuses[0].center, mine, status.center, status.content)
+                    difference(statuses[0].center, mine, status.center, status.content)
                 ).on_all_ranks()
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
@@ -241,40 +322,45 @@ class Exchange:
             staged = source.cpu().contiguous()
             flat = staged.reshape(-1).view(torch.uint8) if staged.numel() else staged.reshape(-1)
             for block in flat.split(1 << 30):
-                self._meeting_comm.Bcast(block.numpy(), root)
+                self._world.Bcast(block.numpy(), root)
             if not self.center.is_first:
                 with torch.no_grad():
                     source.copy_(staged)
 
     # --- the round ------------------------------------------------------------------------------------
 
-    def gather_in_center(self, content: T) -> list[T] | None:
-        """Every rank's content, by center_rank, on the leader; None elsewhere. Collective over the data center."""
-        return self._center_comm.gather(content, 0)
-
     def mean_in_center(self, vector: Tensor) -> None:
         """Put the mean over this data center's ranks into the leader's vector. Collective over the data center."""
         if self.center.size == 1 or not vector.numel():
             return
         rows = torch.empty((self.center.size, *vector.shape), dtype=vector.dtype) if self.center.is_leader else None
-        self._center_comm.Gather(vector.numpy(), None if rows is None else rows.numpy(), 0)
+        self.link.enter().Gather(vector.numpy(), None if rows is None else rows.numpy(), 0)
         if rows is not None:
             weighted_mean(list(rows), [1.0] * self.center.size, out=vector)
 
     def mean(self, vector: Tensor, weights: Sequence[float]) -> None:
-        """Replace the leaders' vectors by their weighted mean (eq. 2), in place. Collective over the leaders.
+        """Replace the vectors by their weighted mean (eq. 2), in place. Collective over the leaders present.
 
         See :func:`~colearn_hpc.mpi.mean.mean_over_leaders`. To be called right after a meeting: it blocks.
 
         Args:
             vector: contiguous CPU vector, shape ``(n,)``, the same n on all leaders.
-            weights: n_k per data center, in order.
+            weights: n_k per data center, in order; 0 for who takes the mean and gives nothing.
         """
         if self._leaders is None:
             raise AssertionError("only leaders exchange")
+        if len(weights) == 1:
+            return
+        if self._replay:
+            entry = self._replayed("mean").mean
+            assert entry is not None, "the journal holds a meeting where the restarted round takes its mean"
+            vector.copy_(entry)
+            return
         self.doing = "exchanging"
-        self.bytes_sent += mean_over_leaders(self._leaders, vector, weights)
+        comm = self._leaders.group(self.present)
+        self.bytes_sent += mean_over_leaders(comm, vector, [weights[k] for k in self.present])
         self.doing = ""
+        self._note(_Entry("mean", mean=vector))
 
     def distribute_in_center(self, vector: Tensor) -> None:
         """Copy the leader's vector into every rank's, in place. Collective over the data center.
@@ -283,35 +369,6 @@ class Exchange:
         """
         if self.center.size == 1:
             return
-        request = self._center_comm.Ibarrier()
-        while not request.Test():
-            time.sleep(0.005)
+        comm = self.link.enter()
         for block in vector.split(CHUNK):
-            self._center_comm.Bcast(block.numpy(), 0)
-
-
-def describe(error: BaseException) -> str:
-    """One text for people: our own errors as they are, anything unforeseen with its traceback."""
-    if isinstance(error, ColearnError):
-        return str(error)
-    return "".join(traceback.format_exception(error)).strip()
-
-
-def _joined_errors(statuses: Sequence[Status], number_of_centers: int) -> str:
-    """Every distinct error once, with the data centers that have it."""
-    centers: dict[str, list[str]] = {}
-    for status in statuses:
-        if status.error and status.center not in centers.setdefault(status.error, []):
-            centers[status.error].append(status.center)
-    return "\n".join(
-        error if len(names) == number_of_centers else f"data center{'s'[: len(names) != 1]} {', '.join(names)}: {error}"
-        for error, names in centers.items()
-    )
-
-
-def _difference(name: str, mine: Sequence[str], other_name: str, others: Sequence[str]) -> str:
-    here, there = next((a, b) for a, b in zip_longest(mine, others, fillvalue="(nothing)") if a != b)
-    return (
-        f"the data centers do not run the same thing: {name} has `{here}`, {other_name} has `{there}`; "
-        "use the same code, configuration and package versions everywhere"
-    )
+            comm.Bcast(block.numpy(), 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from colearn_hpc import faults
 from colearn_hpc.algorithm.shared_model import weighted_mean
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def mean_over_leaders(leaders: MPI.Comm, vector: Tensor, weights: Sequence[float
         offsets = [sum(counts[:k]) for k in range(centers)]
         rows = torch.empty((centers, counts[me]), dtype=block.dtype)
         received = ([counts[me]] * centers, [counts[me] * k for k in range(centers)])
+        faults.reached("exchange")
         leaders.Alltoallv([block.numpy(), (counts, offsets)], [rows.numpy(), received])
         result = weighted_mean([rows[k] for k in giving], [weights[k] for k in giving])
         gathered = block.clone()

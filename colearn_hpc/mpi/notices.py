@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    from colearn_hpc.mpi.center_link import CenterLink
     from colearn_hpc.mpi.topology import DataCenter
 
 
@@ -20,18 +19,19 @@ class StopNotices:
 
     Args:
         center: this process's data center. Collective over the world.
+        link: the conversation inside it.
 
     Attributes:
         signal: tells whether this process was signalled: the signal's name, or nothing.
         reason: why to stop, empty while there is no reason.
     """
 
-    def __init__(self, center: DataCenter) -> None:
+    def __init__(self, center: DataCenter, link: CenterLink) -> None:
         self.signal: Callable[[], str] = str
         self.reason = ""
         self._center = center
         self._world = center.world.Dup()
-        self._in_center = center.comm.Dup()
+        self._link = link
         self._sent = False
 
     def poll(self) -> str:
@@ -56,10 +56,8 @@ class StopNotices:
 
         The ranks of a data center stop at the same batch, because the next one's gradients take them all. They
         are in step anyway, so this small sum costs microseconds.
-        """
-        from mpi4py import MPI
 
-        known = np.array([bool(self.poll())], dtype=np.int32)
-        if self._center.size > 1:
-            self._in_center.Allreduce(MPI.IN_PLACE, known, MPI.MAX)
-        return bool(known[0])
+        Raises:
+            CenterBrokenError: a rank of this data center failed.
+        """
+        return self._link.any(bool(self.poll()))

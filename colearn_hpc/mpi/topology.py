@@ -20,10 +20,11 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from colearn_hpc.errors import TopologyError
 
@@ -178,9 +179,9 @@ class DataCenter:
     local_rank: int
     local_size: int
     host_rank: int
-    world: MPI.Comm
-    comm: MPI.Comm
-    leaders: MPI.Comm | None
+    world: MPI.Intracomm
+    comm: MPI.Intracomm
+    leaders: MPI.Intracomm | None
 
     @property
     def is_leader(self) -> bool:
@@ -192,7 +193,7 @@ class DataCenter:
         return self.world_rank == self.topology.centers[0].leader
 
     @classmethod
-    def join(cls, centers: CentersSpec = None, comm: MPI.Comm | None = None) -> DataCenter:
+    def join(cls, centers: CentersSpec = None, comm: MPI.Intracomm | None = None) -> DataCenter:
         """Split the world into data centers. Collective over the world (or ``comm``); starts MPI.
 
         Afterwards ``COLEARN_CENTER`` is set in this process's environment, so that data code (and a second
@@ -214,9 +215,9 @@ class DataCenter:
         hosts = [declaration.host for declaration in declarations]
         center_hosts = list(dict.fromkeys(hosts[r] for r in mine.world_ranks))
         on_host = [r for r in mine.world_ranks if hosts[r] == host]
-        center_comm = world.Split(mine.index, world_rank)
+        center_comm = cast("MPI.Intracomm", world.Split(mine.index, world_rank))
         leads = world_rank == mine.leader
-        leaders = world.Split(0 if leads else MPI.UNDEFINED, mine.index)
+        leaders = cast("MPI.Intracomm", world.Split(0 if leads else MPI.UNDEFINED, mine.index))
         os.environ[CENTER_VARIABLE] = mine.name
         _abort_on_uncaught_errors(world)
         return cls(
@@ -252,7 +253,7 @@ def _resolve_together(declarations: Sequence[Declaration], specs: Sequence[Cente
         raise
 
 
-def _abort_on_uncaught_errors(world: MPI.Comm) -> None:
+def _abort_on_uncaught_errors(world: MPI.Intracomm) -> None:
     # A rank that dies of an exception would wait for the others in MPI's finalisation, and they for it.
     previous = sys.excepthook
 
@@ -260,6 +261,7 @@ def _abort_on_uncaught_errors(world: MPI.Comm) -> None:
         previous(kind, error, traceback)
         sys.stderr.flush()
         if not getattr(error, "everywhere", False):
+            time.sleep(0.2)  # the launcher forwards what was printed by a path of its own
             world.Abort(1)
 
     if not getattr(previous, "aborts_mpi", False):

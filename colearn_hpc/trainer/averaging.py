@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,20 +30,35 @@ D = TypeVar("D")
 
 
 @dataclass(frozen=True)
+class RunPlace:
+    """Where a data center is when it comes to a round's end.
+
+    Attributes:
+        round: i.
+        local_epochs: T_i, as trained.
+        epochs_done: local epochs finished before the one that ends.
+        leaving: its Trainer ended, and this is its last round.
+    """
+
+    round: int
+    local_epochs: int
+    epochs_done: int
+    leaving: bool = False
+
+
+@dataclass(frozen=True)
 class Arrival:
     """What a data center says when it arrives at a round's end.
 
     Attributes:
         size: length of the vector it offers.
         examples: training examples it went through in the round.
-        non_finite: name of the first tensor with NaN or Inf in it, empty if there is none.
-        leaving: its Trainer ended, and this is its last round.
+        place: where it is.
     """
 
     size: int
     examples: int
-    non_finite: str
-    leaving: bool
+    place: RunPlace
 
 
 class Averaging:
@@ -58,6 +74,7 @@ class Averaging:
 
     Attributes:
         previous: on leaders, the parameters of the last shared model as a flat vector.
+        others_place: where the data centers were that gave to the last mean.
     """
 
     shares_model = True  # after a round all data centers hold one model
@@ -74,6 +91,7 @@ class Averaging:
         self.weighting = weighting
         self.outer = outer
         self.previous: Tensor | None = None
+        self.others_place = RunPlace(0, 1, 0)
         self._outer_state: Tensor | None = None
 
     def start_from(self, module: LightningModule) -> None:
@@ -98,9 +116,9 @@ class Averaging:
         module: LightningModule,
         optimizers: Sequence[Optimizer],
         record: CenterRecord,
-        round_index: int,
-        leaving: bool,
+        place: RunPlace,
         decide: Callable[[float, bool], D],
+        absent: str = "",
     ) -> D:
         """Average once. Collective over the world; times and bytes go into ``record``.
 
@@ -108,14 +126,14 @@ class Averaging:
             module: the local model; becomes the shared one.
             optimizers: its optimizers.
             record: this data center's part in the round.
-            round_index: i.
-            leaving: whether this data center's Trainer has ended.
+            place: where this data center is.
             decide: called on the first leader with the relative change and whether any data center leaves; what it
                 returns is returned on all ranks.
+            absent: why this data center takes the mean without giving to it.
 
         Raises:
-            ParticipantError: on all ranks, when some data center's model must not enter the mean. No weights
-                have been touched then.
+            ParticipantError: when this data center's model must not enter the mean, or, on all ranks, when the data
+                centers' models do not fit together. No weights have been touched then.
         """
         exchange, center = self.exchange, self.exchange.center
         alone = len(center.topology.centers) == 1
@@ -127,14 +145,13 @@ class Averaging:
         if not alone:
             # DDP keeps parameters equal inside a data center, buffers not.
             exchange.mean_in_center(vector[model.parameter_size :])
-        arrivals = self.arrive(model, vector, record, round_index, leaving)
+        arrivals = self.arrive(model, vector, record, place, absent)
 
         clock, sent = time.monotonic(), exchange.bytes_sent
         shared = vector[: model.parameter_size]
         outer_state = None
         if center.is_leader:
-            weights = [float(a.examples) if self.weighting == "examples" else 1.0 for a in arrivals.values()]
-            exchange.mean(vector, weights)
+            exchange.mean(vector, self._weights(arrivals))
             if self.outer is not None and not alone:
                 # Each leader steps by itself: same inputs, same elementwise operations, same bits.
                 stepped, outer_state = self.outer.step(self._last(), shared, self._outer_state)
@@ -144,35 +161,59 @@ class Averaging:
         record.exchange_seconds, record.bytes_sent = time.monotonic() - clock, exchange.bytes_sent - sent
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
-        leaves = any(arrival.leaving for arrival in arrivals.values())
-        decision = exchange.decide(f"round {round_index}: mean", lambda: decide(self._change(shared), leaves))
+        leaves = any(arrival.place.leaving for arrival in arrivals.values())
+        decision = exchange.decide(
+            f"round {self.others_place.round}: mean", lambda: decide(self._change(shared), leaves)
+        )
         if center.is_leader:
-            record.divergence = model.parameter_distance(vector)
+            record.divergence = math.nan if record.absent else model.parameter_distance(vector)
             self.previous, self._outer_state = shared.clone(), outer_state
         if not alone:
             model.unpack(vector)
             if self.optimizer_state == "reset":
                 reset_state(optimizers)
+        exchange.commit()
         return decision
 
     def arrive(
-        self, model: FlatModel, vector: Tensor, record: CenterRecord, round_index: int, leaving: bool
-    ) -> dict[str, Arrival]:
-        """Meet at the round's end; what each data center says, by name. Collective over the world.
+        self, model: FlatModel, vector: Tensor, record: CenterRecord, place: RunPlace, absent: str = ""
+    ) -> dict[int, Arrival]:
+        """Meet at the round's end. Collective over the world.
+
+        Returns:
+            What each data center says that gives to the mean, by index.
 
         Raises:
             ParticipantError: see :meth:`run`.
         """
         exchange, center = self.exchange, self.exchange.center
-        counts = exchange.gather_in_center(record.examples)
+        counts = exchange.link.gather(record.examples)
         record.examples = sum(counts) if counts is not None else record.examples
-        non_finite = first_non_finite(vector, model) if center.is_leader else ""
+        if center.is_leader and not absent and (name := first_non_finite(vector, model)):
+            raise ParticipantError(
+                f"round {place.round}: NaN or Inf in the model of data center {center.name} ({name}); the mean was not "
+                "taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
+            )
         clock = time.monotonic()
-        statuses = exchange.meet(f"round {round_index}", Arrival(model.size, record.examples, non_finite, leaving))
+        statuses = exchange.arrive(f"round {place.round}", Arrival(model.size, record.examples, place), absent)
         record.wait_seconds = time.monotonic() - clock
-        arrivals = {c.name: statuses[c.leader].content for c in center.topology.centers}
-        self._check(arrivals, round_index)
+        record.absent = statuses[center.world_rank].absent
+        of_leaders = {c.index: statuses[c.leader] for c in center.topology.centers}
+        arrivals = {index: status.content for index, status in of_leaders.items() if not status.absent}
+        if not arrivals:
+            raise ParticipantError(
+                f"round {place.round}: no data center has anything to give to the mean; see centers/*/log.txt"
+            ).on_all_ranks()
+        self.others_place = next(iter(arrivals.values())).place
+        self._check(arrivals, self.others_place.round)
         return arrivals
+
+    def _weights(self, arrivals: dict[int, Arrival]) -> list[float]:
+        """n_k per data center; 0 for who gives nothing."""
+        weights = [0.0] * len(self.exchange.center.topology.centers)
+        for index, arrival in arrivals.items():
+            weights[index] = float(arrival.examples) if self.weighting == "examples" else 1.0
+        return weights
 
     def _change(self, shared: Tensor) -> float:
         return relative_change(shared, self._last())
@@ -181,15 +222,10 @@ class Averaging:
         assert self.previous is not None, "only leaders hold the previous shared model"
         return self.previous
 
-    def _check(self, arrivals: dict[str, Arrival], round_index: int) -> None:
-        broken = [f"{name} ({a.non_finite})" for name, a in arrivals.items() if a.non_finite]
-        if broken:
-            raise ParticipantError(
-                f"round {round_index}: NaN or Inf in the model of data center {', '.join(broken)}; the mean was not "
-                "taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
-            ).on_all_ranks()
+    def _check(self, arrivals: dict[int, Arrival], round_index: int) -> None:
         if len({a.size for a in arrivals.values()}) > 1:
-            found = ", ".join(f"{name}: {a.size}" for name, a in arrivals.items())
+            names = [c.name for c in self.exchange.center.topology.centers]
+            found = ", ".join(f"{names[index]}: {a.size}" for index, a in arrivals.items())
             raise ParticipantError(
                 f"round {round_index}: the data centers offer vectors of different sizes ({found}); with "
                 'optimizer_state="average" every parameter needs a state in every data center: use "reset" or "keep"'

@@ -16,30 +16,32 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome
 from colearn_hpc.algorithm.outer import OuterOptimizer
-from colearn_hpc.errors import ConfigurationError, Interrupted, TopologyError
+from colearn_hpc.errors import ConfigurationError, Interrupted
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import CentersSpec, DataCenter
 from colearn_hpc.trainer import recovery, rules
-from colearn_hpc.trainer.averaging import Averaging
+from colearn_hpc.trainer import resume_points as resume_files
+from colearn_hpc.trainer.announce import announce
+from colearn_hpc.trainer.averaging import Averaging, RunPlace
 from colearn_hpc.trainer.ensemble import Ensemble
-from colearn_hpc.trainer.environment import DataCenterEnvironment
-from colearn_hpc.trainer.fingerprint import fingerprint
+from colearn_hpc.trainer.environment import join_trainer
+from colearn_hpc.trainer.fingerprint import check_unchanged, fingerprint
 from colearn_hpc.trainer.heartbeat import Heartbeat
-from colearn_hpc.trainer.lightning_gaps import callbacks_of, wants_stop
+from colearn_hpc.trainer.lightning_gaps import callbacks_of, skip_epochs, wants_stop
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, first_rate
 from colearn_hpc.trainer.outputs import saves_shared_model, separate_outputs
+from colearn_hpc.trainer.restart import OnFailure, Restarts, environment_of, run_with_restarts
 from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord
 
 log = logging.getLogger("colearn_hpc")
 
 _STATE: tuple[str, ...] = ("run_id", "round", "epoch_in_round", "epochs_done", "rule_epochs", "local_epochs")
-_STATE += ("relative_change", "_averaged", "_untaken")
+_STATE += ("relative_change", "averaged", "_untaken", "data", "settings")
 
 
 class CoLearning(Callback):
@@ -68,7 +70,12 @@ class CoLearning(Callback):
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
         resume_points: write a resume point at every local epoch's end, and one where SIGUSR1 or SIGTERM stops the run.
-        timeout: seconds to wait for another data center at a round's end; None waits for ever.
+        round_timeout: seconds to wait for another data center at a round's end; None waits for ever.
+        restarts: how often in one round a data center that failed begins again from its last resume point, where
+            :meth:`fit` runs the Trainer.
+        on_failure: what comes after that, or when ``round_timeout`` has passed: ``"stop"`` ends the run (the paper
+            wants all participants), ``"continue_without"`` takes the round's mean over the others; the missing one
+            takes part again with the next shared model.
 
     Raises:
         ConfigurationError: an argument is impossible, or contradicts another.
@@ -91,11 +98,12 @@ class CoLearning(Callback):
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
         resume_points: bool = True,
-        timeout: float | None = None,
+        round_timeout: float | None = None,
+        restarts: int = 3,
+        on_failure: OnFailure = "stop",
     ) -> None:
-        rules.check_choices(
-            rounds, learning_rate, schedule, optimizer_state, weighting, timeout, combine, outer_optimizer
-        )
+        rules.check_choices(rounds, learning_rate, schedule, optimizer_state, weighting, combine, outer_optimizer)
+        rules.check_failures(round_timeout, restarts, on_failure, optimizer_state, combine)
         self.schedule = rules.schedule_of(schedule, decay)
         self.rule = rules.local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs)
         self.rounds = rounds
@@ -107,7 +115,8 @@ class CoLearning(Callback):
         self.centers = centers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.resume_points = resume_points
-        self.timeout = timeout
+        self.round_timeout = round_timeout
+        self.restarts = Restarts(restarts, on_failure)
 
         # Where the run stands: travels in every checkpoint.
         self.round = 0
@@ -119,12 +128,14 @@ class CoLearning(Callback):
         self.rates: list[float] = []  # of this round's local epochs
         self.run_id = ""
         self.stop_reason = ""
-        self._averaged = False  # this epoch ended its round
+        self.data: dict[str, str] = {}  # what this data center trains on
+        self.settings: dict[str, str] = {}  # the run's fingerprint
+        self.averaged = False  # this epoch ended its round
         self._untaken = False  # trained since the last mean
         self._loaded: dict[str, Any] | None = None  # the averaging's state, from a resume point
 
         self._resumed = False
-        self._record = CenterRecord("")
+        self.record = CenterRecord("")
         self._epoch_start = 0.0
         self._started = 0.0
 
@@ -133,9 +144,14 @@ class CoLearning(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if (environment := environment_of(trainer)) is not None:
+            environment.note_process_group()
         self._connect(trainer)
         self.folder = self.run_dir or Path(trainer.default_root_dir) / "colearn"
+        self.teardown(trainer, pl_module, stage)  # an attempt that failed before this one
         self.round_log = RoundLog(self.folder, self.center.name, self.center.is_first, self.center.is_leader)
+        if self.restarts.under_way:
+            return  # the others are far from here
         self._saves_shared = saves_shared_model(self.folder, self.exchange)
         if not any(isinstance(callback, recovery.EpochEnd) for callback in callbacks_of(trainer)):
             callbacks_of(trainer).extend([Heartbeat(self), recovery.EpochEnd(self)])
@@ -151,40 +167,52 @@ class CoLearning(Callback):
         if self._loaded is not None:
             self._averaging.load_state_dict(self._loaded)
             self._loaded = None
-        self.exchange.compare("start", fingerprint(trainer, pl_module, self._settings()))
+        if self.restarts.under_way:
+            self.round_log.rewind(self.round)
+            self._epoch_start = time.monotonic()
+            self.restarts.under_way = False
+            return
+        settings = fingerprint(trainer, pl_module, rules.settings_of(self))
+        self.exchange.compare("start", settings)
+        check_unchanged(self.settings, settings)
+        self.settings = settings
         if not self._resumed:
             self.run_id = self.exchange.decide("run id", lambda: uuid.uuid4().hex)
             # w⁰ of Algorithm 1: everything, frozen parameters and counters included.
             self.exchange.broadcast([*pl_module.parameters(), *pl_module.buffers()])
             self._averaging.start_from(pl_module)
-            self._record = CenterRecord(self.center.name)
+            self.record = CenterRecord(self.center.name)
         start = f"run {self.run_id[:8]}, round {self.round} of T={self.rule_epochs}" if self._resumed else "the start"
-        recovery.check_same_place(start, self.exchange)
+        resume_files.check_same_place(start, self.exchange)
         self.round_log.rewind(self.round)
         self._started = self._epoch_start = time.monotonic()
         if self.rounds is not None and self.round >= self.rounds:
             trainer.should_stop = True  # a finished run was resumed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.epoch_in_round == 0:
-            left = (trainer.max_epochs or -1) - self.epochs_done
-            self.local_epochs = min(self.rule_epochs, left) if left > 0 else self.rule_epochs
-            self.rates = []
+        self.plan_round(trainer)
         if self.schedule is not None:
             position = EpochPosition(self.round, self.epoch_in_round, self.local_epochs, self.epochs_done)
             self._rates.apply(self.schedule.factor(position))
         self.rates.append(first_rate(trainer.optimizers))
         self._epoch_start = time.monotonic()
 
+    def plan_round(self, trainer: pl.Trainer) -> None:
+        """T_i as it will be trained, where a round begins."""
+        if self.epoch_in_round == 0:
+            left = (trainer.max_epochs or -1) - self.epochs_done
+            self.local_epochs = min(self.rule_epochs, left) if left > 0 else self.rule_epochs
+            self.rates = []
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._record.examples += batch_size(batch)
+        self.record.examples += batch_size(batch)
         self._untaken = True
         if trainer.is_last_batch:
             self.read_clock()
             if self.epoch_in_round == self.local_epochs - 1:
-                self._average(trainer, pl_module)
+                self.average(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._metrics.before_validation(trainer)
@@ -198,39 +226,39 @@ class CoLearning(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._averaged and isinstance(self._averaging, Ensemble) and dataloader_idx == 0:
+        if self.averaged and isinstance(self._averaging, Ensemble) and dataloader_idx == 0:
             self._averaging.predict(trainer, pl_module, batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._metrics.after_validation(trainer, shared=self._averaged and self._averaging.shares_model)
+        self._metrics.after_validation(trainer, shared=self.averaged and self._averaging.shares_model)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A training_step that ends the epoch by returning -1 skips the last batch's hook.
-        if self.epoch_in_round == self.local_epochs - 1 and not self._averaged:
-            self._average(trainer, pl_module)
-        self._record.local_metrics, self._record.shared_metrics = self._metrics.split(trainer)
-        if self._averaged and isinstance(self._averaging, Ensemble):
-            self._record.shared_metrics = self._averaging.evaluate(trainer, pl_module)
+        if self.epoch_in_round == self.local_epochs - 1 and not self.averaged:
+            self.average(trainer, pl_module)
+        self.record.local_metrics, self.record.shared_metrics = self._metrics.split(trainer)
+        if self.averaged and isinstance(self._averaging, Ensemble):
+            self.record.shared_metrics = self._averaging.evaluate(trainer, pl_module)
         self.epochs_done += 1
         self.epoch_in_round += 1
 
     def read_clock(self) -> None:
         """Book the seconds trained since the epoch's start, or since the last call in the epoch."""
         now = time.monotonic()
-        self._record.train_seconds += now - self._epoch_start
+        self.record.train_seconds += now - self._epoch_start
         self._epoch_start = now
 
     def finish_epoch(self, trainer: pl.Trainer) -> None:
         """The books of a round, after every other callback has had its say. Called by :class:`EpochEnd`."""
-        if self._averaged:
-            self._close_books(trainer, stop=wants_stop(trainer))
+        if self.averaged:
+            self.close_books(trainer, stop=wants_stop(trainer))
         if self.stop_reason:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._untaken:  # max_steps, max_time or a user's stop ended the Trainer in mid-round
-            self._average(trainer, pl_module, leaving=True)
-            self._close_books(trainer, stop=True)
+            self.average(trainer, pl_module, leaving=True)
+            self.close_books(trainer, stop=True)
         self.round_log.summarize(
             **self._summary(trainer), status="finished", stopped_by=self.stop_reason or "the Trainer"
         )
@@ -238,14 +266,20 @@ class CoLearning(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":
             return
+        if getattr(exception, "everywhere", False):
+            return self._end(trainer, exception)
+        # A DataModule's setup comes before ours: then the others are on their way to meet us.
+        self._connect(trainer)
+        verdict = self.restarts.after(exception, self, trainer)
+        if verdict.action == "stop":
+            self._end(trainer, exception)
+            self.exchange.fail(exception, verdict.text)
+
+    def _end(self, trainer: pl.Trainer, exception: BaseException) -> None:
         if hasattr(self, "round_log"):
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
             self.round_log.summarize(**self._summary(trainer), status=status, error=str(exception))
             log.info("%s: %r", status, exception)
-        if not getattr(exception, "everywhere", False):
-            # A DataModule's setup comes before ours: then the others are on their way to meet us.
-            self._connect(trainer)
-            self.exchange.fail(exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and hasattr(self, "round_log"):
@@ -254,17 +288,33 @@ class CoLearning(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _STATE} | {
             "rates": list(self.rates),
-            "record": asdict(self._record),
+            "record": asdict(self.record),
             "averaging": self._averaging.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.restarts.leap is not None:
+            state_dict = self.restarts.leap.state
         for name in _STATE:
             setattr(self, name, state_dict[name])
         self.rates = list(state_dict["rates"])
-        self._record = CenterRecord(**state_dict["record"])
+        self.record = CenterRecord(**state_dict["record"])
         self._loaded = state_dict["averaging"]
         self._resumed = True
+
+    def fit(self, trainer: pl.Trainer, model: pl.LightningModule, ckpt_path: Any = None, **data: Any) -> None:
+        """``trainer.fit(...)``, and again from this data center's last resume point when it fails (see ``restart.py``).
+
+        Args:
+            trainer: has this callback.
+            model: as for ``trainer.fit``.
+            ckpt_path: where to start from; see :meth:`resume_path`.
+            data: the other arguments of ``trainer.fit``.
+
+        Raises:
+            Exception: what ended the run when ``restarts`` were used up or could not help.
+        """
+        run_with_restarts(self, trainer, model, lambda path: trainer.fit(model, ckpt_path=path, **data), ckpt_path)
 
     def resume_path(self) -> Path | None:
         """The resume point from which this data center should continue, for ``trainer.fit(ckpt_path=...)``.
@@ -277,7 +327,7 @@ class CoLearning(Callback):
         if self.run_dir is None:
             raise ConfigurationError("resume_path() needs CoLearning(run_dir=...), found None")
         center = self.centers if isinstance(self.centers, DataCenter) else DataCenter.join(self.centers)
-        return recovery.find_resume_point(self.run_dir, Exchange(center, self.timeout))
+        return resume_files.find_resume_point(self.run_dir, Exchange(center, self.round_timeout))
 
     # --- a round's end --------------------------------------------------------------------------------
 
@@ -286,14 +336,25 @@ class CoLearning(Callback):
             return Ensemble(self.exchange)
         return Averaging(self.exchange, self.optimizer_state, self.weighting, self.outer_optimizer)
 
-    def _average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False) -> None:
+    def average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False, absent: str = "") -> None:
         """Equations 2 and 4. Collective over the world."""
-        decision = self._averaging.run(module, trainer.optimizers, self._record, self.round, leaving, self._decide)
+        place = RunPlace(self.round, self.local_epochs, self.epochs_done, leaving)
+        decision = self._averaging.run(module, trainer.optimizers, self.record, place, self._decide, absent)
         self.relative_change, self.rule_epochs, self.stop_reason = decision
-        self._averaged, self._untaken = True, False
+        if (others := self._averaging.others_place) != place:
+            # This data center had been left out, and goes on from where the others are.
+            skip_epochs(trainer, others.epochs_done - self.epochs_done)
+            self.round, self.local_epochs, self.epochs_done = others.round, others.local_epochs, others.epochs_done
+            self.epoch_in_round = self.local_epochs - 1
+        self.averaged, self._untaken = True, False
         if self._saves_shared or not self._averaging.shares_model:
             path = self._averaging.checkpoint_path(self.folder, self.round_log.center_folder)
-            recovery.save_atomically(trainer, path, self.center, weights_only=True)
+            try:
+                resume_files.save_atomically(trainer, path, self.center, weights_only=True)
+            except OSError as error:
+                if self.stop_reason:
+                    raise  # the run's result
+                log.warning("%s could not be written: %s", path, error)
 
     def _decide(self, change: float, leaves: bool) -> tuple[float, int, str]:
         """The relative change, T_{i+1}, and why to stop. Runs on the first leader only."""
@@ -304,10 +365,13 @@ class CoLearning(Callback):
             stop = f"rounds={self.rounds}"
         return change, rules.checked_epochs(self.rule.next(outcome)), stop
 
-    def _close_books(self, trainer: pl.Trainer, stop: bool) -> None:
+    def close_books(self, trainer: pl.Trainer, stop: bool) -> None:
         """Log the round and step to the next. Collective over the world."""
-        statuses = self.exchange.meet(f"round {self.round}: report", (self._record, stop))
-        reports = [statuses[center.leader].content for center in self.center.topology.centers]
+        statuses = self.exchange.meet(f"round {self.round}: report", (self.record, stop))
+        reports = [
+            statuses[c.leader].content or (CenterRecord(c.name, absent=statuses[c.leader].absent), False)
+            for c in self.center.topology.centers
+        ]
         record = RoundRecord(
             round=self.round,
             local_epochs=self.local_epochs,
@@ -321,68 +385,22 @@ class CoLearning(Callback):
             self.stop_reason = "a data center's Trainer ended"
         self.round_log.append(record)
         self.round_log.summarize(**self._summary(trainer), status="running")
-        scalars = {"round": self.round, "local_epochs": self.local_epochs, "relative_change": record.relative_change}
-        scalars |= {"learning_rate": self.rates[-1]} if self.rates else {}
-        for logger in trainer.loggers:
-            logger.log_metrics({f"colearn/{key}": float(value) for key, value in scalars.items()}, trainer.global_step)
-        self._tell(trainer, record)
+        announce(trainer, record, bool(self.stop_reason))
         self.last_record = record
         self.round += 1
         self.epoch_in_round = 0
-        self._averaged = False
-        self._record = CenterRecord(self.center.name)
+        self.averaged = False
+        self.record = CenterRecord(self.center.name)
         self._metrics = MetricsSplit()
-
-    def _tell(self, trainer: pl.Trainer, record: RoundRecord) -> None:
-        """The round for people: one line, and one more where T changed."""
-        log.info("round %d averaged: T=%d, change %.4g", self.round, self.local_epochs, record.relative_change)
-        doubled = record.next_local_epochs > record.local_epochs and not self.stop_reason
-        if doubled:
-            log.info("T doubles: %d -> %d local epochs a round", record.local_epochs, record.next_local_epochs)
-        for listener in callbacks_of(trainer):
-            if callable(closed := getattr(listener, "round_closed", None)):
-                closed(record, doubled)
 
     # --- checks and small things ----------------------------------------------------------------------
 
     def _connect(self, trainer: pl.Trainer) -> None:
         """Find this process's place, once. Collective over the world."""
         if not hasattr(self, "exchange"):
-            self.center = self._join(trainer)
-            self.exchange = Exchange(self.center, self.timeout)
-
-    def _join(self, trainer: pl.Trainer) -> DataCenter:
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ConfigurationError(
-                f"CoLearning averages whole models; the strategy is {type(trainer.strategy).__name__}, which may "
-                'hold only a part of it on each rank. Use strategy="ddp" (or one device)'
-            ).on_all_ranks()
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        if isinstance(environment, DataCenterEnvironment):
-            center = environment.center
-        elif isinstance(self.centers, DataCenter):
-            center = self.centers
-        else:
-            center = DataCenter.join(self.centers)
-        if trainer.world_size != center.size:
-            raise TopologyError(
-                f"data center {center.name} has {center.size} ranks, but this Trainer's world has "
-                f"{trainer.world_size}; pass plugins=[DataCenterEnvironment(...)], devices={center.local_size} and "
-                f"num_nodes={center.nodes} to the Trainer"
-            ).on_all_ranks()
-        return center
-
-    def _settings(self) -> dict[str, str]:
-        return {
-            "rounds": str(self.rounds),
-            "schedule": rules.describe(self.schedule),
-            "local_epochs_rule": rules.describe(self.rule),
-            "learning_rate": str(self.learning_rate),
-            "optimizer_state": self.optimizer_state,
-            "weighting": self.weighting,
-            "outer_optimizer": rules.describe(self.outer_optimizer),
-            "combine": self.combine,
-        }
+            self.center = join_trainer(trainer, self.centers)
+            self.exchange = Exchange(self.center, self.round_timeout)
+            self.exchange.may_miss = self.restarts.on_failure == "continue_without"
 
     def _summary(self, trainer: pl.Trainer) -> dict[str, Any]:
         last = getattr(self, "last_record", None)

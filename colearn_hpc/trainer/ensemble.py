@@ -28,7 +28,7 @@ from torchmetrics import Metric
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.mpi.exchange import Exchange
-from colearn_hpc.trainer.averaging import Averaging
+from colearn_hpc.trainer.averaging import Averaging, RunPlace
 from colearn_hpc.trainer.round_log import CenterRecord
 
 D = TypeVar("D")
@@ -52,23 +52,25 @@ class Ensemble(Averaging):
         module: LightningModule,
         optimizers: Sequence[Optimizer],
         record: CenterRecord,
-        round_index: int,
-        leaving: bool,
+        place: RunPlace,
         decide: Callable[[float, bool], D],
+        absent: str = "",
     ) -> D:
         """Close a round without touching any weight or optimizer. Collective over the world.
 
         There is no shared model: its relative change and the members' divergence from it are NaN (null in files).
 
         Raises:
-            ParticipantError: on all ranks, when some member's model is not finite.
+            ParticipantError: when this member's model is not finite.
         """
         model = FlatModel.of(module)
-        arrivals = self.arrive(model, model.pack(), record, round_index, leaving)
-        leaves = any(arrival.leaving for arrival in arrivals.values())
+        arrivals = self.arrive(model, model.pack(), record, place, absent)
+        leaves = any(arrival.place.leaving for arrival in arrivals.values())
         record.divergence = math.nan
         self._probabilities, self._targets = [], []
-        return self.exchange.decide(f"round {round_index}: no mean", lambda: decide(math.nan, leaves))
+        decision = self.exchange.decide(f"round {place.round}: no mean", lambda: decide(math.nan, leaves))
+        self.exchange.commit()
+        return decision
 
     @torch.no_grad()
     def predict(self, trainer: pl.Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
@@ -101,7 +103,7 @@ class Ensemble(Averaging):
             probabilities, targets = torch.cat(self._probabilities).clone(), torch.cat(self._targets).clone()
             share = (evaluated_indices(trainer, len(targets)), probabilities, targets)
         self._probabilities, self._targets = [], []
-        shares = exchange.gather_in_center(share)
+        shares = exchange.link.gather(share)
         whole = None
         if shares is not None and all(s is not None for s in shares):
             whole = in_order([s for s in shares if s is not None])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import socket
 
+import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import ClusterEnvironment
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from colearn_hpc.errors import TopologyError
+from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi.topology import CentersSpec, DataCenter
+from colearn_hpc.trainer.process_group import Sockets, leave_process_group, open_sockets
 
 log = logging.getLogger("colearn_hpc")
 
@@ -35,8 +38,17 @@ class DataCenterEnvironment(ClusterEnvironment):
         # All collectives happen here: Lightning reads the properties below on some ranks and not on others.
         sizes = self.center.world.allgather((self.center.name, self.center.host, self.center.local_size))
         _check_equal_nodes(sizes)
+        self.renew_address()
+
+    def renew_address(self) -> None:
+        """Choose where the data center's process group meets. Collective over the data center.
+
+        Anew after a failure: the broken group may not have let go of its port yet.
+        """
         # The leader's socket stays bound, and not listening, for the life of the process: the port cannot be
         # given to another data center on the same host, and DDP's store (SO_REUSEADDR) can still listen on it.
+        self._before: Sockets | None = None
+        self._group: Sockets = {}
         self._reserved = _reserve_port() if self.center.is_leader else None
         address = (socket.gethostname(), self._reserved.getsockname()[1]) if self._reserved else None
         self._address: tuple[str, int] = self.center.comm.bcast(address, 0)
@@ -53,7 +65,18 @@ class DataCenterEnvironment(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
+        # Lightning 2.6 asks right before it makes the process group.
+        self._before = open_sockets() if self._before is None else self._before
         return self._address[1]
+
+    def note_process_group(self) -> None:
+        """Remember which sockets are the process group's. To be called right after it was made."""
+        before = self._before or {}
+        self._group = {number: name for number, name in open_sockets().items() if before.get(number) != name}
+
+    def leave_process_group(self) -> None:
+        """Break the data center's process group, so that nobody waits in it for this rank. Never blocks."""
+        leave_process_group(self._group if self._before is not None else {})
 
     @staticmethod
     def detect() -> bool:
@@ -81,6 +104,33 @@ class DataCenterEnvironment(ClusterEnvironment):
 
     def node_rank(self) -> int:
         return self.center.node_rank
+
+
+def join_trainer(trainer: pl.Trainer, centers: CentersSpec | DataCenter) -> DataCenter:
+    """This process's data center, as the Trainer and the callback say. Collective over the world.
+
+    Raises:
+        ConfigurationError: on all ranks, when the Trainer cannot be one of co-learning.
+    """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ConfigurationError(
+            f"CoLearning averages whole models; the strategy is {type(trainer.strategy).__name__}, which may "
+            'hold only a part of it on each rank. Use strategy="ddp" (or one device)'
+        ).on_all_ranks()
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if isinstance(environment, DataCenterEnvironment):
+        center = environment.center
+    elif isinstance(centers, DataCenter):
+        center = centers
+    else:
+        center = DataCenter.join(centers)
+    if trainer.world_size != center.size:
+        raise TopologyError(
+            f"data center {center.name} has {center.size} ranks, but this Trainer's world has "
+            f"{trainer.world_size}; pass plugins=[DataCenterEnvironment(...)], devices={center.local_size} and "
+            f"num_nodes={center.nodes} to the Trainer"
+        ).on_all_ranks()
+    return center
 
 
 def _reserve_port() -> socket.socket:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.nn.parameter import UninitializedParameter
 
 from colearn_hpc._version import __version__
-from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.errors import ConfigurationError, FingerprintError
 
 
 def fingerprint(trainer: pl.Trainer, module: pl.LightningModule, settings: dict[str, str]) -> dict[str, str]:
@@ -38,6 +40,53 @@ def fingerprint(trainer: pl.Trainer, module: pl.LightningModule, settings: dict[
     for name, buffer in module.named_buffers():
         items[f"buffer {name}"] = _text(buffer)
     return items
+
+
+# What a run may be resumed with: more rounds, a later Trainer limit, other libraries.
+_MAY_CHANGE = ("CoLearning(rounds)", "CoLearning(on_failure)", "Trainer(", "version")
+
+
+def check_unchanged(before: dict[str, str], now: dict[str, str]) -> None:
+    """A resumed run goes on with the model and settings it began with.
+
+    Args:
+        before: :func:`fingerprint` of the run that wrote the resume point; empty if it wrote none.
+        now: of this one.
+
+    Raises:
+        FingerprintError: naming the first difference.
+    """
+    for key in (before | now) if before else ():
+        if any(word in key for word in _MAY_CHANGE) or before.get(key) == now.get(key):
+            continue
+        raise FingerprintError(
+            f"this run began with `{key} = {before.get(key, '(nothing)')}` and would be resumed with "
+            f"`{now.get(key, '(nothing)')}`; set it back, or start anew with another --name"
+        )
+
+
+def check_data(trainer: pl.Trainer, before: dict[str, str]) -> dict[str, str]:
+    """What this data center trains on, compared with what it trained on before.
+
+    Args:
+        trainer: in ``on_train_start`` or later: its loaders are made.
+        before: what this function returned in the run that is resumed; empty in a new one.
+
+    Raises:
+        FingerprintError: the data changed.
+    """
+    of_module = getattr(trainer.datamodule, "fingerprint", None)  # type: ignore[attr-defined]
+    data = of_module() if callable(of_module) else {}
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    if not data and isinstance(dataset, Sized):
+        data = {"training examples": str(len(dataset))}
+    for key, value in before.items():
+        if data.get(key) != value:
+            raise FingerprintError(
+                f"this data center trained on `{key}: {value}` and now finds `{data.get(key, '(nothing)')}`; bring the "
+                "data back, or start anew with another --name"
+            )
+    return data
 
 
 def _text(tensor: torch.Tensor) -> str:

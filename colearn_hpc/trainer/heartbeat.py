@@ -52,6 +52,7 @@ class Heartbeat(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._colearning.center.is_leader:
+            self._over.clear()  # a data center that begins again has ended once
             self._thread = threading.Thread(target=self._beat, name="colearn-heartbeat", daemon=True)
             self._thread.start()
 
@@ -74,9 +75,21 @@ class Heartbeat(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         # Kept as it is: to read a GPU's number here would wait for the batch.
         self._loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        self._tell()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._state = "validating"
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._tell()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end("finished")
@@ -87,10 +100,7 @@ class Heartbeat(Callback):
     def status(self) -> dict[str, Any]:
         """What the file says."""
         colearning = self._colearning
-        left = None
-        if self._batches and self._rate and self._state in ("training", "validating"):
-            epochs = colearning.local_epochs - colearning.epoch_in_round
-            left = max(0.0, (epochs * self._batches - self._batch) / self._rate)
+        left = self._seconds_left()
         return {
             "state": (colearning.exchange.doing if not self._over.is_set() else "") or self._state,
             "round": colearning.round,
@@ -104,6 +114,25 @@ class Heartbeat(Callback):
             "host": colearning.center.host,
             "time": round(time.time(), 1),
         }
+
+    def _seconds_left(self) -> float | None:
+        """To the round's end, at the pace of the last beat."""
+        if not (self._batches and self._rate and self._state in ("training", "validating")):
+            return None
+        epochs = self._colearning.local_epochs - self._colearning.epoch_in_round
+        return max(0.0, (epochs * self._batches - self._batch) / self._rate)
+
+    def _tell(self) -> None:
+        """Let those who may be waiting know; by messages, because they need not see this data center's files."""
+        colearning, left = self._colearning, self._seconds_left()
+        epoch = (
+            f"local epoch {min(colearning.epoch_in_round + 1, colearning.local_epochs)} of {colearning.local_epochs}"
+        )
+        batch = f"batch {self._batch} of {self._batches or '?'}"
+        soon = "" if left is None else f", about {left:.0f} s to the round's end"
+        colearning.exchange.progress(
+            f"{self._state} round {colearning.round}, local epoch {epoch} of {colearning.local_epochs}, {batch}{soon}"
+        )
 
     def _measure(self) -> None:
         """Rates since the last beat in which a batch ended."""

@@ -75,6 +75,14 @@ def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
     fetcher.fetched -= skip
 
 
+def skip_epochs(trainer: pl.Trainer, epochs: int) -> None:
+    """Count ``epochs`` epochs as done that were not trained here."""
+    progress = trainer.fit_loop.epoch_progress
+    for part in (progress.total, progress.current):
+        for count in ("ready", "started", "processed", "completed"):
+            setattr(part, count, getattr(part, count) + epochs)
+
+
 def running_sums(trainer: pl.Trainer) -> dict[str, dict[str, Tensor]]:
     """The sums behind ``self.log(..., on_epoch=True)`` of the epoch under way; no checkpoint of 2.6 holds them."""
     results = trainer.fit_loop.epoch_loop._results

@@ -1,21 +1,14 @@
 """Resume points: what a data center needs to continue with the bits of a run that was never interrupted.
 
 A resume point is a Lightning checkpoint (weights, optimizers, loops, callbacks) plus the random number
-generators of every rank. It is written under a temporary name and renamed, so it is whole or absent. One is
-written at the end of every local epoch, and one in the middle where the run was asked to stop (see mid_epoch.py).
-
-Data centers are killed at different moments: one may have written its first point after an averaging while
-another has not. So two are kept, the newest and the newest from before the last averaging, and on
-resume all agree on the latest round that every one of them can continue.
+generators of every rank. One is written at the start, at the end of every local epoch, and in the middle where the run
+was asked to stop (see mid_epoch.py). For the files themselves see resume_points.py.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import random
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -23,19 +16,19 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from colearn_hpc.errors import CheckpointError, Interrupted
-from colearn_hpc.mpi.exchange import Exchange
-from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, trainable_parameters
+from colearn_hpc.errors import Interrupted, ParticipantError
 from colearn_hpc.trainer import signals
+from colearn_hpc.trainer.fingerprint import check_data
 from colearn_hpc.trainer.lightning_gaps import add_running_sums, restart_epoch
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
+from colearn_hpc.trainer.resume_points import list_resume_points, obsolete, path_of, save_atomically
+from colearn_hpc.trainer.sit_out import land
 
 if TYPE_CHECKING:
     from colearn_hpc.trainer.callback import CoLearning
 
 log = logging.getLogger("colearn_hpc")
-
-_POINT = re.compile(r"resume-round(\d+)-epoch(\d+)(?:-batch(\d+))?\.ckpt")
 
 
 class EpochEnd(Checkpoint):
@@ -58,7 +51,7 @@ class EpochEnd(Checkpoint):
             # Here, and not later: the first epoch's data iterator, made next, already draws.
             set_generators(self._generators[self._colearning.center.rank])
         else:
-            self._generators = self._colearning.exchange.gather_in_center(generators()) or []
+            self._generators = self._colearning.exchange.link.gather(generators()) or []
         if self._colearning.resume_points:
             self._colearning.exchange.stops.signal = signals.received
             signals.listen()
@@ -69,7 +62,12 @@ class EpochEnd(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._take_back_signals()
         colearning = self._colearning
+        leap = colearning.restarts.leap
+        if leap is not None:
+            self._middle = {}
+            land(leap, colearning, trainer)
         batch = self._middle.get("batches", 0)
+        colearning.data = check_data(trainer, colearning.data)
         log.info("training from round %d, epoch %d, batch %d", colearning.round, colearning.epochs_done, batch)
         if self._resumed:
             set_generators(self._generators[colearning.center.rank])
@@ -80,6 +78,11 @@ class EpochEnd(Checkpoint):
             self._sums = mine["sums"]
             set_generators(mine["generators"])
             self._middle = {}
+        if colearning.resume_points:
+            if not self._resumed:
+                self._save(trainer)
+            if colearning.restarts.supervised:
+                colearning.exchange.keeps_journal = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,8 +96,8 @@ class EpochEnd(Checkpoint):
             colearning.read_clock()
             mine = epoch_metrics(trainer, pl_module) | {"generators": generators()}
             mine["sums"] |= self._sums
-            self._middle = {"batches": batch_idx + 1, "ranks": colearning.exchange.gather_in_center(mine)}
-            self._save(trainer, f"-batch{batch_idx + 1:08d}")
+            self._middle = {"batches": batch_idx + 1, "ranks": colearning.exchange.link.gather(mine)}
+            self._save(trainer, batch_idx + 1)
             self._stop()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -102,7 +105,8 @@ class EpochEnd(Checkpoint):
         colearning.finish_epoch(trainer)
         if not colearning.resume_points:
             return
-        self._generators = colearning.exchange.gather_in_center(generators()) or []
+        self._check_finite(pl_module)
+        self._generators = colearning.exchange.link.gather(generators()) or []
         self._sums = {}
         self._save(trainer)
         # Known to all data centers alike: after the last round there is nothing left to stop.
@@ -126,15 +130,36 @@ class EpochEnd(Checkpoint):
         self._middle = state_dict.get("middle", {})
         self._resumed = True
 
-    def _save(self, trainer: pl.Trainer, place: str = "") -> None:
-        """Write this data center's resume point. Collective over the data center."""
-        colearning = self._colearning
+    def _save(self, trainer: pl.Trainer, batches: int = 0) -> None:
+        """Write this data center's resume point. Collective over the data center.
+
+        A disk that is full or read-only ends nothing: the point before stays, and the next one may succeed.
+        """
+        colearning, problem = self._colearning, ""
         folder = colearning.round_log.center_folder
-        path = folder / f"resume-round{colearning.round:06d}-epoch{colearning.epochs_done:06d}{place}.ckpt"
-        save_atomically(trainer, path, colearning.center)
+        path = path_of(folder, colearning.round, colearning.epochs_done, batches)
+        try:
+            save_atomically(trainer, path, colearning.center)
+        except OSError as error:
+            problem = str(error)
+        if problem := colearning.exchange.link.bcast(problem):
+            log.warning("%s could not be written (%s); the resume point before it stays", path, problem)
+            return
+        colearning.exchange.resume_point_written()
+        colearning.restarts.leap = None
         if colearning.center.is_leader:
             for old in obsolete(list_resume_points(folder)):
                 old.unlink(missing_ok=True)
+
+    def _check_finite(self, module: pl.LightningModule) -> None:
+        """A resume point with NaN in it would be worse than none."""
+        model = FlatModel(trainable_parameters(module))
+        if name := first_non_finite(model.pack(), model):
+            colearning = self._colearning
+            raise ParticipantError(
+                f"NaN or Inf in the model of data center {colearning.center.name} ({name}) after local epoch "
+                f"{colearning.epochs_done - 1}; lower the learning rate or clip gradients"
+            )
 
     def _stop(self) -> NoReturn:
         exchange = self._colearning.exchange
@@ -144,78 +169,6 @@ class EpochEnd(Checkpoint):
     def _take_back_signals(self) -> None:
         if self._colearning.resume_points:
             signals.listen()
-
-
-def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
-    """The newest resume point of this data center that fits all others'. Collective over the world.
-
-    Returns:
-        None, on all ranks, if no data center has any, or none is past the first round and some have none.
-
-    Raises:
-        CheckpointError: on all ranks, if some data center has none that fits.
-    """
-    center = exchange.center
-    points = list_resume_points(run_folder / "centers" / center.name)
-    statuses = exchange.meet("resume points", sorted({rounds for rounds, _, _ in points}))
-    offered = {status.center: set(status.content) for status in statuses}
-    if not any(offered.values()):
-        return None
-    common = set.intersection(*offered.values())
-    if not common and not any(rounds - {0} for rounds in offered.values()):
-        # Killed in the first round, when some had written their first point and some had not: nothing was shared yet.
-        if center.is_leader:
-            for path in points.values():
-                path.unlink(missing_ok=True)
-        return None
-    if not common:
-        found = "; ".join(f"{name}: {_text(rounds)}" for name, rounds in offered.items())
-        raise CheckpointError(
-            f"no resume point in {run_folder} fits all data centers ({found}); bring back the missing files, or "
-            "start anew with another --name"
-        ).on_all_ranks()
-    rounds_done = max(common)
-    return points[max(place for place in points if place[0] == rounds_done)]
-
-
-def check_same_place(start: str, exchange: Exchange) -> None:
-    """All data centers start afresh, or all continue the same round of the same run. Collective over the world.
-
-    Raises:
-        CheckpointError: on all ranks, if they would not.
-    """
-    places = {status.content: status.center for status in exchange.meet("places", start)}
-    if len(places) > 1:
-        found = "; ".join(f"{center} at {place}" for place, center in places.items())
-        raise CheckpointError(
-            f"the data centers would continue from different places ({found}); give each its own resume point "
-            "of the same run and round (`--resume` chooses them)"
-        ).on_all_ranks()
-
-
-def list_resume_points(folder: Path) -> dict[tuple[int, int, int], Path]:
-    """(rounds done, epochs done, batches done in the epoch under way) -> file."""
-    found = {path: _POINT.fullmatch(path.name) for path in folder.glob("resume-*.ckpt")}
-    return {(int(match[1]), int(match[2]), int(match[3] or 0)): path for path, match in found.items() if match}
-
-
-def obsolete(points: dict[tuple[int, int, int], Path]) -> list[Path]:
-    """All but the newest, and the newest with fewer rounds done than that."""
-    if not points:
-        return []
-    newest = max(points)
-    before = max((key for key in points if key[0] < newest[0]), default=newest)
-    return [path for key, path in points.items() if key not in (newest, before)]
-
-
-def save_atomically(trainer: pl.Trainer, path: Path, center: DataCenter, weights_only: bool = False) -> None:
-    """``trainer.save_checkpoint`` under a temporary name, then rename. Collective over the data center."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    trainer.save_checkpoint(temporary, weights_only=weights_only)
-    if center.is_leader:
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
 
 
 def generators() -> dict[str, Any]:
@@ -237,7 +190,3 @@ def set_generators(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _text(rounds: set[int]) -> str:
-    return f"after round {', '.join(str(r) for r in sorted(rounds))}" if rounds else "none"

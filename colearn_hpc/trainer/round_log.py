@@ -36,6 +36,7 @@ class CenterRecord:
         divergence: ‖w_k - w̄‖ / ‖w̄‖ before averaging.
         local_metrics: metrics of the data center's own model, from its last local epoch.
         shared_metrics: metrics of the shared model, from this data center's validation after averaging.
+        absent: why it gave nothing to the round's mean, empty if it did.
     """
 
     name: str
@@ -47,6 +48,7 @@ class CenterRecord:
     divergence: float = 0.0
     local_metrics: dict[str, float] = field(default_factory=dict)
     shared_metrics: dict[str, float] = field(default_factory=dict)
+    absent: str = ""
 
 
 @dataclass
@@ -79,6 +81,7 @@ class RoundLog:
         self.folder = folder
         self.center_folder = folder / "centers" / center
         self._writes_run = writes_run
+        self._unwritten: list[str] = []
         if writes_run:
             folder.mkdir(parents=True, exist_ok=True)
         self._handler: logging.Handler | None = None
@@ -96,10 +99,18 @@ class RoundLog:
                 log.addHandler(console)
 
     def append(self, record: RoundRecord) -> None:
-        """Add a round's line."""
-        if self._writes_run:
-            with (self.folder / "rounds.jsonl").open("a") as file:
-                file.write(json.dumps(jsonable(asdict(record))) + "\n")
+        """Add a round's line. Where the disk refuses, it is added with the next one."""
+        if not self._writes_run:
+            return
+        path = self.folder / "rounds.jsonl"
+        self._unwritten.append(json.dumps(jsonable(asdict(record))) + "\n")
+        try:
+            # Whole and atomically: a line that a full disk cut in the middle would hide all after it.
+            lines = [json.dumps(line) + "\n" for line in read_lines(path)] if path.exists() else []
+            write_atomically(path, "".join(lines + self._unwritten))
+            self._unwritten.clear()
+        except OSError as error:
+            log.warning("%s could not be written (%s); the line is kept for the next round", path, error)
 
     def rewind(self, rounds_done: int) -> None:
         """Drop the lines of rounds that a resumed run will do again."""
@@ -109,9 +120,19 @@ class RoundLog:
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def summarize(self, **content: Any) -> None:
-        """Replace ``summary.json``."""
-        if self._writes_run:
+        """Replace ``summary.json``.
+
+        Raises:
+            OSError: the disk refuses, and the run has finished: its result would be lost in silence.
+        """
+        if not self._writes_run:
+            return
+        try:
             write_atomically(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n")
+        except OSError as error:
+            if content.get("status") == "finished":
+                raise
+            log.warning("summary.json could not be written: %s", error)
 
     def close(self) -> None:
         if self._handler is not None:

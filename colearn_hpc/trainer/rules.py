@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
 from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, ExponentialLR, LearningRateSchedule
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, LocalEpochsRule
 from colearn_hpc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from colearn_hpc.trainer.callback import CoLearning
 
 
 def schedule_of(schedule: Any, decay: float) -> LearningRateSchedule | None:
@@ -42,7 +45,6 @@ def check_choices(
     schedule: Any,
     optimizer_state: str,
     weighting: str,
-    timeout: float | None,
     combine: str = "weights",
     outer_optimizer: Any = None,
 ) -> None:
@@ -75,8 +77,30 @@ def check_choices(
                 'outer_optimizer steps from one shared model to the next, and with combine="predictions" there is '
                 "none; drop one of the two"
             )
-    if timeout is not None and not timeout > 0:
-        raise ConfigurationError(f"timeout must be a positive number of seconds, or None; found {timeout!r}")
+
+
+def check_failures(
+    round_timeout: float | None, restarts: int, on_failure: str, optimizer_state: str, combine: str
+) -> None:
+    """Raise a ConfigurationError for an impossible answer to failures."""
+    if round_timeout is not None and not round_timeout > 0:
+        raise ConfigurationError(
+            f"round_timeout must be a positive number of seconds, or None; found {round_timeout!r}"
+        )
+    if not isinstance(restarts, int) or isinstance(restarts, bool) or restarts < 0:
+        raise ConfigurationError(f"restarts must be a whole number, at least 0; found {restarts!r}")
+    if on_failure not in ("stop", "continue_without"):
+        raise ConfigurationError(f"on_failure must be one of stop, continue_without; found {on_failure!r}")
+    if on_failure == "continue_without":
+        for name, value, other in (
+            ("optimizer_state", optimizer_state, "average"),
+            ("combine", combine, "predictions"),
+        ):
+            if value == other:
+                raise ConfigurationError(
+                    f'on_failure="continue_without" goes on with the others\' mean, which {name}="{other}" does not '
+                    'allow: a data center that is left out has no part of it. Use on_failure="stop"'
+                )
 
 
 def check_trainer(trainer: pl.Trainer, module: pl.LightningModule, schedule: LearningRateSchedule | None) -> None:
@@ -110,3 +134,18 @@ def _made(argument: str, name: str, makers: dict[str, Any]) -> Any:
         return makers[name]()
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+
+
+def settings_of(colearning: CoLearning) -> dict[str, str]:
+    """The callback's arguments that all data centers must have in common, as text."""
+    return {
+        "rounds": str(colearning.rounds),
+        "schedule": describe(colearning.schedule),
+        "local_epochs_rule": describe(colearning.rule),
+        "learning_rate": str(colearning.learning_rate),
+        "optimizer_state": colearning.optimizer_state,
+        "weighting": colearning.weighting,
+        "outer_optimizer": describe(colearning.outer_optimizer),
+        "combine": colearning.combine,
+        "on_failure": colearning.restarts.on_failure,
+    }

@@ -145,7 +145,10 @@ def test_names_mean_rules():
         ({"max_local_epochs": 2, "local_epochs": 5}, "below local_epochs=5"),
         ({"optimizer_state": "forget"}, "optimizer_state must be one of"),
         ({"weighting": "size"}, "weighting must be one of"),
-        ({"timeout": 0}, "timeout must be"),
+        ({"round_timeout": 0}, "round_timeout must be"),
+        ({"restarts": -1}, "restarts must be"),
+        ({"on_failure": "pray"}, "on_failure must be one of"),
+        ({"on_failure": "continue_without", "optimizer_state": "average"}, "left out has no part of it"),
     ],
 )
 def test_impossible_arguments(arguments, says):

@@ -2,9 +2,13 @@
 stands, and prints each rank's digest of everything that must be equal after an interruption.
 
 usage: resume.py RUN ROUNDS OPTIMIZER_STATE [SECONDS_PER_BATCH]
+
+Faults to rehearse stand in TEST_FAULTS, one a line, further arguments of CoLearning as JSON in TEST_SETTINGS.
 """
 
 import toy  # first: makes torchvision importable
+import json
+import os
 import sys
 import time
 from hashlib import sha256
@@ -16,6 +20,7 @@ import torch
 from torch import nn
 
 from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc.trainer.inject import FaultInjector
 
 run, rounds, state = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 pause = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
@@ -40,12 +45,17 @@ net = nn.Sequential(
     nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, toy.CLASSES)
 )
 module = Noisy(net)
-colearning = CoLearning(
-    rounds=rounds, local_epochs=2, epsilon=0.3, run_dir=run, optimizer_state=state, weighting="examples", centers=center
+settings = {"local_epochs": 2, "epsilon": 0.3, "weighting": "examples"} | json.loads(
+    os.environ.get("TEST_SETTINGS", "{}")
 )
-trainer = toy.trainer(center, colearning)
-loaders = toy.loader(center.index, center.size, center.rank, shuffle=True), toy.loader(center.index)
-trainer.fit(module, *loaders, ckpt_path=colearning.resume_path())
+colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
+injector = FaultInjector(os.environ.get("TEST_FAULTS", "").split(), colearning)
+trainer = toy.trainer(center, colearning, injector)
+data = {
+    "train_dataloaders": toy.loader(center.index, center.size, center.rank, shuffle=True),
+    "val_dataloaders": toy.loader(center.index),
+}
+colearning.fit(trainer, module, ckpt_path=colearning.resume_path(), **data)
 
 
 def say(what, *values):

@@ -6,11 +6,11 @@ usage: trouble.py timeout|busy|decision|uncaught
 import sys
 import time
 
-from colearn_hpc.mpi import exchange as exchange_module
+from colearn_hpc.mpi import pacing
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import DataCenter
 
-exchange_module._GRACE = 2.0
+pacing.GRACE = 2.0
 kind = sys.argv[1]
 center = DataCenter.join()
 if kind == "uncaught" and center.index == 1:

@@ -8,11 +8,11 @@ import resource
 import sys
 import time
 
-from colearn_hpc.mpi import exchange as exchange_module
+from colearn_hpc.mpi import pacing
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import DataCenter
 
-exchange_module._FIRST_REPORT = 0.5
+pacing.FIRST_REPORT = 0.5
 logging.basicConfig(format="%(message)s")
 center = DataCenter.join()
 exchange = Exchange(center)

@@ -1,0 +1,132 @@
+"""What the ranks of one data center say to each other, in a way that one failing rank can break.
+
+A rank that fails in its user's code leaves the others of its data center in a collective that it will never join.
+So every collective here begins with a non-blocking barrier, tested between sleeps, and while a rank waits it looks for
+a *distress call* of its peers. The blocking part comes only when all have arrived: from there on no user's code runs.
+After a break the ranks *regroup* on fresh communicators, because the broken ones hold a barrier that never ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from colearn_hpc.errors import CenterBrokenError, RoundTimeoutError
+from colearn_hpc.mpi.pacing import Patience
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from colearn_hpc.mpi.topology import DataCenter
+
+log = logging.getLogger("colearn_hpc")
+T = TypeVar("T")
+
+_SPIN = 0.002  # s of testing without sleep: ranks of a data center are in step to about a millisecond
+
+
+class CenterLink:
+    """The conversation inside one data center. All methods but :meth:`break_` are collective over it.
+
+    Args:
+        center: this process's data center. Collective over the data center.
+
+    Attributes:
+        idle: called while this rank waits, for what must not wait.
+        broken: why the link is broken, empty while it is not.
+    """
+
+    def __init__(self, center: DataCenter) -> None:
+        self.size, self.rank, self.name = center.size, center.rank, center.name
+        self.idle: Callable[[], Any] = bool
+        self.broken = ""
+        self._regrouping = center.comm.Dup()  # used by regroup alone, so nothing ever dangles on it
+        self._distress = center.comm.Dup()
+        self._comm = center.comm.Dup()
+        self._generation = 0
+        self._calls: list[MPI.Request] = []
+
+    def enter(self) -> MPI.Comm:
+        """Wait for all ranks; returns the communicator for one blocking collective right after.
+
+        Raises:
+            CenterBrokenError: a peer failed and will not come.
+        """
+        if self.size > 1:
+            self._wait(self._comm.Ibarrier())
+        return self._comm
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank brings True. Cheap enough for every batch."""
+        if self.size == 1:
+            return flag
+        from mpi4py import MPI
+
+        mine, found = np.array([flag], dtype=np.int32), np.zeros(1, dtype=np.int32)
+        self._wait(self._comm.Iallreduce(mine, found, MPI.MAX))
+        return bool(found[0])
+
+    def gather(self, content: T) -> list[T] | None:
+        """Every rank's content, by center_rank, on the leader; None elsewhere."""
+        return self.enter().gather(content, 0) if self.size > 1 else [content]
+
+    def bcast(self, content: T) -> T:
+        """The leader's content. The others wait politely: the leader may have been away for hours."""
+        return self.enter().bcast(content, 0) if self.size > 1 else content
+
+    def break_(self, why: str) -> None:
+        """Tell the peers not to wait for this rank. Never blocks; once per break."""
+        if self.broken:
+            return
+        self.broken = why
+        self._calls = [
+            self._distress.isend((self._generation, why), rank) for rank in range(self.size) if rank != self.rank
+        ]
+
+    def check(self) -> None:
+        """Raise a CenterBrokenError if a peer has called distress. Never blocks."""
+        while self.size > 1 and self._distress.iprobe():
+            generation, why = self._distress.recv()
+            if generation == self._generation and not self.broken:
+                self.broken = why
+        if self.broken:
+            raise CenterBrokenError(self.broken)
+
+    def regroup(self, content: T, patience: float | None = None) -> list[T]:
+        """Meet after a break, and make the link whole again. Every rank calls it, whatever brought it here.
+
+        Returns:
+            What each rank brought, by center_rank.
+
+        Raises:
+            RoundTimeoutError: some rank did not come within ``patience`` seconds.
+        """
+        self.break_("a peer failed")
+        if self.size > 1:
+            waiting = Patience(patience)
+            request = self._regrouping.Ibarrier()
+            while not request.Test():
+                self.idle()
+                if waiting.report_due():
+                    log.warning("waiting for all ranks of %s to leave what they were doing", self.name)
+                if waiting.over():
+                    raise RoundTimeoutError(f"some rank of data center {self.name} did not come back")
+                waiting.sleep()
+            while self._distress.iprobe():
+                self._distress.recv()
+        contents: list[T] = self._regrouping.allgather(content)
+        self._comm = self._regrouping.Dup()
+        self._generation += 1
+        self.broken = ""
+        return contents
+
+    def _wait(self, request: MPI.Request) -> None:
+        waiting = Patience()
+        while not request.Test():
+            if waiting.seconds > _SPIN:
+                self.check()
+                self.idle()
+                waiting.sleep()

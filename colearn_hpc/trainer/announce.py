@@ -1,0 +1,34 @@
+"""A finished round, told to loggers, to the log, and to callbacks that listen."""
+
+from __future__ import annotations
+
+import logging
+
+import pytorch_lightning as pl
+
+from colearn_hpc.trainer.lightning_gaps import callbacks_of
+from colearn_hpc.trainer.round_log import RoundRecord
+
+log = logging.getLogger("colearn_hpc")
+
+
+def announce(trainer: pl.Trainer, record: RoundRecord, stopping: bool) -> None:
+    """Tell of a round.
+
+    Args:
+        trainer: its loggers get the round's numbers as ``colearn/...``; its callbacks that have ``round_closed(record,
+            doubled)`` are called.
+        record: the round.
+        stopping: whether it was the last: then no doubling follows.
+    """
+    scalars = {"round": record.round, "local_epochs": record.local_epochs, "relative_change": record.relative_change}
+    scalars |= {"learning_rate": record.learning_rates[-1]} if record.learning_rates else {}
+    for logger in trainer.loggers:
+        logger.log_metrics({f"colearn/{key}": float(value) for key, value in scalars.items()}, trainer.global_step)
+    log.info("round %d averaged: T=%d, change %.4g", record.round, record.local_epochs, record.relative_change)
+    doubled = record.next_local_epochs > record.local_epochs and not stopping
+    if doubled:
+        log.info("T doubles: %d -> %d local epochs a round", record.local_epochs, record.next_local_epochs)
+    for listener in callbacks_of(trainer):
+        if callable(closed := getattr(listener, "round_closed", None)):
+            closed(record, doubled)

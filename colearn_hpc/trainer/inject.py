@@ -1,0 +1,175 @@
+"""Rehearsal of failures: a fault of a given kind at a given rank and moment, once, with proof that it struck.
+
+    colearn-hpc launch --centers 4 --restarts 3 -- fit --config run.yaml --inject+ kill@center=dc2,round=1,step=3
+
+Every fault that strikes first writes a line into ``centers/NAME/faults.jsonl``, and a run that is started again does
+not strike again where a line stands already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from colearn_hpc import faults
+from colearn_hpc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from colearn_hpc.trainer.callback import CoLearning
+
+KINDS = ("raise", "oom", "kill", "segfault", "hang", "nan", "nospace", "drop-link")
+MOMENTS = ("step", "validation", "exchange", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault, as ordered.
+
+    Attributes:
+        text: the order.
+        kind: ``raise`` (RuntimeError), ``oom`` (MemoryError), ``kill`` (SIGKILL), ``segfault``, ``hang`` (for
+            ``seconds``), ``nan`` (in the weights), ``nospace`` (the disk is full), ``drop-link`` (takes network
+            ``device`` down for ``seconds``; root only).
+        center: name of the data center.
+        rank: center_rank.
+        round: i, from 0.
+        epoch: local epoch in the round, from 0.
+        step: batch in the epoch, from 0.
+        at: ``step``, or ``validation``, ``exchange`` (in the mean; leaders), ``checkpoint`` (resume point written, not
+            yet in its place; leaders).
+        times: how often it strikes, over all restarts.
+        seconds: for ``hang`` and ``drop-link``; 0: for ever.
+        device: for ``drop-link``.
+    """
+
+    text: str
+    kind: str
+    center: str
+    rank: int = 0
+    round: int = 0
+    epoch: int = 0
+    step: int = 0
+    at: str = "step"
+    times: int = 1
+    seconds: float = 0.0
+    device: str = "eth0"
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        """``KIND@center=NAME,rank=R,round=I,epoch=E,step=S,...``; what is left out is 0.
+
+        Raises:
+            ConfigurationError: the order cannot be read.
+        """
+        kind, at, places = text.partition("@")
+        values = dict(re.findall(r"(\w+)=([^,]+)", places))
+        try:
+            if (
+                not at
+                or kind not in KINDS
+                or values.get("at", "step") not in MOMENTS
+                or len(values) != places.count("=")
+            ):
+                raise ValueError
+            numbers: dict[str, Any] = {key: int(values.pop(key)) for key in _NUMBERS if key in values}
+            if "seconds" in values:
+                numbers["seconds"] = float(values.pop("seconds"))
+            return cls(text=text, kind=kind, **numbers, **values)
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f'--inject "{text}" cannot be read; write e.g. "kill@center=dc1,rank=0,round=2,epoch=0,step=3", with a '
+                f"kind of {', '.join(KINDS)} and at= one of {', '.join(MOMENTS)}"
+            ) from None
+
+
+_NUMBERS = ("rank", "round", "epoch", "step", "times")
+
+
+class FaultInjector(Callback):
+    """Strikes with the faults that concern this rank.
+
+    Args:
+        orders: texts for :meth:`Fault.parse`.
+        colearning: the run's callback, which knows the place.
+    """
+
+    def __init__(self, orders: list[str], colearning: CoLearning) -> None:
+        self._faults = [Fault.parse(order) for order in orders]
+        self._colearning = colearning
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        faults.on_moment(lambda moment: self._strike(moment, pl_module))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._strike("step", pl_module, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._strike("validation", pl_module, batch_idx)
+
+    def _strike(self, moment: str, module: pl.LightningModule, step: int = 0) -> None:
+        colearning = self._colearning
+        me = (colearning.center.name, colearning.center.rank)
+        for fault in self._faults:
+            if (fault.center, fault.rank) != me or fault.at != moment or fault.round != colearning.round:
+                continue
+            # The epoch's number has moved on already when its resume point is written.
+            epoch = colearning.epoch_in_round - (moment == "checkpoint")
+            if moment == "exchange" or (max(epoch, 0), step) == (fault.epoch, fault.step):
+                self._fire(fault, module)
+
+    def _fire(self, fault: Fault, module: pl.LightningModule) -> None:
+        file = self._colearning.round_log.center_folder / "faults.jsonl"
+        if count_fired(file).get(fault.text, 0) >= fault.times:
+            return
+        with file.open("a") as lines:
+            lines.write(json.dumps({"fault": fault.text, "time": round(time.time(), 3)}) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        strike(fault, module)
+
+
+def count_fired(file: Path) -> dict[str, int]:
+    """How often each fault has struck, as ``faults.jsonl`` tells."""
+    fired: dict[str, int] = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        text = json.loads(line)["fault"]
+        fired[text] = fired.get(text, 0) + 1
+    return fired
+
+
+def strike(fault: Fault, module: pl.LightningModule) -> None:
+    """Let it happen, here and now."""
+    if fault.kind == "raise":
+        raise RuntimeError(f"rehearsed: {fault.text}")
+    if fault.kind == "oom":
+        raise MemoryError(f"rehearsed: {fault.text}")
+    if fault.kind == "nospace":
+        raise OSError(28, "No space left on device (rehearsed)")
+    if fault.kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault.kind == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if fault.kind == "hang":
+        time.sleep(fault.seconds or 10**9)
+    if fault.kind == "nan":
+        with torch.no_grad():
+            next(p for p in module.parameters() if p.requires_grad).fill_(float("nan"))
+    if fault.kind == "drop-link":
+        again = f"; sleep {fault.seconds}; ip link set {fault.device} up" if fault.seconds else ""
+        subprocess.Popen(["sh", "-c", f"ip link set {fault.device} down{again}"])

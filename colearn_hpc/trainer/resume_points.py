@@ -1,0 +1,167 @@
+"""The files called resume points: their names, which are kept, which can be trusted, which fit together.
+
+Data centers are killed at different moments: one may have written its first point after an averaging while
+another has not. So two are kept, the newest and the newest from before the last averaging, and on
+resume all agree on the latest round that every one of them can continue.
+
+A point is written under a temporary name and renamed, so it is whole or absent; what a disk does to it later
+shows in the checksums that torch writes beside each tensor, and such a point counts as absent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from colearn_hpc import faults
+from colearn_hpc.errors import CheckpointError
+from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.mpi.topology import DataCenter
+
+log = logging.getLogger("colearn_hpc")
+
+Place = tuple[int, int, int]  # rounds done, epochs done, batches done in the epoch under way
+
+_POINT = re.compile(r"resume-round(\d+)-epoch(\d+)(?:-batch(\d+))?\.ckpt")
+
+
+def path_of(folder: Path, rounds: int, epochs: int, batches: int = 0) -> Path:
+    """The file of a place in the run."""
+    middle = f"-batch{batches:08d}" if batches else ""
+    return folder / f"resume-round{rounds:06d}-epoch{epochs:06d}{middle}.ckpt"
+
+
+def list_resume_points(folder: Path) -> dict[Place, Path]:
+    """(rounds done, epochs done, batches done in the epoch under way) -> file."""
+    found = {path: _POINT.fullmatch(path.name) for path in folder.glob("resume-*.ckpt")}
+    return {(int(match[1]), int(match[2]), int(match[3] or 0)): path for path, match in found.items() if match}
+
+
+def sound_points(folder: Path) -> dict[Place, Path]:
+    """The points that can be read back; warns of the others."""
+    points = list_resume_points(folder)
+    for place, path in list(points.items()):
+        if damage := damage_of(path):
+            log.warning("resume point %s is damaged (%s) and is passed over", path, damage)
+            del points[place]
+    return points
+
+
+def damage_of(path: Path) -> str:
+    """What is wrong with a checkpoint file; empty if every checksum in it holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"checksum of {wrong}" if (wrong := archive.testzip()) else ""
+    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        return str(error) or type(error).__name__
+
+
+def obsolete(points: dict[Place, Path]) -> list[Path]:
+    """All but the newest, and the newest with fewer rounds done than that."""
+    if not points:
+        return []
+    newest = max(points)
+    before = max((key for key in points if key[0] < newest[0]), default=newest)
+    return [path for key, path in points.items() if key not in (newest, before)]
+
+
+def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
+    """The newest resume point of this data center that fits all others'. Collective over the world.
+
+    Returns:
+        None, on all ranks, if no data center has any, or none is past the first round and some have none.
+
+    Raises:
+        CheckpointError: on all ranks, if some data center has none that fits.
+    """
+    center = exchange.center
+    folder = run_folder / "centers" / center.name
+    # The leader reads, which may take a while; every rank must see the same.
+    points = exchange.link.bcast(sound_points(folder) if center.is_leader else {})
+    statuses = exchange.meet("resume points", sorted({rounds for rounds, _, _ in points}))
+    offered = {status.center: set(status.content) for status in statuses}
+    if not any(offered.values()):
+        return None
+    common = set.intersection(*offered.values())
+    if not common and not any(rounds - {0} for rounds in offered.values()):
+        # Killed before all had written their first point: nothing was shared yet.
+        if center.is_leader:
+            for path in list_resume_points(folder).values():
+                path.unlink(missing_ok=True)
+        return None
+    if not common:
+        found = "; ".join(f"{name}: {_text(rounds)}" for name, rounds in offered.items())
+        raise CheckpointError(
+            f"no resume point in {run_folder} fits all data centers ({found}); bring back the missing files, or "
+            "start anew with another --name"
+        ).on_all_ranks()
+    rounds_done = max(common)
+    return points[max(place for place in points if place[0] == rounds_done)]
+
+
+def find_newest_point(run_folder: Path, exchange: Exchange, whole_epochs: bool = False) -> Path:
+    """Where this data center alone can begin again. Collective over the data center.
+
+    Args:
+        run_folder: of the run.
+        exchange: its conversation.
+        whole_epochs: only points at a local epoch's end.
+
+    Raises:
+        CheckpointError: the newest point is damaged or gone: an older one would be before what is told again.
+    """
+    folder, newest = run_folder / "centers" / exchange.center.name, None
+    if exchange.center.is_leader:
+        points = list_resume_points(folder)
+        newest = max((place for place in points if not (whole_epochs and place[2])), default=None)
+        if newest is not None and (damage := damage_of(points[newest])):
+            log.warning("resume point %s is damaged: %s", points[newest], damage)
+            newest = None
+    newest = exchange.link.bcast(newest)
+    if newest is None:
+        raise CheckpointError(f"{folder} holds no resume point from which this data center could begin again")
+    return path_of(folder, *newest)
+
+
+def check_same_place(start: str, exchange: Exchange) -> None:
+    """All data centers start afresh, or all continue the same round of the same run. Collective over the world.
+
+    Raises:
+        CheckpointError: on all ranks, if they would not.
+    """
+    places = {status.content: status.center for status in exchange.meet("places", start)}
+    if len(places) > 1:
+        found = "; ".join(f"{center} at {place}" for place, center in places.items())
+        raise CheckpointError(
+            f"the data centers would continue from different places ({found}); give each its own resume point "
+            "of the same run and round (`--resume` chooses them)"
+        ).on_all_ranks()
+
+
+def save_atomically(trainer: pl.Trainer, path: Path, center: DataCenter, weights_only: bool = False) -> None:
+    """``trainer.save_checkpoint`` under a temporary name, then rename. Collective over the data center.
+
+    Raises:
+        OSError: on the leader alone, when the file could not be written; what was there before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        trainer.save_checkpoint(temporary, weights_only=weights_only)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks already wait
+        raise
+    if center.is_leader:
+        faults.reached("checkpoint")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def _text(rounds: set[int]) -> str:
+    return f"after round {', '.join(str(r) for r in sorted(rounds))}" if rounds else "none"
