@@ -28,8 +28,9 @@ from torch import Tensor
 
 from colearn_hpc.algorithm.shared_model import weighted_mean
 from colearn_hpc.errors import ColearnError, FingerprintError, Interrupted, PeerError, RoundTimeoutError
-from colearn_hpc.mpi.mean import CHUNK, mean_over_leaders
+from colearn_hpc.mpi.mean import CHUNK, Taken, take_mean
 from colearn_hpc.mpi.notices import StopNotices
+from colearn_hpc.mpi.pipeline import Compression, Source, Vector
 from colearn_hpc.mpi.topology import DataCenter
 
 if TYPE_CHECKING:
@@ -264,17 +265,39 @@ class Exchange:
     def mean(self, vector: Tensor, weights: Sequence[float]) -> None:
         """Replace the leaders' vectors by their weighted mean (eq. 2), in place. Collective over the leaders.
 
-        See :func:`~colearn_hpc.mpi.mean.mean_over_leaders`. To be called right after a meeting: it blocks.
+        See :meth:`take_mean`.
 
         Args:
             vector: contiguous CPU vector, shape ``(n,)``, the same n on all leaders.
             weights: n_k per data center, in order.
         """
+        self.take_mean(Vector(vector), vector, weights)
+
+    def take_mean(
+        self,
+        source: Source,
+        result: Tensor,
+        weights: Sequence[float],
+        parameter_size: int | None = None,
+        previous: Tensor | None = None,
+        compression: Compression | None = None,
+    ) -> Taken:
+        """Take the weighted mean of the leaders' vectors (eq. 2). Collective over the leaders.
+
+        See :func:`~colearn_hpc.mpi.mean.take_mean`, also for the arguments. To be called right after a meeting.
+
+        Args:
+            source: this leader's model, the same size on all leaders.
+            result: where the mean goes, shape ``(size,)``.
+            weights: n_k per data center, in order; 0 takes the mean without contributing to it.
+        """
         if self._leaders is None:
             raise AssertionError("only leaders exchange")
         self.doing = "exchanging"
-        self.bytes_sent += mean_over_leaders(self._leaders, vector, weights)
+        taken = take_mean(self._leaders, source, result, weights, parameter_size, previous, compression)
+        self.bytes_sent += taken.bytes_sent
         self.doing = ""
+        return taken
 
     def distribute_in_center(self, vector: Tensor) -> None:
         """Copy the leader's vector into every rank's, in place. Collective over the data center.
