@@ -64,7 +64,7 @@ class Ensemble(Averaging):
             ParticipantError: on all ranks, when some member's model is not finite.
         """
         model = FlatModel.of(module)
-        arrivals = self.arrive(model, model.pack(), record, round_index, leaving)
+        arrivals = self.arrive(model, None, record, round_index, leaving)
         leaves = any(arrival.leaving for arrival in arrivals.values())
         record.divergence = math.nan
         self._probabilities, self._targets = [], []
