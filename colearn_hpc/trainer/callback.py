@@ -64,6 +64,7 @@ class CoLearning(Callback):
         optimizer_state: at a round's end ``"reset"`` it, ``"keep"`` it, or ``"average"`` it like the weights.
         weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
         outer_optimizer: a rival of the plain mean, :class:`~colearn_hpc.algorithm.outer.OuterSGD`; None: the mean.
+        exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8"}``, see ``algorithm/codec.py``.
         combine: ``"weights"`` (eq. 2), or ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
@@ -88,6 +89,7 @@ class CoLearning(Callback):
         weighting: Literal["uniform", "examples"] = "uniform",
         outer_optimizer: OuterOptimizer | None = None,
         combine: Literal["weights", "predictions"] = "weights",
+        exchange: dict[str, Any] | None = None,
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
         resume_points: bool = True,
@@ -104,6 +106,7 @@ class CoLearning(Callback):
         self.weighting = weighting
         self.outer_optimizer = outer_optimizer
         self.combine = combine
+        self.codec = rules.codec_of(exchange, combine)
         self.centers = centers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.resume_points = resume_points
@@ -284,7 +287,7 @@ class CoLearning(Callback):
     def _make_averaging(self) -> Averaging:
         if self.combine == "predictions":
             return Ensemble(self.exchange)
-        return Averaging(self.exchange, self.optimizer_state, self.weighting, self.outer_optimizer)
+        return Averaging(self.exchange, self.optimizer_state, self.weighting, self.outer_optimizer, self.codec)
 
     def _average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False) -> None:
         """Equations 2 and 4. Collective over the world."""
@@ -382,6 +385,7 @@ class CoLearning(Callback):
             "weighting": self.weighting,
             "outer_optimizer": rules.describe(self.outer_optimizer),
             "combine": self.combine,
+            "codec": self.codec,
         }
 
     def _summary(self, trainer: pl.Trainer) -> dict[str, Any]:
