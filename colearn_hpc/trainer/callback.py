@@ -103,10 +103,8 @@ class CoLearning(Callback):
         self.rounds = rounds
         self.learning_rate = learning_rate
         self.optimizer_state: OptimizerState = optimizer_state
-        self.weighting = weighting
-        self.outer_optimizer = outer_optimizer
-        self.combine = combine
-        self.codec = rules.codec_of(exchange, combine)
+        self.weighting, self.combine = weighting, combine
+        self.outer_optimizer, self.codec = outer_optimizer, rules.codec_of(exchange, combine)
         self.centers = centers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.resume_points = resume_points
