@@ -135,7 +135,8 @@ class Pipeline:
         self._testall = MPI.Request.Testall
         self._leaders = leaders
         self._centers, self._me = leaders.Get_size(), leaders.Get_rank()
-        self._others = [k for k in range(self._centers) if k != self._me]
+        # Everyone starts with another neighbour, or all would send to the first at once.
+        self._others = [(self._me + i) % self._centers for i in range(1, self._centers)]
         self._source, self._result = source, result
         self._weights = weights
         self._giving = [k for k in range(self._centers) if weights[k]]

@@ -1,10 +1,11 @@
 """Trains two data centers with dropout, shuffling and BatchNorm for ROUNDS rounds, continuing where the run folder
 stands, and prints each rank's digest of everything that must be equal after an interruption.
 
-usage: resume.py RUN ROUNDS OPTIMIZER_STATE [SECONDS_PER_BATCH]
+usage: [CODEC=...] resume.py RUN ROUNDS OPTIMIZER_STATE [SECONDS_PER_BATCH]
 """
 
 import toy  # first: makes torchvision importable
+import os
 import sys
 import time
 from hashlib import sha256
@@ -41,7 +42,14 @@ net = nn.Sequential(
 )
 module = Noisy(net)
 colearning = CoLearning(
-    rounds=rounds, local_epochs=2, epsilon=0.3, run_dir=run, optimizer_state=state, weighting="examples", centers=center
+    rounds=rounds,
+    local_epochs=2,
+    epsilon=0.3,
+    run_dir=run,
+    optimizer_state=state,
+    weighting="examples",
+    exchange={"codec": os.environ.get("CODEC", "fp32")},
+    centers=center,
 )
 trainer = toy.trainer(center, colearning)
 loaders = toy.loader(center.index, center.size, center.rank, shuffle=True), toy.loader(center.index)
