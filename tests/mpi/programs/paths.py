@@ -25,6 +25,26 @@ BOUNDS = {"fp32": 0.0, "bf16": 2 * 2**-8, "fp16": 2 * 2**-10, "int8": 2 / 250}
 draw = np.random.default_rng(int(sys.argv[1]))
 
 
+class Late:
+    """A source as a GPU is one: what was asked for is in its place after ``wait``, and never before."""
+
+    on_gpu = False  # no pinned memory without a GPU
+
+    def __init__(self, plain: FlatModel) -> None:
+        self.plain, self.size, self.dtype = plain, plain.size, plain.dtype
+        self.begun: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def read(self, start: int, stop: int, scratch: torch.Tensor) -> torch.Tensor:
+        target = scratch[: stop - start].fill_(math.nan)
+        self.begun.append((target, self.plain.read(start, stop, torch.empty_like(target)).clone()))
+        return target
+
+    def wait(self) -> None:
+        for target, values in self.begun:
+            target.copy_(values)
+        self.begun.clear()
+
+
 def model(center: int, shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], split: int) -> FlatModel:
     generator = torch.Generator().manual_seed(1000 + center)
     tensors = [torch.randn(shape, generator=generator).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
@@ -48,6 +68,11 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
     chosen = codec_of(codec)
     compression = None if chosen is None else Compression(chosen)
     taken = take_mean(world, mine, result, weights, mine.parameter_size, previous, compression)
+
+    late = torch.empty_like(result)
+    fresh = None if chosen is None else Compression(chosen)
+    take_mean(world, Late(mine), late, weights, mine.parameter_size, previous, fresh)
+    assert torch.equal(late, result), "read before it was there"
 
     giving = [k for k in range(K) if weights[k]]
     exact = weighted_mean([vectors[k] for k in giving], [weights[k] for k in giving])
