@@ -15,13 +15,14 @@ Source: Mi et al. 2020, eq. 2 and 4; the paper leaves norm, buffers and accumula
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-_BLOCK = 1 << 20  # elements that are widened to float64 at a time
+_BLOCK = 1 << 15  # elements worked on at a time: they and their float64 copies stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class FlatModel:
         split = len(named)
         named += others
         self._tensors = [tensor for _, tensor in named]
+        self._sources = [_real(tensor.detach()).reshape(-1) for tensor in self._tensors]
+        self.on_gpu = any(tensor.is_cuda for tensor in self._tensors)
         self.dtype = torch.float64 if any(_real(t).dtype == torch.float64 for t in self._tensors) else torch.float32
         entries, offset = [], 0
         self.parameter_size = 0
@@ -64,6 +67,7 @@ class FlatModel:
             entries.append(FlatEntry(name, offset, length))
             offset += length
         self.entries = tuple(entries)
+        self._offsets = [entry.offset for entry in entries]
         self.size = offset
         if split == len(named):
             self.parameter_size = offset
@@ -76,12 +80,57 @@ class FlatModel:
     @torch.no_grad()
     def pack(self, out: Tensor | None = None) -> Tensor:
         """Copy the tensors into a flat CPU vector of shape ``(size,)``; ``out`` is reused if given."""
-        vector = torch.empty(self.size, dtype=self.dtype) if out is None else out
-        for entry, tensor in zip(self.entries, self._tensors, strict=True):
-            source = _real(tensor.detach()).reshape(-1)
-            vector[entry.offset : entry.offset + entry.length].copy_(source, non_blocking=vector.is_pinned())
-        self._synchronize()
+        vector = self.staging(self.size) if out is None else out
+        self._copy(0, self.size, vector)
+        self.wait()
         return vector
+
+    @torch.no_grad()
+    def read(self, start: int, stop: int, scratch: Tensor) -> Tensor:
+        """Elements ``start:stop`` of the flat vector, without copying them where they lie in one piece in CPU memory.
+
+        Elsewhere they are copied into ``scratch``: tensors on a GPU, of another dtype, or several small ones. A copy
+        from a GPU into pinned ``scratch`` is only begun; :meth:`wait` ends it. So the next chunk can come from the GPU
+        while this one is on the wire.
+
+        Args:
+            start, stop: where; ``0 <= start <= stop <= size``.
+            scratch: CPU vector of the model's dtype, shape ``(>= stop - start,)``.
+
+        Returns:
+            Shape ``(stop - start,)``; a view of a tensor or of ``scratch``, not to be written to.
+        """
+        entry, source = self._at(start)
+        if start < stop <= entry.offset + entry.length and source.device.type == "cpu" and source.dtype == self.dtype:
+            return source[start - entry.offset : stop - entry.offset]
+        self._copy(start, stop, scratch)
+        return scratch[: stop - start]
+
+    def wait(self) -> None:
+        """Wait for the copies that :meth:`read` and :meth:`unpack` began."""
+        # Copies between pinned memory and a GPU return before they are done.
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def staging(self, size: int) -> Tensor:
+        """An uninitialised CPU vector of the model's dtype; pinned if tensors are on a GPU, so that copies overlap."""
+        return torch.empty(size, dtype=self.dtype, pin_memory=self.on_gpu)
+
+    @torch.no_grad()
+    def stage_others(self) -> Tensor:
+        """Offer a copy of what does not enter the norm in place of the tensors; what is written into it is exchanged.
+
+        Returns:
+            The copy, shape ``(size - parameter_size,)``.
+        """
+        others = self.staging(self.size - self.parameter_size)
+        self._copy(self.parameter_size, self.size, others)
+        self.wait()
+        for index, entry in enumerate(self.entries):
+            if entry.offset >= self.parameter_size:
+                place = entry.offset - self.parameter_size
+                self._sources[index] = others[place : place + entry.length]
+        return others
 
     @torch.no_grad()
     def unpack(self, vector: Tensor) -> None:
@@ -90,30 +139,80 @@ class FlatModel:
         Raises:
             ValueError: the vector has another length.
         """
-        if vector.shape != (self.size,):
-            raise ValueError(f"the model packs into ({self.size},), found a vector of shape {tuple(vector.shape)}")
+        self._check_length(vector)
         for entry, tensor in zip(self.entries, self._tensors, strict=True):
             target = _real(tensor.detach())
             source = vector[entry.offset : entry.offset + entry.length].view(target.shape)
-            target.copy_(source, non_blocking=vector.is_pinned())
-        self._synchronize()
+            target.copy_(source, non_blocking=self.on_gpu)
+        self.wait()
 
     @torch.no_grad()
-    def parameter_distance(self, vector: Tensor) -> float:
-        """``‖w - v‖ / ‖v‖`` between the tensors as they are and a flat vector, over the parameters only."""
-        difference = reference = 0.0
-        for entry, tensor in zip(self.entries, self._tensors, strict=True):
-            if entry.offset >= self.parameter_size:
-                break
-            other = vector[entry.offset : entry.offset + entry.length].double()
-            difference += float((_real(tensor.detach()).reshape(-1).cpu().double() - other).square_().sum())
-            reference += float(other.square_().sum())
-        return _ratio(difference, reference)
+    def replace(self, vector: Tensor) -> float:
+        """:meth:`unpack`, and ``‖w - v‖²`` between the parameters before and after, in one pass over memory.
 
-    def _synchronize(self) -> None:
-        # Copies between pinned memory and a GPU return before they are done.
-        if any(tensor.is_cuda for tensor in self._tensors):
-            torch.cuda.synchronize()
+        The square is a figure for people: blocks of it are summed in the tensors' own precision.
+
+        Raises:
+            ValueError: the vector has another length.
+        """
+        self._check_length(vector)
+        distance = 0.0
+        scratch: dict[torch.dtype, Tensor] = {}
+        for entry, tensor in zip(self.entries, self._tensors, strict=True):
+            target, source = _real(tensor.detach()), vector[entry.offset : entry.offset + entry.length]
+            if entry.offset >= self.parameter_size:
+                target.copy_(source.view(target.shape), non_blocking=self.on_gpu)
+            elif target.device.type == "cpu" and target.is_contiguous():
+                difference = scratch.setdefault(target.dtype, torch.empty(_BLOCK, dtype=target.dtype))
+                for old, new in zip(target.view(-1).split(_BLOCK), source.split(_BLOCK), strict=True):
+                    step = torch.sub(old, new, out=difference[: len(old)])
+                    distance += _square(step)
+                    old.copy_(new)
+            else:
+                new = source.to(target.device, non_blocking=self.on_gpu).view(target.shape)
+                distance += float((target - new).float().square_().sum())
+                target.copy_(new)
+        self.wait()
+        return distance
+
+    def _at(self, place: int) -> tuple[FlatEntry, Tensor]:
+        """The entry that holds element ``place``, and its tensor as a flat one."""
+        # Of several entries at one offset all but the last are empty.
+        index = max(bisect_right(self._offsets, place) - 1, 0)
+        return (self.entries[index], self._sources[index]) if self.entries else (_NOWHERE, torch.empty(0))
+
+    def _copy(self, start: int, stop: int, out: Tensor) -> None:
+        copied = 0
+        index = max(bisect_right(self._offsets, start) - 1, 0)
+        pieces: list[Tensor] = []  # small neighbours, which one call joins: thousands of calls would show
+        while start + copied < stop:
+            entry, source = self.entries[index], self._sources[index]
+            first = max(start - entry.offset, 0)
+            last = min(stop - entry.offset, entry.length)
+            piece = source[first:last] if last - first < entry.length else source
+            if source.device.type == "cpu" and source.dtype == out.dtype and len(piece) < _BLOCK:
+                pieces.append(piece)
+            else:
+                copied_before = copied - sum(map(len, pieces))
+                _join(pieces, out[copied_before:copied])
+                out[copied : copied + len(piece)].copy_(piece, non_blocking=self.on_gpu)
+            copied += len(piece)
+            index += 1
+        _join(pieces, out[copied - sum(map(len, pieces)) : copied])
+        assert copied == stop - start, f"packed {copied} of {stop - start} elements"
+
+    def _check_length(self, vector: Tensor) -> None:
+        if vector.shape != (self.size,):
+            raise ValueError(f"the model packs into ({self.size},), found a vector of shape {tuple(vector.shape)}")
+
+
+_NOWHERE = FlatEntry("", 0, 0)
+
+
+def _join(pieces: list[Tensor], out: Tensor) -> None:
+    if pieces:
+        torch.cat(pieces, out=out)
+        pieces.clear()
 
 
 def trainable_parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -124,6 +223,29 @@ def trainable_parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
 def float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     """(name, buffer) of every floating-point or complex buffer, shared ones once."""
     return [(name, b) for name, b in module.named_buffers() if b.is_floating_point() or b.is_complex()]
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Sums of squares over a slice of the parameters, in float64; those of disjoint slices add up.
+
+    Attributes:
+        change: ‖w̄ⁱ - w̄ⁱ⁻¹‖².
+        before: ‖w̄ⁱ⁻¹‖².
+        after: ‖w̄ⁱ‖²; not finite if and only if something in w̄ⁱ is not (or overflows float64).
+    """
+
+    change: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+
+    def __add__(self, other: Squares) -> Squares:
+        return Squares(self.change + other.change, self.before + other.before, self.after + other.after)
+
+    @property
+    def relative_change(self) -> float:
+        """``‖w̄ⁱ - w̄ⁱ⁻¹‖ / ‖w̄ⁱ⁻¹‖`` of eq. 4; 0 when nothing changed, ``inf`` when something came from all zeros."""
+        return _ratio(self.change, self.before)
 
 
 @torch.no_grad()
@@ -142,18 +264,48 @@ def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor 
         raise ValueError("the mean of no participants is undefined")
     if not all(w > 0 and math.isfinite(w) for w in weights):
         raise ValueError(f"weights of the mean must be positive and finite, found {list(weights)}")
+    if len(rows) != len(weights):
+        raise ValueError(f"{len(rows)} rows, but {len(weights)} weights")
     result = torch.empty_like(rows[0]) if out is None else out
     total = float(sum(weights))
-    for start in range(0, rows[0].numel(), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        accumulated = torch.zeros_like(rows[0][block], dtype=torch.float64)
-        for row, weight in zip(rows, weights, strict=True):
-            accumulated.add_(row[block], alpha=weight)
-        result[block].copy_(accumulated.div_(total))
+    scratch = torch.empty(min(_BLOCK, len(result)), dtype=torch.float64)
+    blocks = [row.split(_BLOCK) for row in rows]
+    for number, target in enumerate(result.split(_BLOCK)):
+        accumulated = scratch[: len(target)]
+        for k, weight in enumerate(weights):
+            if k == 0:
+                accumulated.copy_(blocks[k][number])
+                if weight != 1:
+                    accumulated.mul_(weight)
+            else:
+                accumulated.add_(blocks[k][number], alpha=weight)
+        # Multiplying by a power of two is the same division, and faster.
+        target.copy_(accumulated.mul_(1 / total) if math.frexp(total)[0] == 0.5 else accumulated.div_(total))
     return result
 
 
 @torch.no_grad()
+def squares(new: Tensor, old: Tensor | None) -> Squares:
+    """The sums of squares of eq. 4 over a slice, in blocks that stay in cache: fit for a slice that was just computed.
+
+    Args:
+        new: of w̄ⁱ, shape ``(n,)``.
+        old: of w̄ⁱ⁻¹, shape ``(n,)``; None if only ``after`` is wanted.
+    """
+    change = before = after = 0.0
+    size = min(_BLOCK, len(new))
+    first, second = torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64)
+    for number, block in enumerate(new.split(_BLOCK)):
+        fresh = first[: len(block)].copy_(block)
+        after += float(torch.dot(fresh, fresh))
+        if old is not None:
+            last = second[: len(block)].copy_(old[number * _BLOCK : number * _BLOCK + len(block)])
+            before += float(torch.dot(last, last))
+            fresh.sub_(last)
+            change += float(torch.dot(fresh, fresh))
+    return Squares(change, before, after)
+
+
 def relative_change(new: Tensor, old: Tensor) -> float:
     """``‖new - old‖ / ‖old‖`` of eq. 4: L2 norm, float64 accumulation.
 
@@ -164,28 +316,34 @@ def relative_change(new: Tensor, old: Tensor) -> float:
     Returns:
         0 when nothing changed, ``inf`` when something came from an all-zero vector.
     """
-    difference = reference = 0.0
-    for start in range(0, new.numel(), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        before = old[block].double()
-        difference += float((new[block].double() - before).square_().sum())
-        reference += float(before.square_().sum())
-    return _ratio(difference, reference)
+    return squares(new, old).relative_change
 
 
 @torch.no_grad()
 def is_finite(vector: Tensor) -> bool:
     """Whether no element is NaN or ±Inf."""
-    return all(bool(torch.isfinite(block).all()) for block in vector.split(_BLOCK))
+    # A sum with NaN or Inf in it is never finite, and needs no memory. One of finite numbers may overflow: look again.
+    return math.isfinite(vector.sum()) or all(bool(torch.isfinite(block).all()) for block in vector.split(_BLOCK))
 
 
 @torch.no_grad()
-def first_non_finite(vector: Tensor, model: FlatModel) -> str:
-    """Name of the first tensor of ``model`` that holds NaN or ±Inf in ``vector``; empty if none does."""
-    for entry in model.entries:
-        if not is_finite(vector[entry.offset : entry.offset + entry.length]):
+def first_non_finite(vector: Tensor | None, model: FlatModel) -> str:
+    """Name of the first tensor of ``model`` that holds NaN or ±Inf; empty if none does.
+
+    Args:
+        vector: where to look, shape ``(size,)``; None looks into what the model offers, without a copy of it.
+        model: whose tensors.
+    """
+    for entry, source in zip(model.entries, model._sources, strict=True):
+        if not is_finite(source if vector is None else vector[entry.offset : entry.offset + entry.length]):
             return entry.name
     return ""
+
+
+def _square(vector: Tensor) -> float:
+    """``‖v‖²`` of a short vector."""
+    square = float(torch.dot(vector, vector))
+    return square if math.isfinite(square) else float(vector.double().square().sum())
 
 
 def _ratio(difference: float, reference: float) -> float:

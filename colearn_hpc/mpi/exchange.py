@@ -9,8 +9,7 @@ step that can be reached at different times begins with a *meeting*: first insid
 have arrived do blocking collectives run. A rank that failed brings its error to the meeting instead of its status:
 that is how one rank's failure ends everyone with one message, and hangs nobody.
 
-What a meeting or a mean found is kept in a *journal* until this data center's next resume point is written. A data
-center that restarts from the point before is told the same again, without the others, who have long gone on.
+What a meeting or a mean found is kept in a journal (``journal.py``) for a data center that has to begin again.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -39,24 +36,17 @@ from colearn_hpc.errors import (
 )
 from colearn_hpc.mpi import pacing
 from colearn_hpc.mpi.center_link import CenterLink
+from colearn_hpc.mpi.journal import Journal, Mean
 from colearn_hpc.mpi.leaders import Leaders, Outcome
-from colearn_hpc.mpi.mean import CHUNK, mean_over_leaders
+from colearn_hpc.mpi.mean import CHUNK, Taken, take_mean
 from colearn_hpc.mpi.messages import describe, difference, different_points, joined_errors
 from colearn_hpc.mpi.notices import StopNotices
+from colearn_hpc.mpi.pipeline import Compression, Source, Vector
 from colearn_hpc.mpi.status import Status
 from colearn_hpc.mpi.topology import DataCenter
 
 log = logging.getLogger("colearn_hpc")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A line of the journal: what a meeting or a mean found."""
-
-    purpose: str
-    outcome: Outcome | None = None
-    mean: Tensor | None = None
 
 
 class Exchange:
@@ -70,7 +60,7 @@ class Exchange:
     Attributes:
         link: the conversation inside the data center.
         present: indices of the data centers that took part in the last meeting.
-        keeps_journal: whether a restart may want to be told again.
+        journal: what this data center has heard since its last resume point.
         may_miss: go on without a data center that does not arrive at a round's end in time.
         doing: "waiting" or "exchanging" while this rank does.
         bytes_sent: payload this process sent to other data centers so far.
@@ -95,9 +85,7 @@ class Exchange:
         self.link.idle = self.stops.poll  # a rank that is signalled while it waits tells those who still train
         if self._leaders is not None:
             self._leaders.idle = self.stops.poll
-        self.keeps_journal = False
-        self._journal: list[_Entry] = []
-        self._replay: deque[_Entry] = deque()
+        self.journal = Journal()
 
     # --- meetings -------------------------------------------------------------------------------------
 
@@ -142,7 +130,7 @@ class Exchange:
         other for ever. ``decision`` is called on the first leader only; if it fails there, the caller's
         :meth:`fail` tells the others.
         """
-        content = decision() if self.center.is_first and not self._replay else None
+        content = decision() if self.center.is_first and not self.journal.replaying else None
         return self.meet(purpose, content)[self.center.topology.centers[0].leader].content
 
     def stop(self) -> NoReturn:
@@ -164,12 +152,12 @@ class Exchange:
             self._leaders.listen()
 
     def _meet(self, status: Status, patience: float | None, arriving: bool = False) -> list[Status]:
-        if self._replay:
-            outcome = self._replayed(status.purpose).outcome
-            assert outcome is not None, "the journal holds a mean where the restarted round meets"
+        if self.journal.replaying:
+            outcome = self.journal.again(status.purpose)
+            assert isinstance(outcome, Outcome), "a mean is noted under its own name"
         else:
             outcome = self._outcome(status, patience, arriving)
-            self._note(_Entry(status.purpose, outcome))
+            self.journal.note(status.purpose, outcome)
         return self._judged(outcome)
 
     def _outcome(self, status: Status, patience: float | None, arriving: bool) -> Outcome:
@@ -221,7 +209,7 @@ class Exchange:
         Raises:
             RoundTimeoutError: some rank did not come.
         """
-        self._replay.clear()
+        self.journal.rewind(to_start=False)
         return self.link.regroup(content, patience)
 
     def fail(self, error: BaseException, text: str = "") -> None:
@@ -261,35 +249,10 @@ class Exchange:
         self._world.Abort(ABORT_CODE)
         raise AssertionError("aborted")
 
-    # --- the journal ----------------------------------------------------------------------------------
-
-    def resume_point_written(self) -> None:
-        """Nothing before this moment will have to be told again."""
-        self._journal.clear()
-
-    def replay(self) -> None:
-        """Tell this data center again what it has heard since its last resume point. After a restart."""
-        self._replay = deque(self._journal)
-
     @property
     def can_replay(self) -> bool:
-        """Whether a restart from the last resume point would find its way: one mean at most lies behind."""
-        return (
-            self.keeps_journal and not self._committed and sum(entry.mean is not None for entry in self._journal) <= 1
-        )
-
-    def _note(self, entry: _Entry) -> None:
-        if self.keeps_journal:
-            self._journal.append(entry)
-
-    def _replayed(self, purpose: str) -> _Entry:
-        entry = self._replay.popleft()
-        if entry.purpose != purpose:
-            raise PeerError(
-                f"after its restart, data center {self.center.name} came to `{purpose}` where it had come to "
-                f"`{entry.purpose}` before; please report this"
-            )
-        return entry
+        """Whether a restart from the last resume point would find its way."""
+        return self.journal.kept and not self._committed and self.journal.means <= 1
 
     # --- before round 0 -------------------------------------------------------------------------------
 
@@ -341,26 +304,48 @@ class Exchange:
     def mean(self, vector: Tensor, weights: Sequence[float]) -> None:
         """Replace the vectors by their weighted mean (eq. 2), in place. Collective over the leaders present.
 
-        See :func:`~colearn_hpc.mpi.mean.mean_over_leaders`. To be called right after a meeting: it blocks.
+        See :meth:`take_mean`.
 
         Args:
             vector: contiguous CPU vector, shape ``(n,)``, the same n on all leaders.
             weights: n_k per data center, in order; 0 for who takes the mean and gives nothing.
         """
+        self.take_mean(Vector(vector), vector, weights)
+
+    def take_mean(
+        self,
+        source: Source,
+        result: Tensor,
+        weights: Sequence[float],
+        parameter_size: int | None = None,
+        previous: Tensor | None = None,
+        compression: Compression | None = None,
+    ) -> Taken:
+        """Take the weighted mean of the leaders' vectors (eq. 2). Collective over the leaders.
+
+        See :func:`~colearn_hpc.mpi.mean.take_mean`, also for the arguments. To be called right after a meeting.
+
+        Args:
+            source: this leader's model, the same size on all leaders.
+            result: where the mean goes, shape ``(size,)``.
+            weights: n_k per data center, in order; 0 takes the mean without contributing to it.
+        """
         if self._leaders is None:
             raise AssertionError("only leaders exchange")
-        if len(weights) == 1:
-            return
-        if self._replay:
-            entry = self._replayed("mean").mean
-            assert entry is not None, "the journal holds a meeting where the restarted round takes its mean"
-            vector.copy_(entry)
-            return
+        if self.journal.replaying:
+            mean = self.journal.again("mean")
+            assert isinstance(mean, Mean), "no meeting is called so"
+            result.copy_(mean.result)
+            if compression is not None:
+                compression.pending = mean.pending
+            return mean.taken
         self.doing = "exchanging"
-        comm = self._leaders.group(self.present)
-        self.bytes_sent += mean_over_leaders(comm, vector, [weights[k] for k in self.present])
+        comm, present = self._leaders.group(self.present), [weights[k] for k in self.present]
+        taken = take_mean(comm, source, result, present, parameter_size, previous, compression)
+        self.bytes_sent += taken.bytes_sent
         self.doing = ""
-        self._note(_Entry("mean", mean=vector))
+        self.journal.note("mean", Mean(taken, result, None if compression is None else compression.pending))
+        return taken
 
     def distribute_in_center(self, vector: Tensor) -> None:
         """Copy the leader's vector into every rank's, in place. Collective over the data center.

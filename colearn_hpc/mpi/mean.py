@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from colearn_hpc import faults
-from colearn_hpc.algorithm.shared_model import weighted_mean
+from colearn_hpc.algorithm.shared_model import Squares, squares
+from colearn_hpc.mpi.pipeline import Compression, Pipeline, Source, Vector
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-CHUNK = 1 << 24  # elements per message round: bounds memory, and counts stay far below 2^31 bytes
+CHUNK = 1 << 24  # elements per message inside a data center: counts stay far below 2^31 bytes
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What is known about a mean beside its value; the same on all leaders, but for the bytes.
+
+    Attributes:
+        bytes_sent: payload this process sent.
+        squares: the sums of eq. 4 over the whole of the parameters.
+        finite: whether nothing in the mean is NaN or ±Inf.
+    """
+
+    bytes_sent: int
+    squares: Squares
+    finite: bool
 
 
 def mean_over_leaders(leaders: MPI.Comm, vector: Tensor, weights: Sequence[float]) -> int:
     """Replace the leaders' vectors by their weighted mean (eq. 2), in place. Collective over ``leaders``.
 
-    An Allreduce in two halves: each leader is sent its slice of every vector, sums the slices in
-    float64 in the order of the data centers, and sends the result to all. The bits therefore do not depend
-    on the MPI's vendor, algorithm or message sizes. Bytes sent: 2 (K-1)/K of the vector per leader.
-
-    To be called right after a meeting: it blocks.
+    :func:`take_mean` in its plainest form.
 
     Args:
         leaders: one rank per data center that takes part, in the order of the data centers.
@@ -34,21 +46,57 @@ def mean_over_leaders(leaders: MPI.Comm, vector: Tensor, weights: Sequence[float
     Returns:
         Payload bytes this process sent.
     """
-    centers, me = leaders.Get_size(), leaders.Get_rank()
-    if centers == 1:
-        return 0
-    giving = [k for k in range(centers) if weights[k]]
-    sent = 0
-    for block in vector.split(CHUNK):
-        counts = [len(part) for part in torch.arange(block.numel()).tensor_split(centers)]
-        offsets = [sum(counts[:k]) for k in range(centers)]
-        rows = torch.empty((centers, counts[me]), dtype=block.dtype)
-        received = ([counts[me]] * centers, [counts[me] * k for k in range(centers)])
-        faults.reached("exchange")
-        leaders.Alltoallv([block.numpy(), (counts, offsets)], [rows.numpy(), received])
-        result = weighted_mean([rows[k] for k in giving], [weights[k] for k in giving])
-        gathered = block.clone()
-        leaders.Allgatherv(result.numpy(), [gathered.numpy(), (counts, offsets)])
-        block.copy_(gathered)
-        sent += ((block.numel() - counts[me]) + (centers - 1) * counts[me]) * block.element_size()
-    return sent
+    return take_mean(leaders, Vector(vector), vector, weights).bytes_sent
+
+
+def take_mean(
+    leaders: MPI.Comm,
+    source: Source,
+    result: Tensor,
+    weights: Sequence[float],
+    parameter_size: int | None = None,
+    previous: Tensor | None = None,
+    compression: Compression | None = None,
+    idle: Callable[[], object] | None = None,
+) -> Taken:
+    """Take the mean of the leaders' vectors (eq. 2) and measure its change (eq. 4). Collective over ``leaders``.
+
+    An Allreduce in two halves, chunk by chunk: each leader is sent its slice of every vector, sums the slices
+    in float64 in the order of the data centers, and sends the result to all. The bits therefore do not depend
+    on the MPI's vendor, algorithm or message sizes. Bytes sent: 2 (K-1)/K of the vector per leader. Each leader
+    measures its own slices, so the norms cost n/K.
+
+    To be called right after a meeting.
+
+    Args:
+        leaders: one rank per data center that takes part, in the order of the data centers.
+        source: this leader's vector, the same size on all leaders; not written to, unless ``result`` is its memory.
+        result: contiguous CPU vector, shape ``(size,)``, in which the mean is put.
+        weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it, and may
+            hold NaN.
+        parameter_size: length of the leading part to which norms and codec apply; None: all of it.
+        previous: the last shared model, the same bits on all leaders, shape ``(>= parameter_size,)``.
+        compression: how parameters are written on the wire; needs ``previous``. Its residual is not yet committed.
+        idle: called again and again while this rank waits; may raise to leave.
+
+    Raises:
+        ValueError: all weights are 0, or ``result`` does not fit.
+    """
+    if result.shape != (source.size,) or result.dtype != source.dtype:
+        raise ValueError(f"the mean needs {source.size} x {source.dtype}, found {tuple(result.shape)} x {result.dtype}")
+    length = source.size if parameter_size is None else parameter_size
+    if leaders.Get_size() == 1:
+        result.copy_(source.read(0, source.size, result))
+        source.wait()
+        mine, rest, sent = squares(result[:length], None if previous is None else previous[:length]), Squares(), 0
+        rest = squares(result[length:], None)
+    else:
+        if compression is not None:
+            compression.prepare(length)
+        pipeline = Pipeline(leaders, source, result, weights, length, previous, compression, idle)
+        pipeline.run()
+        mine, rest, sent = pipeline.squares, pipeline.rest, pipeline.sent
+    total, others = Squares(), Squares()
+    for part, other in leaders.allgather((mine, rest)):
+        total, others = total + part, others + other
+    return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after))

@@ -13,16 +13,20 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,
     first_non_finite,
     float_buffers,
     relative_change,
+    squares,
     trainable_parameters,
 )
 from colearn_hpc.errors import ParticipantError
 from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.mpi.mean import Taken
+from colearn_hpc.mpi.pipeline import Compression
 from colearn_hpc.trainer.optimizers import OptimizerState, averaged_state, reset_state
 from colearn_hpc.trainer.round_log import CenterRecord
 
@@ -71,9 +75,11 @@ class Averaging:
         optimizer_state: what happens to momenta at a round's end.
         weighting: ``"uniform"`` or ``"examples"``.
         outer: steps from the last shared model along the mean's pseudo-gradient; None: the mean is the shared model.
+        codec: how parameters are written on the wire, see ``algorithm/codec.py``.
 
     Attributes:
-        previous: on leaders, the parameters of the last shared model as a flat vector.
+        previous: on leaders, the last shared model as a flat vector, parameters first. It is the vector that was
+            committed, not a copy, and is not written to before the next mean is committed.
         others_place: where the data centers were that gave to the last mean.
     """
 
@@ -85,6 +91,7 @@ class Averaging:
         optimizer_state: OptimizerState = "reset",
         weighting: str = "uniform",
         outer: OuterOptimizer | None = None,
+        codec: str = "fp32",
     ):
         self.exchange = exchange
         self.optimizer_state = optimizer_state
@@ -93,23 +100,31 @@ class Averaging:
         self.previous: Tensor | None = None
         self.others_place = RunPlace(0, 1, 0)
         self._outer_state: Tensor | None = None
+        # Where the next mean goes. Kept between rounds: fresh memory of a model's size costs more than the sums in it.
+        self._room: Tensor | None = None
+        chosen = codec_of(codec)
+        self._compression = Compression(chosen) if chosen is not None else None
 
     def start_from(self, module: LightningModule) -> None:
-        """Take the module's parameters as the shared model that round 0 starts from."""
+        """Take the module as the shared model that round 0 starts from."""
         if self.exchange.center.is_leader:
-            self.previous = FlatModel(trainable_parameters(module)).pack()
+            self.previous = FlatModel.of(module).pack()
 
     def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
         """Where the model that a round ends with is kept."""
         return run_folder / "shared.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume point must hold to continue: w̄ of the last round, and the outer optimizer's state."""
-        return {"previous": self.previous, "outer": self._outer_state}
+        """What a resume point must hold to continue: w̄ of the last round, the outer optimizer's state, and what the
+        codec still owes."""
+        residual = self._compression.residual if self._compression is not None else None
+        return {"previous": self.previous, "outer": self._outer_state, "residual": residual}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.exchange.center.is_leader:
             self.previous, self._outer_state = state["previous"], state["outer"]
+            if self._compression is not None:
+                self._compression.residual = state.get("residual")
 
     def run(
         self,
@@ -141,42 +156,63 @@ class Averaging:
         if self.optimizer_state == "average":
             others += averaged_state(optimizers)
         model = FlatModel(trainable_parameters(module), others)
-        vector = model.pack()
-        if not alone:
+        if not alone and center.size > 1:
             # DDP keeps parameters equal inside a data center, buffers not.
-            exchange.mean_in_center(vector[model.parameter_size :])
-        arrivals = self.arrive(model, vector, record, place, absent)
+            exchange.mean_in_center(model.stage_others())
+        arrivals = self.arrive(model, None, record, place, absent)
 
         clock, sent = time.monotonic(), exchange.bytes_sent
-        shared = vector[: model.parameter_size]
-        outer_state = None
+        result = self._result(model)
+        taken, outer_state = None, None
         if center.is_leader:
-            exchange.mean(vector, self._weights(arrivals))
+            taken = exchange.take_mean(
+                model, result, self._weights(arrivals), model.parameter_size, self._last(model), self._compression
+            )
             if self.outer is not None and not alone:
                 # Each leader steps by itself: same inputs, same elementwise operations, same bits.
-                stepped, outer_state = self.outer.step(self._last(), shared, self._outer_state)
+                shared = result[: model.parameter_size]
+                stepped, outer_state = self.outer.step(self._last(model), shared, self._outer_state)
                 shared.copy_(stepped)
         if not alone:
-            exchange.distribute_in_center(vector)
+            exchange.distribute_in_center(result)
         record.exchange_seconds, record.bytes_sent = time.monotonic() - clock, exchange.bytes_sent - sent
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
         leaves = any(arrival.place.leaving for arrival in arrivals.values())
         decision = exchange.decide(
-            f"round {self.others_place.round}: mean", lambda: decide(self._change(shared), leaves)
+            f"round {self.others_place.round}: mean", lambda: decide(self._change(model, result, taken), leaves)
         )
-        if center.is_leader:
-            record.divergence = math.nan if record.absent else model.parameter_distance(vector)
-            self.previous, self._outer_state = shared.clone(), outer_state
-        if not alone:
-            model.unpack(vector)
-            if self.optimizer_state == "reset":
-                reset_state(optimizers)
+        clock = time.monotonic()
+        self._commit(model, result, taken, record)
+        self._outer_state = outer_state
+        if not alone and self.optimizer_state == "reset":
+            reset_state(optimizers)
         exchange.commit()
+        record.exchange_seconds += time.monotonic() - clock
         return decision
 
+    def _result(self, model: FlatModel) -> Tensor:
+        """Where the mean is put: it must not touch the model before all have it."""
+        if self._room is None or self._room.shape != (model.size,) or self._room.dtype != model.dtype:
+            self._room = model.staging(model.size)
+        return self._room
+
+    def _commit(self, model: FlatModel, result: Tensor, taken: Taken | None, record: CenterRecord) -> None:
+        """Make the mean this rank's model. The last shared model's memory serves the next mean."""
+        if len(self.exchange.center.topology.centers) > 1:
+            if taken is None:
+                model.unpack(result)
+            else:
+                distance, shared = model.replace(result), result[: model.parameter_size]
+                after = taken.squares.after if self.outer is None else squares(shared, None).after
+                record.divergence = math.sqrt(distance / after) if after else math.inf if distance else 0.0
+        if taken is not None:
+            self.previous, self._room = result, self.previous
+            if self._compression is not None:
+                self._compression.commit()
+
     def arrive(
-        self, model: FlatModel, vector: Tensor, record: CenterRecord, place: RunPlace, absent: str = ""
+        self, model: FlatModel, vector: Tensor | None, record: CenterRecord, place: RunPlace, absent: str = ""
     ) -> dict[int, Arrival]:
         """Meet at the round's end. Collective over the world.
 
@@ -215,12 +251,26 @@ class Averaging:
             weights[index] = float(arrival.examples) if self.weighting == "examples" else 1.0
         return weights
 
-    def _change(self, shared: Tensor) -> float:
-        return relative_change(shared, self._last())
+    def _change(self, model: FlatModel, result: Tensor, taken: Taken | None) -> float:
+        """Equation 4's relative change; on the first leader only.
 
-    def _last(self) -> Tensor:
+        Raises:
+            ParticipantError: the mean of finite models is not finite, because a codec could not hold a step.
+        """
+        assert taken is not None, "only leaders take the mean"
+        if not taken.finite and (name := first_non_finite(result, model)):
+            raise ParticipantError(
+                f"round {self.others_place.round}: NaN or Inf in the mean ({name}), though every model in it is "
+                "finite: a step since the last shared model is too large for the codec; set exchange: {codec: fp32}"
+            )
+        if self.outer is not None:
+            return relative_change(result[: model.parameter_size], self._last(model))
+        return taken.squares.relative_change
+
+    def _last(self, model: FlatModel) -> Tensor:
+        """The parameters of the last shared model."""
         assert self.previous is not None, "only leaders hold the previous shared model"
-        return self.previous
+        return self.previous[: model.parameter_size].to(model.dtype)
 
     def _check(self, arrivals: dict[int, Arrival], round_index: int) -> None:
         if len({a.size for a in arrivals.values()}) > 1:

@@ -36,7 +36,7 @@ from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, first_rate
 from colearn_hpc.trainer.outputs import saves_shared_model, separate_outputs
 from colearn_hpc.trainer.restart import OnFailure, Restarts, environment_of, run_with_restarts
-from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord
+from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord, summary_of
 
 log = logging.getLogger("colearn_hpc")
 
@@ -66,6 +66,7 @@ class CoLearning(Callback):
         optimizer_state: at a round's end ``"reset"`` it, ``"keep"`` it, or ``"average"`` it like the weights.
         weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
         outer_optimizer: a rival of the plain mean, :class:`~colearn_hpc.algorithm.outer.OuterSGD`; None: the mean.
+        exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8"}``, see ``algorithm/codec.py``.
         combine: ``"weights"`` (eq. 2), or ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
@@ -95,6 +96,7 @@ class CoLearning(Callback):
         weighting: Literal["uniform", "examples"] = "uniform",
         outer_optimizer: OuterOptimizer | None = None,
         combine: Literal["weights", "predictions"] = "weights",
+        exchange: dict[str, Any] | None = None,
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
         resume_points: bool = True,
@@ -109,9 +111,8 @@ class CoLearning(Callback):
         self.rounds = rounds
         self.learning_rate = learning_rate
         self.optimizer_state: OptimizerState = optimizer_state
-        self.weighting = weighting
-        self.outer_optimizer = outer_optimizer
-        self.combine = combine
+        self.weighting, self.combine = weighting, combine
+        self.outer_optimizer, self.codec = outer_optimizer, rules.codec_of(exchange, combine)
         self.centers = centers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.resume_points = resume_points
@@ -137,7 +138,7 @@ class CoLearning(Callback):
         self._resumed = False
         self.record = CenterRecord("")
         self._epoch_start = 0.0
-        self._started = 0.0
+        self.started = 0.0
 
     # --- Lightning's hooks, in the order in which they run --------------------------------------------
 
@@ -185,7 +186,7 @@ class CoLearning(Callback):
         start = f"run {self.run_id[:8]}, round {self.round} of T={self.rule_epochs}" if self._resumed else "the start"
         resume_files.check_same_place(start, self.exchange)
         self.round_log.rewind(self.round)
-        self._started = self._epoch_start = time.monotonic()
+        self.started = self._epoch_start = time.monotonic()
         if self.rounds is not None and self.round >= self.rounds:
             trainer.should_stop = True  # a finished run was resumed
 
@@ -259,26 +260,24 @@ class CoLearning(Callback):
         if self._untaken:  # max_steps, max_time or a user's stop ended the Trainer in mid-round
             self.average(trainer, pl_module, leaving=True)
             self.close_books(trainer, stop=True)
-        self.round_log.summarize(
-            **self._summary(trainer), status="finished", stopped_by=self.stop_reason or "the Trainer"
-        )
+        self.round_log.summarize(**summary_of(self), status="finished", stopped_by=self.stop_reason or "the Trainer")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":
             return
         if getattr(exception, "everywhere", False):
-            return self._end(trainer, exception)
+            return self._end(exception)
         # A DataModule's setup comes before ours: then the others are on their way to meet us.
         self._connect(trainer)
         verdict = self.restarts.after(exception, self, trainer)
         if verdict.action == "stop":
-            self._end(trainer, exception)
+            self._end(exception)
             self.exchange.fail(exception, verdict.text)
 
-    def _end(self, trainer: pl.Trainer, exception: BaseException) -> None:
+    def _end(self, exception: BaseException) -> None:
         if hasattr(self, "round_log"):
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
-            self.round_log.summarize(**self._summary(trainer), status=status, error=str(exception))
+            self.round_log.summarize(**summary_of(self), status=status, error=str(exception))
             log.info("%s: %r", status, exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -305,12 +304,6 @@ class CoLearning(Callback):
     def fit(self, trainer: pl.Trainer, model: pl.LightningModule, ckpt_path: Any = None, **data: Any) -> None:
         """``trainer.fit(...)``, and again from this data center's last resume point when it fails (see ``restart.py``).
 
-        Args:
-            trainer: has this callback.
-            model: as for ``trainer.fit``.
-            ckpt_path: where to start from; see :meth:`resume_path`.
-            data: the other arguments of ``trainer.fit``.
-
         Raises:
             Exception: what ended the run when ``restarts`` were used up or could not help.
         """
@@ -334,7 +327,7 @@ class CoLearning(Callback):
     def _make_averaging(self) -> Averaging:
         if self.combine == "predictions":
             return Ensemble(self.exchange)
-        return Averaging(self.exchange, self.optimizer_state, self.weighting, self.outer_optimizer)
+        return Averaging(self.exchange, self.optimizer_state, self.weighting, self.outer_optimizer, self.codec)
 
     def average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False, absent: str = "") -> None:
         """Equations 2 and 4. Collective over the world."""
@@ -384,7 +377,7 @@ class CoLearning(Callback):
         if not self.stop_reason and any(wants for _, wants in reports):
             self.stop_reason = "a data center's Trainer ended"
         self.round_log.append(record)
-        self.round_log.summarize(**self._summary(trainer), status="running")
+        self.round_log.summarize(**summary_of(self), status="running")
         announce(trainer, record, bool(self.stop_reason))
         self.last_record = record
         self.round += 1
@@ -401,16 +394,3 @@ class CoLearning(Callback):
             self.center = join_trainer(trainer, self.centers)
             self.exchange = Exchange(self.center, self.round_timeout)
             self.exchange.may_miss = self.restarts.on_failure == "continue_without"
-
-    def _summary(self, trainer: pl.Trainer) -> dict[str, Any]:
-        last = getattr(self, "last_record", None)
-        return {
-            "run_id": self.run_id,
-            "centers": [center.name for center in self.center.topology.centers],
-            "ranks": self.center.world_size,
-            "rounds": self.round,
-            "epochs": self.epochs_done,
-            "relative_change": self.relative_change,
-            "seconds": round(time.monotonic() - self._started, 3),
-            "shared_metrics": last.centers[0].shared_metrics if last else {},
-        }

@@ -64,7 +64,7 @@ class Ensemble(Averaging):
             ParticipantError: when this member's model is not finite.
         """
         model = FlatModel.of(module)
-        arrivals = self.arrive(model, model.pack(), record, place, absent)
+        arrivals = self.arrive(model, None, record, place, absent)
         leaves = any(arrival.place.leaving for arrival in arrivals.values())
         record.divergence = math.nan
         self._probabilities, self._targets = [], []

@@ -82,7 +82,7 @@ class EpochEnd(Checkpoint):
             if not self._resumed:
                 self._save(trainer)
             if colearning.restarts.supervised:
-                colearning.exchange.keeps_journal = True
+                colearning.exchange.journal.kept = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -145,7 +145,7 @@ class EpochEnd(Checkpoint):
         if problem := colearning.exchange.link.bcast(problem):
             log.warning("%s could not be written (%s); the resume point before it stays", path, problem)
             return
-        colearning.exchange.resume_point_written()
+        colearning.exchange.journal.clear()
         colearning.restarts.leap = None
         if colearning.center.is_leader:
             for old in obsolete(list_resume_points(folder)):

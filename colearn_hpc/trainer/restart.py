@@ -211,7 +211,7 @@ def run_with_restarts(
                 part.training = training  # a failure in validation leaves them as validation wants them
             trainer.num_sanity_val_steps = 0
             ckpt_path = find_newest_point(colearning.folder, colearning.exchange)
-            colearning.exchange.replay()
+            colearning.exchange.journal.rewind()
             restarts.under_way = True
         except Exception as error:
             colearning.exchange.fail(error)

@@ -16,9 +16,13 @@ import json
 import logging
 import math
 import os
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from colearn_hpc.trainer.callback import CoLearning
 
 log = logging.getLogger("colearn_hpc")
 
@@ -139,6 +143,21 @@ class RoundLog:
             log.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
+
+
+def summary_of(colearning: CoLearning) -> dict[str, Any]:
+    """What ``summary.json`` says of a run, as far as it has come."""
+    last = getattr(colearning, "last_record", None)
+    return {
+        "run_id": colearning.run_id,
+        "centers": [center.name for center in colearning.center.topology.centers],
+        "ranks": colearning.center.world_size,
+        "rounds": colearning.round,
+        "epochs": colearning.epochs_done,
+        "relative_change": colearning.relative_change,
+        "seconds": round(time.monotonic() - colearning.started, 3),
+        "shared_metrics": last.centers[0].shared_metrics if last else {},
+    }
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
+from colearn_hpc.algorithm.codec import NAMES
 from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, ExponentialLR, LearningRateSchedule
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, LocalEpochsRule
 from colearn_hpc.errors import ConfigurationError
@@ -103,6 +104,23 @@ def check_failures(
                 )
 
 
+def codec_of(exchange: Any, combine: str) -> str:
+    """The codec's name in ``exchange={"codec": name}``; ``"fp32"`` where nothing is said."""
+    if exchange is None:
+        return "fp32"
+    if not isinstance(exchange, dict) or set(exchange) - {"codec"}:
+        raise ConfigurationError(f'exchange must be a mapping with the key "codec", or None; found {exchange!r}')
+    codec = exchange.get("codec", "fp32")
+    if codec not in NAMES:
+        raise ConfigurationError(f"exchange: codec must be one of {', '.join(NAMES)}; found {codec!r}")
+    if codec != "fp32" and combine == "predictions":
+        raise ConfigurationError(
+            f'exchange: codec={codec!r} is for weights on the wire, and with combine="predictions" none travel; drop '
+            "one of the two"
+        )
+    return codec
+
+
 def check_trainer(trainer: pl.Trainer, module: pl.LightningModule, schedule: LearningRateSchedule | None) -> None:
     """Raise a ConfigurationError where the user's own scheduler and ours would fight over the rate."""
     if schedule is not None and trainer.lr_scheduler_configs:
@@ -147,5 +165,6 @@ def settings_of(colearning: CoLearning) -> dict[str, str]:
         "weighting": colearning.weighting,
         "outer_optimizer": describe(colearning.outer_optimizer),
         "combine": colearning.combine,
+        "codec": colearning.codec,
         "on_failure": colearning.restarts.on_failure,
     }

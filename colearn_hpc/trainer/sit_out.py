@@ -44,7 +44,7 @@ def sit_out(colearning: CoLearning, trainer: pl.Trainer, why: str) -> Leap:
     colearning.epochs_done += 1
     colearning.close_books(trainer, stop=False)
     # The others' outcomes so far are in the state: they need not be told again.
-    colearning.exchange.resume_point_written()
+    colearning.exchange.journal.clear()
     return Leap(colearning.state_dict(), FlatModel.of(module).pack())
 
 

@@ -45,6 +45,11 @@ def test_mean(launch, ranks):
     assert launch(ranks, "mean.py", timeout=120).ok().count("all equal") == ranks
 
 
+@pytest.mark.parametrize(("ranks", "seed"), [(2, 0), (3, 1), (5, 2)])
+def test_mean_on_all_paths(launch, ranks, seed):
+    assert launch(ranks, "paths.py", seed, timeout=200).ok().count("all paths equal") == ranks
+
+
 def test_uncaught_exception_in_a_users_script(launch):
     """No Trainer, no handler, the others in a collective: the interpreter's hook ends them all."""
     done = launch(2, "trouble.py", "uncaught", timeout=60)

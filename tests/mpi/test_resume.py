@@ -66,3 +66,13 @@ def test_one_center_behind(launch, tmp_path, uninterrupted):
     newest = max((tmp_path / "centers" / "dc1").glob("resume-round000004-*.ckpt"))
     newest.unlink()
     assert digests(launch(RANKS, "resume.py", tmp_path, 4, "keep")) == uninterrupted[1]
+
+
+def test_what_a_codec_owes_is_resumed(launch, tmp_path):
+    """int8 with error feedback: what messages lacked before the interruption is added after it."""
+    env = {"TEST_SETTINGS": '{"exchange": {"codec": "int8"}}'}
+    whole = digests(launch(RANKS, "resume.py", tmp_path / "whole", 4, "keep", env=env))
+    launch(RANKS, "resume.py", tmp_path / "parts", 2, "keep", env=env).ok()
+    assert digests(launch(RANKS, "resume.py", tmp_path / "parts", 4, "keep", env=env)) == whole
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    assert len({line.split("weights ")[1] for line in whole if "weights" in line}) == 1, "one model on all ranks"

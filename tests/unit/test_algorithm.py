@@ -205,8 +205,9 @@ def test_non_finite_is_found_and_named(value):
     assert is_finite(torch.tensor([3e38, 3e38])), "a finite vector whose sum overflows"
 
 
-def test_distance_to_a_vector():
+def test_replacing_tells_how_far_it_was():
     module = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[3.0, 4.0]]))
-    assert FlatModel.of(module).parameter_distance(torch.tensor([0.0, 1.0])) == pytest.approx(math.sqrt(9 + 9))
+    assert FlatModel.of(module).replace(torch.tensor([0.0, 1.0])) == pytest.approx(9 + 9)
+    assert module.weight.tolist() == [[0.0, 1.0]]

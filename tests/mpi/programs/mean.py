@@ -5,10 +5,12 @@ import torch
 from mpi4py import MPI
 
 from colearn_hpc.mpi import mean as mean_module
+from colearn_hpc.mpi import pipeline
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import DataCenter
 
 mean_module.CHUNK = 64
+pipeline.SLICE = 32
 center = DataCenter.join()
 exchange = Exchange(center)
 centers = len(center.topology.centers)

@@ -1,0 +1,143 @@
+"""What a round's exchange costs beside a raw Allreduce of the same bytes. K ranks of this machine, one a data center.
+
+Ours is everything from the local module to the shared one: the finite check, reading the tensors, the mean in float64,
+the relative change, the decision, the commit into the module with the divergence. Raw is MPI.Allreduce(IN_PLACE) of one
+vector that is there already, and no mean: a sum. Both take turns within one run; the ratio is that of the medians.
+
+    python benchmarks/exchange.py --centers 2 4 5 8 --parameters 58164298
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+from common import median, parser, ranks, repeated, replica, report
+
+MODELS = {"resnet": "ResNet-152's tensors, with BatchNorm buffers", "one": "one tensor", "small": "tensors of 1000"}
+
+
+def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: bool) -> dict[str, Any]:
+    """On every rank; the figures of the first."""
+    from mpi4py import MPI
+
+    from colearn_hpc.algorithm.shared_model import FlatModel
+    from colearn_hpc.mpi.exchange import Exchange
+    from colearn_hpc.mpi.topology import DataCenter
+    from colearn_hpc.trainer.averaging import Averaging
+    from colearn_hpc.trainer.round_log import CenterRecord
+
+    world = MPI.COMM_WORLD
+    center = DataCenter.join()
+    averaging = Averaging(Exchange(center), codec=codec)
+    module: Any = replica(parameters, tensors, seed=0)
+    averaging.start_from(module)
+    record = CenterRecord(center.name)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.01 * (1 + world.rank))
+    size = FlatModel.of(module).size
+    vector = torch.ones(size)
+    spent: dict[str, list[float]] = {}
+    if profile:
+        watch(spent)
+
+    def ours() -> None:
+        averaging.run(module, [], record, 0, False, lambda change, leaves: change)
+
+    steps = {"ours": ours, "raw": lambda: world.Allreduce(MPI.IN_PLACE, vector.numpy())}
+    seconds = repeated(rounds, steps, world.Barrier)
+    figures = {name: median(values) for name, values in seconds.items()}
+    parts = {f"{name} (s)": median(values[1:]) for name, values in spent.items()}
+    return {
+        "centers": world.size,
+        "floats": size,
+        "tensors": tensors,
+        "codec": codec,
+        "ours (s)": figures["ours"],
+        "raw (s)": figures["raw"],
+        "ours / raw": figures["ours"] / figures["raw"],
+        "best / best": min(seconds["ours"]) / min(seconds["raw"]),
+        **parts,
+    }
+
+
+def watch(spent: dict[str, list[float]]) -> None:
+    """Book wall time by stage, on this rank. It includes the time in which another rank has the core."""
+    from colearn_hpc.mpi import mean, pipeline
+    from colearn_hpc.trainer import averaging
+
+    def timed(owner: Any, name: str, label: str) -> None:
+        plain = getattr(owner, name)
+
+        def with_clock(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                spent.setdefault(label, [0.0])
+                spent[label][-1] += time.perf_counter() - start
+
+        setattr(owner, name, with_clock)
+
+    plain_run = averaging.Averaging.run
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for values in spent.values():
+            values.append(0.0)
+        return plain_run(*args, **kwargs)
+
+    averaging.Averaging.run = run  # type: ignore[method-assign]
+    timed(averaging, "first_non_finite", "finite check")
+    timed(pipeline.Pipeline, "_read", "read")
+    timed(pipeline, "weighted_mean", "sum")
+    timed(pipeline, "squares", "norm")
+    timed(pipeline.Pipeline, "_send", "send")
+    timed(pipeline.Pipeline, "_complete", "wait")
+    timed(averaging.Averaging, "_commit", "commit")
+    timed(mean, "squares", "norm, one center")
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parser(__doc__)
+    options.add_argument("--centers", type=int, nargs="+", default=[2, 4, 5, 8], help="K (default: %(default)s)")
+    options.add_argument("--parameters", type=int, nargs="+", default=[58_164_298], help="(default: %(default)s)")
+    options.add_argument("--tensors", nargs="+", default=["resnet"], choices=MODELS, help="(default: %(default)s)")
+    options.add_argument("--codec", nargs="+", default=["fp32"], help="fp32, bf16, fp16, int8 (default: %(default)s)")
+    options.add_argument("--rounds", type=int, default=7, help="of each, in turn (default: %(default)s)")
+    options.add_argument(
+        "--mpirun", default="--oversubscribe --bind-to none", help="its options (default: %(default)s)"
+    )
+    options.add_argument("--slice", type=int, default=0, help="pipeline.SLICE, elements (default: the package's)")
+    options.add_argument("--ahead", type=int, default=0, help="pipeline.AHEAD, chunks (default: the package's)")
+    options.add_argument("--profile", action="store_true", help="also wall seconds by stage, on the first rank")
+    chosen = options.parse_args()
+    if chosen.worker:
+        torch.set_num_threads(1)
+        from colearn_hpc.mpi import pipeline
+
+        pipeline.SLICE = chosen.slice or pipeline.SLICE
+        pipeline.AHEAD = chosen.ahead or pipeline.AHEAD
+        found = measure(chosen.parameters[0], chosen.tensors[0], chosen.rounds, chosen.codec[0], chosen.profile)
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.rank == 0:
+            print(json.dumps(found), flush=True)
+        return
+    rows = []
+    for count in chosen.centers:
+        for parameters in chosen.parameters:
+            for tensors in chosen.tensors:
+                for codec in chosen.codec:
+                    arguments = ["--parameters", parameters, "--tensors", tensors, "--codec", codec]
+                    arguments += ["--rounds", chosen.rounds, *(["--profile"] if chosen.profile else [])]
+                    arguments += ["--slice", chosen.slice, "--ahead", chosen.ahead]
+                    rows.append(ranks(count, __file__, *arguments, mpirun=chosen.mpirun.split()))
+    report(rows, chosen)
+
+
+if __name__ == "__main__":
+    main()

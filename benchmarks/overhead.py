@@ -1,0 +1,209 @@
+"""What the callback costs between averagings: steps per second with CoLearning and without, in turn, in one run.
+
+And what it costs at the start: seconds from the launch of two processes to the end of the first step, against plain
+Lightning DDP on the same two processes.
+
+    python benchmarks/overhead.py --layouts 1x1 2x1 1x2
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import environment, median, parser, ranks, report
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from colearn_hpc.cli.launch import find_mpirun
+
+SKIPPED = 30  # steps
+
+
+class Net(LightningModule):
+    """A small convolutional net on digits of 8 x 8: steps of milliseconds, where a callback's cost would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 64, 10),
+        )
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Clock(Callback):
+    """Seconds of the steps after the first few."""
+
+    seconds, start = 0.0, 0.0
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        if index == SKIPPED:
+            self.start = time.perf_counter()
+        elif index == SKIPPED + self.steps:
+            self.seconds = time.perf_counter() - self.start
+
+
+def trained(center: Any, callbacks: list[Any], batches: int) -> None:
+    from colearn_hpc import DataCenterEnvironment
+
+    x, y = torch.randn(32 * batches, 1, 8, 8), torch.zeros(32 * batches, dtype=torch.int64)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=center.local_size,
+        num_nodes=center.nodes,
+        strategy="ddp" if center.size > 1 else "auto",
+        plugins=[DataCenterEnvironment(center)],
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
+    trainer.fit(Net(), DataLoader(TensorDataset(x, y), batch_size=32))
+
+
+def measure(layout: str, steps: int, rounds: int) -> dict[str, Any]:
+    """On every rank; the figures of the first."""
+    from mpi4py import MPI
+
+    from colearn_hpc import CoLearning, DataCenter
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    centers = int(layout.split("x")[0])
+    center = DataCenter.join(centers)
+    rates: dict[str, list[float]] = {"with": [], "without": []}
+    with tempfile.TemporaryDirectory() as folder:
+        run = MPI.COMM_WORLD.bcast(folder)
+        for number in range(rounds + 1):
+            for name in rates:
+                clock = Clock(steps)
+                callbacks: list[Any] = [clock]
+                if name == "with":
+                    place = Path(run) / str(number)
+                    callbacks.append(CoLearning(local_epochs=1000, run_dir=place, centers=center))
+                MPI.COMM_WORLD.Barrier()
+                trained(center, callbacks, steps + SKIPPED + 2)
+                if number:
+                    rates[name].append(steps / clock.seconds)
+        MPI.COMM_WORLD.Barrier()
+    return {
+        "data centers x ranks": layout,
+        "with (steps/s)": median(rates["with"]),
+        "without (steps/s)": median(rates["without"]),
+        "with / without": median(rates["with"]) / median(rates["without"]),
+    }
+
+
+def start_up(rounds: int) -> dict[str, Any]:
+    """Launch to first step: ours under mpirun, Lightning's own launcher for DDP."""
+    binary = find_mpirun()
+    assert binary is not None
+    seconds: dict[str, list[float]] = {"CoLearning": [], "DDP": []}
+    for number in range(rounds + 1):
+        for name in seconds:
+            command = [sys.executable, __file__, "--first-step", name]
+            if name == "CoLearning":
+                command = [binary, "--oversubscribe", "--bind-to", "none", "-n", "2", *command]
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.time()
+                done = subprocess.run(command, env=environment(), cwd=folder, text=True, capture_output=True)
+            stamps = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("first step")]
+            if done.returncode or not stamps:
+                sys.exit(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+            if number:
+                seconds[name].append(max(stamps) - start)
+    ours, plain = median(seconds["CoLearning"]), median(seconds["DDP"])
+    return {"CoLearning (s)": ours, "DDP (s)": plain, "CoLearning / DDP": ours / plain}
+
+
+class FirstStep(Callback):
+    """Says when the first step ended, and leaves."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        print(f"first step {time.time()}", flush=True)
+        trainer.should_stop = True
+
+
+def first_step(name: str) -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    if name == "CoLearning":
+        from colearn_hpc import CoLearning, DataCenter
+
+        center = DataCenter.join(1)
+        trained(center, [FirstStep(), CoLearning(run_dir=Path("run"), centers=center)], 2)
+        return
+    x, y = torch.randn(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        callbacks=[FirstStep()],
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
+    trainer.fit(Net(), DataLoader(TensorDataset(x, y), batch_size=32))
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parser(__doc__)
+    layouts = ["1x1", "2x1", "1x2"]
+    options.add_argument("--layouts", nargs="+", default=layouts, help="centers x ranks of each (default: %(default)s)")
+    options.add_argument("--steps", type=int, default=400, help="of each fit (default: %(default)s)")
+    options.add_argument("--rounds", type=int, default=7, help="of each, in turn (default: %(default)s)")
+    options.add_argument("--starts", type=int, default=3, help="launches of each, in turn (default: %(default)s)")
+    options.add_argument("--first-step", choices=["CoLearning", "DDP"], help="what a launch runs")
+    chosen = options.parse_args()
+    if chosen.first_step:
+        first_step(chosen.first_step)
+        return
+    if chosen.worker:
+        torch.set_num_threads(1)
+        found = measure(chosen.layouts[0], chosen.steps, chosen.rounds)
+        if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")) == "0":
+            print(json.dumps(found), flush=True)
+        return
+    rows = []
+    for layout in chosen.layouts:
+        centers, each = map(int, layout.split("x"))
+        rows.append(
+            ranks(centers * each, __file__, "--layouts", layout, "--steps", chosen.steps, "--rounds", chosen.rounds)
+        )
+    report(rows, chosen, start_up=start_up(chosen.starts) if chosen.starts else None)
+
+
+if __name__ == "__main__":
+    main()

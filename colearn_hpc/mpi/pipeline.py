@@ -1,0 +1,345 @@
+"""How the mean travels: chunk after chunk, several under way at a time.
+
+    post      read chunk c+2 from the model, send each leader its slice of it
+    average   own slice of chunk c+1: all rows are here, sum them, send the result to all
+    collect   chunk c: all slices of the mean are here
+
+While one chunk is on the wire the next is read and the one before is summed, and everything that is not the result
+fits in a few slots of one chunk each. Plain sends and receives, because a leader then sums straight from where rows
+arrive and sends straight from where weights lie; and because collectives of different MPIs sum in different orders.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from colearn_hpc import faults
+from colearn_hpc.algorithm.codec import Codec
+from colearn_hpc.algorithm.shared_model import Squares, squares, weighted_mean
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+SLICE = 1 << 17  # elements of a leader's slice of a chunk: 512 KiB stay in a core's cache
+AHEAD = 2  # chunks that are sent before the first one is waited for
+_TO_OWNER, _TO_ALL = 1, 2  # tags
+
+
+class Source(Protocol):
+    """Where a leader's vector comes from; see :meth:`FlatModel.read`."""
+
+    size: int
+    dtype: torch.dtype
+    on_gpu: bool
+
+    def read(self, start: int, stop: int, scratch: Tensor) -> Tensor: ...
+
+    def wait(self) -> None: ...
+
+
+class Vector:
+    """A flat CPU vector as a :class:`Source`."""
+
+    on_gpu = False
+
+    def __init__(self, vector: Tensor) -> None:
+        self.vector, self.size, self.dtype = vector, vector.numel(), vector.dtype
+
+    def read(self, start: int, stop: int, scratch: Tensor) -> Tensor:
+        return self.vector[start:stop]
+
+    def wait(self) -> None:
+        pass
+
+
+@dataclass
+class Compression:
+    """A codec, and what messages could not say so far (error feedback).
+
+    Attributes:
+        codec: for the parameters. The rest goes as it is: a variance that is rounded below zero would be the end.
+        residual: shape ``(parameter_size,)``. In this leader's own slices: what was missing in the means it sent;
+            elsewhere: what was missing in its own steps. None before the first mean, or without feedback.
+        pending: the residual after the mean that is under way; takes its place when that is committed.
+    """
+
+    codec: Codec
+    residual: Tensor | None = None
+    pending: Tensor | None = None
+
+    def prepare(self, size: int) -> None:
+        """Make room for the residuals of ``size`` parameters. One of another size is forgotten."""
+        if not self.codec.feedback:
+            return
+        if self.residual is None or len(self.residual) != size:
+            self.residual = torch.zeros(size)
+        if self.pending is None or len(self.pending) != size:
+            self.pending = torch.empty(size)
+
+    def commit(self) -> None:
+        self.residual, self.pending = self.pending, self.residual
+
+
+@dataclass
+class _Slot:
+    """Memory for one chunk under way, used again and again: fresh pages cost more than what is done in them."""
+
+    staged: Tensor  # (chunk,): the chunk, where it does not lie in one piece
+    inbox: Tensor  # (K, bytes): rows of the own slice, then slices of the mean
+    outbox: Tensor  # (K, bytes) with a codec, else empty
+    steps: Tensor  # (chunk,) with a codec, else empty: what is encoded
+    sends: list[MPI.Request] = field(default_factory=list)
+    receives: list[MPI.Request] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)  # the chunk by owner
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    bounds: tuple[int, ...]  # (K + 1,): slice k is bounds[k]:bounds[k + 1]
+    parameters: bool
+
+
+class Pipeline:
+    """The mean of one vector over the leaders; :meth:`run` is collective over them.
+
+    Args:
+        leaders: one rank per data center that takes part, in the order of the data centers.
+        source: this leader's vector.
+        result: where the mean goes, shape ``(size,)``; may be the source's own vector.
+        weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it.
+        parameter_size: length of the vector's leading part, to which the norm and the codec apply.
+        previous: the last shared model's leading part (needed for the norm, and by a codec); None: no norm.
+        compression: of the parameters; None sends all as it is.
+        idle: called again and again while this rank waits; may raise to leave.
+    """
+
+    def __init__(
+        self,
+        leaders: MPI.Comm,
+        source: Source,
+        result: Tensor,
+        weights: Sequence[float],
+        parameter_size: int,
+        previous: Tensor | None = None,
+        compression: Compression | None = None,
+        idle: Callable[[], object] | None = None,
+    ) -> None:
+        from mpi4py import MPI
+
+        self._testall = MPI.Request.Testall
+        self._leaders = leaders
+        self._centers, self._me = leaders.Get_size(), leaders.Get_rank()
+        # Everyone starts with another neighbour, or all would send to the first at once.
+        self._others = [(self._me + i) % self._centers for i in range(1, self._centers)]
+        self._source, self._result = source, result
+        self._weights = weights
+        self._giving = [k for k in range(self._centers) if weights[k]]
+        if not self._giving:
+            raise ValueError("the mean of no participants is undefined: every data center has weight 0")
+        self._previous, self._compression, self._idle = previous, compression, idle
+        self._chunks = list(_chunks(source.size, parameter_size, self._centers))
+        self._slots = [self._slot() for _ in range(min(AHEAD + 2, len(self._chunks)))]
+        self.sent = 0
+        self.squares = Squares()
+        self.rest = Squares()
+
+    def run(self) -> None:
+        """Fill ``result``; then ``sent`` holds the payload bytes that this rank sent, ``squares`` and ``rest`` the sums
+        of squares over its own slices, of the parameters and of what follows them."""
+        total = len(self._chunks)
+        if total:
+            self._read(0)
+        for step in range(total + AHEAD + 1):
+            if step < total:
+                self._post(step)
+                faults.reached("exchange")
+            if step + 1 < total:
+                self._read(step + 1)
+            if 0 <= step - AHEAD + 1 < total:
+                self._average(step - AHEAD + 1)
+            if 0 <= step - AHEAD < total:
+                self._collect(step - AHEAD)
+
+    # --- the three stages -----------------------------------------------------------------------------
+
+    def _read(self, number: int) -> None:
+        """Begin to fetch a chunk."""
+        chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
+        first = chunk.bounds[0]
+        # Slice by slice: one that lies within a tensor needs no copy, even if its chunk does not.
+        slot.values = [
+            self._source.read(start, stop, slot.staged[start - first :])
+            for start, stop in zip(chunk.bounds, chunk.bounds[1:], strict=False)
+        ]
+
+    def _post(self, number: int) -> None:
+        chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
+        self._source.wait()
+        if mine := _length(chunk, self._me):
+            for k in self._giving:
+                if k != self._me:
+                    row = self._row(slot, k, mine, self._coded(chunk))
+                    slot.receives.append(self._leaders.Irecv(row.numpy(), k, _TO_OWNER))
+        if self._me not in self._giving:
+            self._keep_residual(chunk)
+            return
+        for k in self._others:
+            if _length(chunk, k):
+                message = self._encoded_step(chunk, slot, k) if self._coded(chunk) else slot.values[k]
+                self._send(slot, message, k, _TO_OWNER)
+
+    def _average(self, number: int) -> None:
+        chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
+        # The sends too: the result may go where the vector lies.
+        self._complete(slot)
+        place = _place(chunk, self._me)
+        target = self._result[place]
+        if length := len(target):
+            if self._coded(chunk):
+                message = self._coded_mean(chunk, slot, place)
+            else:
+                rows = [slot.values[k] if k == self._me else self._row(slot, k, length, False) for k in self._giving]
+                message = weighted_mean(rows, [self._weights[k] for k in self._giving], out=target)
+            for k in self._others:
+                self._send(slot, message, k, _TO_ALL)
+        for k in self._others:
+            if theirs := _length(chunk, k):
+                here = self._row(slot, k, theirs, True) if self._coded(chunk) else self._result[_place(chunk, k)]
+                slot.receives.append(self._leaders.Irecv(here.numpy(), k, _TO_ALL))
+        if chunk.parameters:
+            self.squares += squares(target, None if self._previous is None else self._previous[place])
+        else:
+            self.rest += squares(target, None)
+
+    def _collect(self, number: int) -> None:
+        chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
+        self._complete(slot)
+        if self._coded(chunk):
+            for k in self._others:
+                if theirs := _length(chunk, k):
+                    self._apply(self._row(slot, k, theirs, True), _place(chunk, k), slot)
+
+    # --- codec ----------------------------------------------------------------------------------------
+
+    def _coded(self, chunk: _Chunk) -> bool:
+        return self._compression is not None and chunk.parameters
+
+    def _encoded_step(self, chunk: _Chunk, slot: _Slot, k: int) -> Tensor:
+        """This leader's step since the last shared model, and what earlier messages lacked, as a message to ``k``."""
+        compression, place = self._compression, _place(chunk, k)
+        assert compression is not None
+        step = self._step(chunk, slot, k)
+        if compression.residual is not None:
+            step.add_(compression.residual[place])
+        message = slot.outbox[k, : compression.codec.nbytes(len(step))]
+        compression.codec.encode(step, message)
+        if compression.pending is not None:
+            compression.codec.decode(message, compression.pending[place])
+            torch.sub(step, compression.pending[place], out=compression.pending[place])
+        return message
+
+    def _coded_mean(self, chunk: _Chunk, slot: _Slot, place: slice) -> Tensor:
+        """The mean step of the own slice: applied here, and as the message with which the others do the same."""
+        compression = self._compression
+        assert compression is not None
+        codec, length = compression.codec, place.stop - place.start
+        rows = []
+        for k in self._giving:
+            if k == self._me:
+                rows.append(self._step(chunk, slot, k))
+            else:
+                rows.append(torch.empty(length))
+                codec.decode(self._row(slot, k, length, True), rows[-1])
+        mean = weighted_mean(rows, [self._weights[k] for k in self._giving])
+        if compression.residual is not None:
+            mean.add_(compression.residual[place])
+        message = slot.outbox[self._me, : codec.nbytes(length)]
+        codec.encode(mean, message)
+        decoded = self._apply(message, place, slot)
+        if compression.pending is not None:
+            torch.sub(mean, decoded, out=compression.pending[place])
+        return message
+
+    def _apply(self, message: Tensor, place: slice, slot: _Slot) -> Tensor:
+        """Last shared model + decoded mean step: the same two operations, so the same bits, on all leaders."""
+        assert self._compression is not None and self._previous is not None
+        decoded = slot.steps[: place.stop - place.start]
+        self._compression.codec.decode(message, decoded)
+        torch.add(self._previous[place], decoded, out=self._result[place])
+        return decoded
+
+    def _step(self, chunk: _Chunk, slot: _Slot, k: int) -> Tensor:
+        assert self._previous is not None
+        first = chunk.bounds[0]
+        step = slot.steps[chunk.bounds[k] - first : chunk.bounds[k + 1] - first]
+        return step.copy_(slot.values[k] - self._previous[_place(chunk, k)])
+
+    def _keep_residual(self, chunk: _Chunk) -> None:
+        """Who does not contribute says nothing, and owes what it owed."""
+        if self._coded(chunk) and self._compression is not None and self._compression.pending is not None:
+            place = slice(chunk.bounds[0], chunk.bounds[-1])
+            assert self._compression.residual is not None
+            self._compression.pending[place] = self._compression.residual[place]
+
+    # --- messages -------------------------------------------------------------------------------------
+
+    def _send(self, slot: _Slot, message: Tensor, k: int, tag: int) -> None:
+        slot.sends.append(self._leaders.Isend(message.numpy(), k, tag))
+        self.sent += message.numel() * message.element_size()
+
+    def _complete(self, slot: _Slot) -> None:
+        """Wait for a chunk's messages, politely: on a slow link this takes minutes, and others may need the core."""
+        requests = [*slot.receives, *slot.sends]
+        slot.receives, slot.sends = [], []
+        start = time.monotonic()
+        while not self._testall(requests):
+            if self._idle is not None:
+                self._idle()
+            waited = time.monotonic() - start
+            if waited < 0.001:
+                os.sched_yield()
+            else:
+                time.sleep(min(0.1 * waited, 0.001))
+
+    def _row(self, slot: _Slot, k: int, length: int, coded: bool) -> Tensor:
+        """Where a message of ``length`` elements from ``k`` arrives."""
+        if coded:
+            assert self._compression is not None
+            return slot.inbox[k, : self._compression.codec.nbytes(length)]
+        return slot.inbox[k, : length * self._result.element_size()].view(self._result.dtype)
+
+    def _slot(self) -> _Slot:
+        # A single element with its scale can be longer than the element.
+        width = max((_length(c, 0) for c in self._chunks), default=0) + 1
+        size, dtype, codec = self._centers * width, self._result.dtype, self._compression and self._compression.codec
+        row = -(-max(width * self._result.element_size(), codec.nbytes(width) if codec else 0) // 64) * 64
+        return _Slot(
+            staged=torch.empty(size, dtype=dtype, pin_memory=self._source.on_gpu),
+            inbox=torch.empty((self._centers, row), dtype=torch.uint8),
+            outbox=torch.empty((self._centers if codec else 0, row), dtype=torch.uint8),
+            steps=torch.empty(size if codec else 0),
+        )
+
+
+def _chunks(size: int, parameter_size: int, centers: int) -> Iterator[_Chunk]:
+    """The vector in pieces of K slices; none holds both parameters and other things."""
+    for first, last, parameters in ((0, parameter_size, True), (parameter_size, size, False)):
+        for start in range(first, last, SLICE * centers):
+            length = min(SLICE * centers, last - start)
+            # Rounded up, so that no slice is longer than the first.
+            yield _Chunk(tuple(start + -(-length * k // centers) for k in range(centers + 1)), parameters)
+
+
+def _length(chunk: _Chunk, k: int) -> int:
+    return chunk.bounds[k + 1] - chunk.bounds[k]
+
+
+def _place(chunk: _Chunk, k: int) -> slice:
+    return slice(chunk.bounds[k], chunk.bounds[k + 1])

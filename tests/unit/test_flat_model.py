@@ -1,0 +1,87 @@
+"""The flat vector in pieces: what is read without a copy, what is joined, and that nothing is lost."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, squares
+
+SHAPES = st.lists(st.sampled_from([(), (1,), (0,), (3, 5), (40,), (7, 1, 2)]), max_size=12)
+DTYPES = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
+
+
+def flat(shapes, dtypes, split):
+    tensors = [torch.randn(shape).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    named = [(f"t{i}", t) for i, t in enumerate(tensors)]
+    return FlatModel(named[:split], named[split:]), tensors
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_piece_is_that_piece_of_the_whole(data):
+    shapes = data.draw(SHAPES)
+    dtypes = [data.draw(DTYPES) for _ in shapes]
+    model, tensors = flat(shapes, dtypes, data.draw(st.integers(0, len(shapes))))
+    whole = model.pack()
+    assert len(whole) == model.size == sum(t.numel() * (2 if t.is_complex() else 1) for t in tensors)
+    start = data.draw(st.integers(0, model.size))
+    stop = data.draw(st.integers(start, model.size))
+    piece = model.read(start, stop, torch.full((model.size + 1,), math.nan))
+    model.wait()
+    assert piece.shape == (stop - start,) and torch.equal(piece, whole[start:stop])
+
+
+def test_a_piece_of_one_tensor_is_not_copied():
+    tensors = [torch.randn(10), torch.randn(20)]
+    model = FlatModel([("a", tensors[0]), ("b", tensors[1])])
+    scratch = torch.zeros(30)
+    assert model.read(12, 25, scratch).data_ptr() == tensors[1][2:].data_ptr()
+    assert (scratch == 0).all()
+    assert model.read(5, 15, scratch).data_ptr() == scratch.data_ptr()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_replacing_is_unpacking(data):
+    shapes = data.draw(SHAPES)
+    dtypes = [data.draw(DTYPES) for _ in shapes]
+    split = data.draw(st.integers(0, len(shapes)))
+    model, tensors = flat(shapes, dtypes, split)
+    before, vector = model.pack(), torch.randn(model.size)
+    distance = model.replace(vector)
+    after = model.pack()
+    copies = [torch.empty_like(t) for t in tensors]
+    FlatModel([(str(i), t) for i, t in enumerate(copies)]).unpack(vector)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, copies, strict=True))
+    p = model.parameter_size
+    exact = float((before[:p].double() - after[:p].double()).square().sum())
+    assert distance == pytest.approx(exact, rel=0.05, abs=1e-3)  # narrow tensors measure narrowly
+
+
+def test_distance_of_huge_numbers():
+    model = FlatModel([("a", torch.full((3,), 1e30))])
+    assert model.replace(torch.zeros(3)) == pytest.approx(3e60)
+
+
+def test_staged_buffers_are_offered_in_place_of_the_tensors():
+    parameter, buffer = torch.zeros(3), torch.ones(2)
+    model = FlatModel([("p", parameter)], [("b", buffer)])
+    model.stage_others().fill_(7.0)
+    assert model.pack().tolist() == [0, 0, 0, 7, 7] and buffer.tolist() == [1, 1]
+    model.unpack(torch.arange(5.0))
+    assert buffer.tolist() == [3, 4]
+
+
+def test_the_name_of_what_is_not_finite_is_found_without_a_copy():
+    model = FlatModel([("a", torch.full((5,), 3e38)), ("b", torch.tensor([1.0, math.inf]))])
+    assert first_non_finite(None, model) == "b"  # the sum of the first overflows, and it is finite
+
+
+def test_squares_of_slices_add_up():
+    new, old = torch.randn(100_000), torch.randn(100_000)
+    whole, parts = squares(new, old), squares(new[:7], old[:7]) + squares(new[7:], old[7:])
+    assert parts.relative_change == pytest.approx(whole.relative_change, rel=1e-12)
+    assert whole.after == pytest.approx(float(new.double().square().sum()), rel=1e-12)
