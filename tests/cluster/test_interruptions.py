@@ -79,6 +79,20 @@ def test_requeued_by_hand(cluster, undisturbed, tmp_path):
     same(cluster.folder / "requeued", undisturbed)
 
 
+def test_cancelled(cluster, undisturbed, tmp_path):
+    """scancel is the end: the ranks stop at a safe point, and the job does not come back. A new one goes on."""
+    script = two_centers(cluster, tmp_path, "cancelled", pause=0.4)
+    job = cluster.submit(script, *TWO_NODES)
+    wait_for(cluster, job, cluster.folder / "cancelled", 1)
+    time.sleep(1)
+    cluster("scancel", job)
+    assert cluster.wait(job)["JobState"] == "CANCELLED"
+    time.sleep(3)
+    assert cluster.state(job)["JobState"] == "CANCELLED"
+    cluster.finish(cluster.submit(script, *TWO_NODES))
+    same(cluster.folder / "cancelled", undisturbed)
+
+
 def test_lost_node(cluster, undisturbed, tmp_path):
     """A node's power fails in mid-round; Slurm requeues the job, on other nodes."""
     if not cluster.power_cut:
