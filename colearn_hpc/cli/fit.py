@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from jsonargparse import ArgumentError
 from pytorch_lightning import LightningModule, Trainer
@@ -26,11 +25,11 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import colearn_hpc.data
 import colearn_hpc.models
+from colearn_hpc.cli.devices import trainer_devices
 from colearn_hpc.cli.method import METHODS, arrange
 from colearn_hpc.errors import ConfigurationError, Interrupted
 from colearn_hpc.mpi.exchange import Exchange, describe
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together
-from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
@@ -113,7 +112,7 @@ class ColearnCLI(LightningCLI):
         kwargs |= {
             "plugins": [*_as_list(settings["plugins"]), self.environment],
             "num_nodes": center.nodes,
-            "devices": devices(center, settings["accelerator"]),
+            **trainer_devices(center, settings["accelerator"]),
             "enable_model_summary": bool(settings["enable_model_summary"]) and center.is_first,
         }
         if settings["strategy"] == "auto" and center.size > 1:
@@ -208,28 +207,6 @@ class ColearnCLI(LightningCLI):
             for path in old:
                 path.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-
-
-def devices(center: DataCenter, accelerator: str) -> int | list[int]:
-    """What ``Trainer(devices=...)`` must be on this rank. Collective over the data center.
-
-    On GPUs: the data center's own on this host, dealt out over all ranks of the host, so that two data centers
-    on one machine do not take the same. Data centers of one rank may share a GPU.
-
-    Raises:
-        ConfigurationError: several ranks of one data center would have to share a GPU.
-    """
-    places = center.comm.allgather((center.host, center.host_rank))
-    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-        return center.local_size
-    visible = torch.cuda.device_count()
-    indices = [host_rank % visible for host, host_rank in places if host == center.host]
-    if len(set(indices)) < len(indices):
-        raise ConfigurationError(
-            f"data center {center.name} has {center.local_size} ranks on {center.host}, which shows {visible} GPUs; "
-            "start one rank per GPU (each rank must see all GPUs of its host)"
-        )
-    return indices
 
 
 def main(argv: Sequence[str]) -> int:
