@@ -23,12 +23,14 @@ def by_mpirun(cluster):
     return cluster.folder / "mpirun"
 
 
-@pytest.mark.parametrize("launcher", ["pmix", "mpirun"])
+@pytest.mark.parametrize("launcher", ["pmix", "mpirun", "pmi2"])
 def test_five_nodes_of_two_ranks(cluster, by_mpirun, request, tmp_path, launcher):
+    """pmix and mpirun by Open MPI, pmi2 by MPICH: the bits are not the MPI's."""
     if launcher == "pmix":
         request.getfixturevalue("pmix")
+    python = request.getfixturevalue("mpich") if launcher == "pmi2" else sys.executable
     arguments = array(fit(cluster.folder, launcher, rounds=2))
-    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER=launcher, FIT=arguments)
+    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER=launcher, FIT=arguments, PYTHON=python)
     cluster.finish(cluster.submit(script, *FIVE_BY_TWO))
     run = cluster.folder / launcher
     assert bits(run) == bits(by_mpirun)
