@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``doctor``; returns 0, 1 where something FAILs, or 2 for wrong usage. Collective over the world."""
     rank, size = launched_as()
     parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--centers", type=json.loads, help="number of data centers, or their sizes: [4,4,2]")
+    parser.add_argument("--centers", type=_centers, help="number of data centers, or their sizes: [4,4,2]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders would be (default runs)")
     with contextlib.redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):
         arguments = parser.parse_args(argv)
@@ -89,6 +89,15 @@ def main(argv: Sequence[str]) -> int:
     if size > 1:
         leave_together()
     return 1 if any(finding.level == FAIL for finding in findings) else 0
+
+
+def _centers(text: str) -> int | list[int]:
+    with contextlib.suppress(ValueError):
+        centers = json.loads(text)
+        sizes = centers if isinstance(centers, list) else [centers]
+        if all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+            return centers
+    raise argparse.ArgumentTypeError(f"whole numbers, as in 5 or [4,4,2]; found {text!r}")
 
 
 def examine(center: DataCenter, runs: Path) -> list[Finding]:
