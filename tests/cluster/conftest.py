@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import PROGRAMS, Cluster
+from slurm_cluster import PROGRAMS, REPOSITORY, Cluster
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMIX_", "COLEARN_"))}
-    environment |= {"PATH": path, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
+    environment |= {"PATH": path, "PYTHONPATH": f"{REPOSITORY}:{PROGRAMS}", "OMP_NUM_THREADS": "1"}
     if os.geteuid() == 0:
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     up = os.environ.get("COLEARN_SLURM_UP")
