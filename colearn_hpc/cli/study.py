@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.studies.grid import RunPlan, expand
@@ -73,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     runner = GridRunner(out, launcher, jobs)
     progress = GridProgress(runner, plans, study.epochs)
     # A batch system's or a parent's SIGTERM ends the runs in order, like Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     progress.tell(f"{study.title}: {len(plans)} runs of {study.epochs} local epochs, {jobs} at once; folder {out}")
     try:
         outcome = runner.run(plans)
@@ -85,6 +86,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if outcome.failed and study.prepare:
         print(f"colearn-hpc: the data of this study are made by: {study.prepare}", file=sys.stderr)
     return 1 if outcome.failed else code
+
+
+def _interrupt(*_: object) -> NoReturn:
+    # Not by way of SIGINT: a script that starts us in the background has it ignored.
+    raise KeyboardInterrupt
 
 
 def _launcher(arguments: argparse.Namespace, plans: list[RunPlan], study: Study) -> Launcher:

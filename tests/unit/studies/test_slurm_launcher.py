@@ -259,13 +259,15 @@ def test_exit_codes(text, code):
     assert slurm_launcher._exit_code(text) == code
 
 
-def test_terminated_from_outside(slurm, script, study_file, tmp_path):
-    """The whole command, ended by TERM: 130, and no job in the queue."""
+@pytest.mark.parametrize("background", [False, True])
+def test_terminated_from_outside(slurm, script, study_file, tmp_path, background):
+    """The whole command, ended by TERM: 130, and no job in the queue. A shell's background job has INT ignored."""
     path = study_file()
     slurm.fates({plan.name: [["RUNNING"]] for plan in expand(read_study(path))})
     command = [sys.executable, "-m", "colearn_hpc", "study", "run", str(path), "--out", str(tmp_path / "out")]
     command += ["--launcher", "slurm", "--script", str(script), "--only", "clr+ile"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    words = ["bash", "-c", '"$@" & p=$!; trap "kill $p" TERM; wait $p; wait $p', "_"] if background else []
+    process = subprocess.Popen([*words, *command], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while len(slurm.jobs()) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
