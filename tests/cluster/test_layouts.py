@@ -1,5 +1,6 @@
 """One script, several launchers: five nodes with two ranks each train the model that mpirun trains, to the bit."""
 
+import os
 import re
 import subprocess
 import sys
@@ -75,3 +76,26 @@ def test_five_components_of_different_sizes(cluster, pmix, tmp_path):
     cluster.finish(job, seconds=400)
     assert bits(cluster.folder / "het") == bits(cluster.folder / "sizes")
     assert lines(cluster.folder / "het") == lines(cluster.folder / "sizes")
+
+
+BY_HAND = "COLEARN_CENTER=dc$((1 - {rank} % 2)) exec {call}"
+
+
+def test_centers_named_by_hand(cluster, pmix, tmp_path):
+    """COLEARN_CENTER under srun and mpirun: two data centers of two ranks each, in turn, over two nodes or on one."""
+    call = "{python} -m colearn_hpc fit {arguments}"
+    runs = {}
+    for name, rank in {"srun-by-hand": "SLURM_PROCID", "mpirun-by-hand": "OMPI_COMM_WORLD_RANK"}.items():
+        arguments = " ".join(fit(cluster.folder, name, rounds=2))
+        script = BY_HAND.format(rank=rank, call=call.format(python=sys.executable, arguments=arguments))
+        if name.startswith("srun"):
+            cluster("srun", "--mpi=pmix", "--nodes=2", "--ntasks-per-node=2", "bash", "-c", script)
+        else:
+            root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+            mpirun = [find_mpirun(), "--oversubscribe", "--bind-to", "none", *root, "-n", "4"]
+            cluster(*mpirun, "bash", "-c", script)
+        runs[name] = cluster.folder / name
+    first, second = runs.values()
+    assert [center["name"] for center in lines(first)[0]["centers"]] == ["dc1", "dc0"], "by leaders' ranks"
+    assert bits(first) == bits(second)
+    assert lines(first) == lines(second)
