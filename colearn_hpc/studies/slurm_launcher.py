@@ -27,6 +27,7 @@ _ENDED = {
     "REVOKED",
     "TIMEOUT",
 }
+_OF_THE_SITE = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 _PATIENCE = 90.0  # s for cancelled jobs to leave the queue: Slurm lets 30 s pass between TERM and KILL by default
 
 
@@ -63,7 +64,8 @@ class Queue:
         self.error = done.stderr.strip() or "no word of why" if done.returncode else ""
         if not done.returncode:
             self.looks += 1
-            self.jobs = {line[0]: (line[1], _exit_code(line[2])) for line in map(str.split, done.stdout.splitlines())}
+            rows = [(*line.split(), "", "")[:3] for line in done.stdout.splitlines() if line.strip()]
+            self.jobs = {job: (state, _exit_code(code)) for job, state, code in rows}
 
     def has(self, job: str) -> bool:
         """Whether a job waits or runs, as of the last look."""
@@ -170,7 +172,9 @@ class SlurmLauncher(Launcher):
         Raises:
             SubmissionError: sbatch said no.
         """
-        done = _slurm(*self.command(plan, fit, folder))
+        # Where the study says how many, the login shell's number must not count: sums in another order are other bits.
+        threads = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        done = _slurm(*self.command(plan, fit, folder), **threads)
         job = done.stdout.strip().split(";")[0]
         if done.returncode or not job.isdigit():
             said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
@@ -205,11 +209,11 @@ class SlurmLauncher(Launcher):
         self.tell(f"still in the queue: {left} {done.stderr.strip()}; end them by: scancel {left}")
 
 
-def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
+def _slurm(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command of Slurm's, out of reach of the terminal's Ctrl-C: an answer lost is a job that nobody ends."""
     # A study that runs inside a job would hand that job's sizes on to those it submits.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in _OF_THE_SITE}
+    return subprocess.run(command, env=environment | variables, capture_output=True, text=True, start_new_session=True)
 
 
 def _exit_code(text: str) -> int:

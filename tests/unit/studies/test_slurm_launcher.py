@@ -34,7 +34,8 @@ fates = json.loads((queue / "fates").read_text()).get(name, [])
 earlier = sum(json.loads((queue / str(job)).read_text())["name"] == name for job in jobs)
 fate = fates[earlier] if earlier < len(fates) else ["PENDING", "RUNNING", "COMPLETED"]
 job = max(jobs, default=100) + 1
-content = {"name": name, "states": fate, "code": 0, "output": str(output), "arguments": sys.argv[1:]}
+content = {"name": name, "states": fate, "output": str(output)}
+content["environment"] = {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "OMP_"))}
 (queue / str(job)).write_text(json.dumps(content))
 print(f"{job};mini")
 """
@@ -144,6 +145,15 @@ def test_every_run_is_a_job_and_finished_ones_are_not_run_again(slurm, script, p
     assert len(slurm.jobs()) == len(plans) and f"{plans[0].name}: Slurm job 101" in said
     outcome, _ = run(tmp_path / "out", script, plans)
     assert len(outcome.skipped) == len(plans) and len(slurm.jobs()) == len(plans)
+
+
+def test_what_jobs_inherit(slurm, script, plans, tmp_path, monkeypatch):
+    """The site's Slurm and the study's threads; not the sizes of a job that the study itself runs in."""
+    for name, value in {"SLURM_CONF": "/x", "SLURM_JOB_ID": "5", "SLURM_NTASKS": "9", "OMP_NUM_THREADS": "64"}.items():
+        monkeypatch.setenv(name, value)
+    run(tmp_path / "out", script, plans[:1], threads=2)
+    (job,) = slurm.jobs().values()
+    assert job["environment"] == {"SLURM_CONF": "/x", "OMP_NUM_THREADS": "2"}
 
 
 def test_what_becomes_of_jobs(slurm, script, plans, tmp_path):
