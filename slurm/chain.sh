@@ -4,7 +4,7 @@
 #
 #   slurm/chain.sh JOBS SCRIPT [sbatch options]      e.g. slurm/chain.sh 10 slurm/colearn.sbatch --time=4:00:00
 #
-# Prints the jobs' ids, the first one first: cancel it to cancel all (scancel ID...).
+# Prints the jobs' ids, the first one first. To end the chain cancel all of them: scancel ID...
 set -euo pipefail
 if (($# < 2)) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
   sed -n '5,5s/^# *//p' "$0" >&2

@@ -35,6 +35,10 @@ def main(argv: list[str]) -> int:
     except ColearnError as error:
         print(f"colearn-hpc data: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        where = error.filename or getattr(options, "out", options.command)
+        print(f"colearn-hpc data: {where}: {error.strerror or error}; correct the path, or make room", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("colearn-hpc data: interrupted; no half shard was left. Run it again to start over.", file=sys.stderr)
         return EXIT_INTERRUPTED

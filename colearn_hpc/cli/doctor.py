@@ -22,7 +22,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from colearn_hpc._version import __version__
-from colearn_hpc.errors import TopologyError
+from colearn_hpc.cli.cuda_aware import cuda_aware
+from colearn_hpc.cli.gpus import choose, visible_gpus
+from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi import probe
 from colearn_hpc.mpi.startup import launched_as, leave_together
 from colearn_hpc.mpi.topology import DataCenter
@@ -41,8 +43,7 @@ class Rank:
     center: str
     host: str
     center_rank: int
-    gpus: int
-    gpu: int | None
+    gpus: tuple[str, ...]
     versions: dict[str, str]
     free: float | None
     disk_error: str
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``doctor``; returns 0, 1 where something FAILs, or 2 for wrong usage. Collective over the world."""
     rank, size = launched_as()
     parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--centers", type=json.loads, help="number of data centers, or their sizes: [4,4,2]")
+    parser.add_argument("--centers", type=_centers, help="number of data centers, or their sizes: [4,4,2]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders would be (default runs)")
     with contextlib.redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):
         arguments = parser.parse_args(argv)
@@ -90,6 +91,15 @@ def main(argv: Sequence[str]) -> int:
     return 1 if any(finding.level == FAIL for finding in findings) else 0
 
 
+def _centers(text: str) -> int | list[int]:
+    with contextlib.suppress(ValueError):
+        centers = json.loads(text)
+        sizes = centers if isinstance(centers, list) else [centers]
+        if all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+            return centers
+    raise argparse.ArgumentTypeError(f"whole numbers, as in 5 or [4,4,2]; found {text!r}")
+
+
 def examine(center: DataCenter, runs: Path) -> list[Finding]:
     """All findings, the same on every rank. Collective over the world."""
     wrong = probe.allreduce(center) or (probe.ring(center) if center.is_leader else "")
@@ -97,7 +107,7 @@ def examine(center: DataCenter, runs: Path) -> list[Finding]:
     probe.wait(center.world)
     everyone: list[Rank] = probe.gather(center, look_around(center, runs, wrong))
     links: list[probe.Link] = probe.gather(center, measured)[center.topology.centers[0].leader]
-    mpi = probe.gather(center, probe.describe_mpi() if center.is_first else None)[center.topology.centers[0].leader]
+    mpi = probe.gather(center, _describe_mpi() if center.is_first else None)[center.topology.centers[0].leader]
     return [
         _mpi(mpi),
         *_places(center, everyone),
@@ -112,9 +122,6 @@ def examine(center: DataCenter, runs: Path) -> list[Finding]:
 
 def look_around(center: DataCenter, runs: Path, wrong: str = "") -> Rank:
     """What this rank sees; leaders also try the disk."""
-    import torch
-
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     free, disk_error, hdf5, hdf5_error = None, "", "", ""
     if center.is_leader:
         free, disk_error = _try_disk(runs)
@@ -123,8 +130,7 @@ def look_around(center: DataCenter, runs: Path, wrong: str = "") -> Rank:
         center=center.name,
         host=center.host,
         center_rank=center.rank,
-        gpus=visible,
-        gpu=center.host_rank % visible if visible else None,
+        gpus=visible_gpus(),
         versions={"colearn-hpc": __version__, "python": platform.python_version()}
         | {p: _version(p) for p in _PACKAGES},
         free=free,
@@ -133,6 +139,30 @@ def look_around(center: DataCenter, runs: Path, wrong: str = "") -> Rank:
         hdf5_error=hdf5_error,
         wrong=wrong,
     )
+
+
+def _describe_mpi() -> dict[str, str]:
+    mpi = probe.describe_mpi()
+    return mpi | {"cuda": cuda_aware(mpi["vendor"], mpi["cuda"])}
+
+
+def _assigned(everyone: Sequence[Rank]) -> tuple[dict[int, int], list[str]]:
+    """Each world rank's index among the GPUs that it sees, and what is wrong with them."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for world_rank, rank in enumerate(everyone):
+        groups.setdefault((rank.center, rank.host), []).append(world_rank)
+    indices: dict[int, int] = {}
+    wrong = []
+    for (center, host), members in groups.items():
+        places = [sum(other.host == host for other in everyone[:member]) for member in members]
+        seen = [everyone[member].gpus for member in members]
+        if not all(seen):
+            continue
+        try:
+            indices.update(zip(members, choose(seen, places), strict=True))
+        except ConfigurationError as error:
+            wrong.append(f"{center} on {host}: {error}")
+    return indices, wrong
 
 
 def _version(package: str) -> str:
@@ -177,15 +207,14 @@ def _mpi(mpi: dict[str, str]) -> Finding:
 
 def _places(center: DataCenter, everyone: Sequence[Rank]) -> list[Finding]:
     """Ranks -> hosts -> data centers -> GPUs: a line per data center."""
-    findings = []
+    findings, (gpus, _) = [], _assigned(everyone)
     if len(everyone) == 1 and "SLURM_JOB_ID" not in os.environ:
         findings.append(Finding(OK, "centers", "one rank alone; start me with mpirun or srun to see all of a run"))
     for one in center.topology.centers:
         hosts: dict[str, list[str]] = {}
         for world_rank in one.world_ranks:
-            rank = everyone[world_rank]
-            gpu = "" if rank.gpu is None else f"->gpu{rank.gpu}"
-            hosts.setdefault(rank.host, []).append(f"{world_rank}{gpu}")
+            gpu = f"->gpu{gpus[world_rank]}" if world_rank in gpus else ""
+            hosts.setdefault(everyone[world_rank].host, []).append(f"{world_rank}{gpu}")
         text = f"{one.name}: " + "; ".join(f"{host} ranks {' '.join(ranks)}" for host, ranks in hosts.items())
         if len({len(ranks) for ranks in hosts.values()}) > 1:
             text += "; Lightning needs the same number on each host: --ntasks-per-node, or mpirun --map-by ppr:N:node"
@@ -203,15 +232,10 @@ def _gpus(everyone: Sequence[Rank], cuda_aware: str) -> list[Finding]:
     if blind:
         text = f"none seen on {', '.join(blind)}; ask for them (--gpus-per-node) or install a CUDA build of torch there"
         findings.append(Finding(FAIL, "GPUs", text))
-    places: dict[tuple[str, str, int | None], int] = {}
-    for rank in everyone:
-        if rank.gpus:
-            key = (rank.center, rank.host, rank.gpu)
-            places[key] = places.get(key, 0) + 1
-    shared = [f"{center} on {host}" for (center, host, _), count in places.items() if count > 1]
+    _, shared = _assigned(everyone)
     if shared:
-        text = f"several ranks of one data center would share a GPU ({', '.join(shared)}); start one rank per GPU"
-        findings.append(Finding(FAIL, "GPUs", f"{text}, each seeing all GPUs of its host"))
+        text = f"several ranks of one data center would share a GPU ({'; '.join(shared)}); start one rank per GPU"
+        findings.append(Finding(FAIL, "GPUs", f"{text}, each seeing all GPUs of its host or one of its own"))
     if not findings:
         findings.append(Finding(OK, "GPUs", f"{sum(bool(rank.gpus) for rank in everyone)} ranks have one"))
     findings.append(Finding(OK, "GPUs", f"CUDA-aware MPI: {cuda_aware} (not needed: exchanges go by host memory)"))

@@ -8,8 +8,13 @@ gets: devices, folders, loggers, bar; and how errors end a run: one message, eve
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
+import itertools
+import json
 import logging
+import os
+import re
 import sys
 import warnings
 from argparse import SUPPRESS
@@ -19,21 +24,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from jsonargparse import ArgumentError
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import colearn_hpc.data
 import colearn_hpc.models
+from colearn_hpc.cli.devices import trainer_devices
 from colearn_hpc.cli.method import METHODS, arrange
-from colearn_hpc.errors import ConfigurationError, Interrupted
+from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.messages import describe
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together
-from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
@@ -109,6 +114,7 @@ class ColearnCLI(LightningCLI):
         )
         # For rehearsals (docs/reliability.md); not of every day, so not in the help.
         parser.add_argument("--inject", type=list[str], default=[], help=SUPPRESS)
+        self._example = parser
         parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir", "combine"})
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})
 
@@ -121,6 +127,7 @@ class ColearnCLI(LightningCLI):
         self.session.exchange = self.exchange = Exchange(environment.center)
         self.folder = Path(self._setting("runs")) / self._setting("name")
         self.center_folder = self.folder / "centers" / self.center.name
+        self._check_name()
         self._check_devices()
         if self.subcommand == "fit":
             self._check_budget()
@@ -132,7 +139,7 @@ class ColearnCLI(LightningCLI):
         kwargs |= {
             "plugins": [*_as_list(settings["plugins"]), self.environment],
             "num_nodes": center.nodes,
-            "devices": devices(center, settings["accelerator"]),
+            **trainer_devices(center, settings["accelerator"]),
             "enable_model_summary": bool(settings["enable_model_summary"]) and center.is_first,
         }
         if settings["strategy"] == "auto" and center.size > 1:
@@ -158,7 +165,11 @@ class ColearnCLI(LightningCLI):
                 kwargs["enable_progress_bar"] = False
         elif not center.is_first:
             kwargs["enable_progress_bar"] = False
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise ConfigurationError(f"trainer: Lightning does not take these settings here: {said}") from error
         assert isinstance(trainer, _Trainer), "trainer_class"
         trainer.colearning = next((c for c in callbacks if isinstance(c, CoLearning)), None)
         return trainer
@@ -182,13 +193,26 @@ class ColearnCLI(LightningCLI):
         error, output = "", io.StringIO()
         try:
             with contextlib.redirect_stderr(output):
+                _check_config_files(sys.argv[1:])
                 super().parse_arguments(parser, args)
+        except UsageError as wrong:
+            error = str(wrong)
         except (ArgumentError, SystemExit) as stop:
             if isinstance(stop, SystemExit) and not stop.code:  # --help, --print_config
                 raise
             error = str(stop) if isinstance(stop, ArgumentError) else output.getvalue()
+            error += self._nearest(error)
         if errors := all_errors(error):
             raise UsageError("\n".join(errors)).on_all_ranks()
+
+    def _nearest(self, error: str) -> str:
+        """The option that was meant, if the error is about one that is unknown."""
+        found = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", error)
+        if not found:
+            return ""
+        known = list(self._example.get_defaults().keys())
+        near = difflib.get_close_matches(found[1] or found[2], known, n=1)
+        return f"; did you mean {near[0]}?" if near else "; `colearn-hpc fit --help` lists what there is"
 
     @property
     def _resumes(self) -> bool:
@@ -196,6 +220,17 @@ class ColearnCLI(LightningCLI):
 
     def _setting(self, name: str) -> Any:
         return self.config[self.subcommand][name]
+
+    def _check_name(self) -> None:
+        name, checkpoint = self._setting("name"), self._setting("ckpt_path")
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ConfigurationError(f"name {name!r} must be that of a folder in runs={self._setting('runs')}")
+        special = ("last", "best", "hpc")
+        if checkpoint and checkpoint not in special and "://" not in checkpoint and not Path(checkpoint).exists():
+            raise ConfigurationError(
+                f"ckpt_path={checkpoint}: there is no such file; a finished run's model is runs/NAME/shared.ckpt, "
+                "and --resume continues an interrupted run"
+            )
 
     def _check_devices(self) -> None:
         trainer, center = self._setting("trainer"), self.center
@@ -215,45 +250,80 @@ class ColearnCLI(LightningCLI):
                 "trainer.max_time"
             ).on_all_ranks()
 
+    def _other_ranks(self) -> str:
+        """What is wrong if the run to be resumed was of other ranks: a resume point holds the generators of each."""
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text())
+            before = (list(summary["centers"]), int(summary["ranks"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        now = ([center.name for center in self.center.topology.centers], self.center.world_size)
+        if before == now:
+            return ""
+        found, here = (f"data centers {', '.join(names)} with {ranks} ranks" for names, ranks in (before, now))
+        return (
+            f"{self.folder} is a run of {found}, and this is {here}; resume it with the same, or choose another --name"
+        )
+
     def _prepare_folder(self) -> None:
         if self._setting("resume") and self._setting("overwrite"):
             raise ConfigurationError("--resume and --overwrite exclude each other").on_all_ranks()
         used = (self.folder / "summary.json").exists() or any(self.center_folder.glob("resume-*.ckpt"))
-        used_somewhere = any(status.content for status in self.exchange.meet("run folder", used))
+        statuses = self.exchange.meet("run folder", (used, self._other_ranks() if self._resumes else ""))
+        if wrong := next((status.content[1] for status in statuses if status.content[1]), ""):
+            raise ConfigurationError(wrong).on_all_ranks()
+        used_somewhere = any(status.content[0] for status in statuses)
         if used_somewhere and not self._resumes and not self._setting("overwrite"):
             raise ConfigurationError(
                 f"{self.folder} holds a run already; continue it with --resume, replace it with --overwrite, or "
                 "choose another --name"
             ).on_all_ranks()
         if self._setting("overwrite") and self.center.is_leader:
-            old = [*self.center_folder.glob("resume-*.ckpt")]
+            old = [*self.center_folder.glob("resume-*.ckpt"), self.center_folder / "faults.jsonl"]
             if self.center.is_first:
                 old += [self.folder / name for name in ("rounds.jsonl", "summary.json", "shared.ckpt")]
             for path in old:
                 path.unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"runs={self._setting('runs')}: run folder {self.folder} cannot be made ({error.strerror}); choose "
+                "another --runs"
+            ) from error
 
 
-def devices(center: DataCenter, accelerator: str) -> int | list[int]:
-    """What ``Trainer(devices=...)`` must be on this rank. Collective over the data center.
-
-    On GPUs: the data center's own on this host, dealt out over all ranks of the host, so that two data centers
-    on one machine do not take the same. Data centers of one rank may share a GPU.
+def _check_config_files(argv: Sequence[str]) -> None:
+    """The parser's own messages do not say which file they are about.
 
     Raises:
-        ConfigurationError: several ranks of one data center would have to share a GPU.
+        UsageError: a configuration file is no YAML, or holds no settings.
     """
-    places = center.comm.allgather((center.host, center.host_rank))
-    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-        return center.local_size
-    visible = torch.cuda.device_count()
-    indices = [host_rank % visible for host, host_rank in places if host == center.host]
-    if len(set(indices)) < len(indices):
-        raise ConfigurationError(
-            f"data center {center.name} has {center.local_size} ranks on {center.host}, which shows {visible} GPUs; "
-            "start one rank per GPU (each rank must see all GPUs of its host)"
+    given = [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
+    given += [value for option, value in itertools.pairwise(argv) if option in ("--config", "-c")]
+    for path in map(Path, given):
+        if not os.path.isfile(path):  # noqa: PTH113  # may be settings themselves, too long for a path
+            continue
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"configuration {path} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            found = "nothing" if content is None else f"a {type(content).__name__}"
+            raise UsageError(f"configuration {path} must hold `setting: value` lines, found {found}")
+
+
+def _own(error: BaseException) -> BaseException:
+    """The error of ours that another library has wrapped while it built an object, or the error itself."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        said = " ".join(str(error).split())
+        return CheckpointError(
+            f"the checkpoint is of another model: {said}; take the configuration that made it, or another --name"
         )
-    return indices
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ColearnError):
+        inner = inner.__cause__ or inner.__context__
+    return inner if inner is not None and isinstance(error, ValueError) else error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -278,7 +348,8 @@ def main(argv: Sequence[str]) -> int:
             signals.ignore()
             leave_together()
         return int(stop.code or 0)
-    except BaseException as error:
+    except BaseException as raised:
+        error = _own(raised)
         if session.exchange is not None:
             session.exchange.fail(error)
         elif not getattr(error, "everywhere", False):

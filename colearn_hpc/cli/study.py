@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.studies.grid import RunPlan, expand
-from colearn_hpc.studies.launchers import make_launcher
+from colearn_hpc.studies.launchers import Launcher, make_mpirun_launcher
 from colearn_hpc.studies.progress import GridProgress
 from colearn_hpc.studies.report import write_study_report
 from colearn_hpc.studies.runner import GridRunner, write_plan
-from colearn_hpc.studies.study_file import read_study
+from colearn_hpc.studies.slurm_launcher import SlurmLauncher
+from colearn_hpc.studies.study_file import Study, read_study
+
+LAUNCHERS = ("mpirun", "slurm")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,8 +31,16 @@ def main(argv: Sequence[str]) -> int:
     run.add_argument("file", type=Path, help="configs/studies/NAME.yaml")
     run.add_argument("--out", type=Path, help="the study's folder (default: runs/NAME)")
     run.add_argument("--smoke", action="store_true", help="tiny budget, same code path")
-    run.add_argument("--jobs", type=int, help="runs at once (default: as many as the cores allow)")
-    run.add_argument("--launcher", default="mpirun", help="how a run is started (default: mpirun)")
+    run.add_argument("--jobs", type=int, help="runs at once (default: as the cores allow; Slurm: all)")
+    run.add_argument(
+        "--launcher", default="mpirun", choices=LAUNCHERS, help="mpirun: here (default); slurm: a job each"
+    )
+    slurm = run.add_argument_group("--launcher slurm")
+    slurm.add_argument("--script", type=Path, default=Path("slurm/colearn.sbatch"), help="your copy of colearn.sbatch")
+    slurm.add_argument(
+        "--sbatch-options", type=shlex.split, default=[], metavar="'OPTIONS'", help="for all jobs: '--partition=gpu'"
+    )
+    slurm.add_argument("--ranks-per-node", type=int, help="default: all ranks of a run on one node")
     run.add_argument("--only", action="append", metavar="ARM", help="only this arm; may be repeated")
     run.add_argument("--dry-run", action="store_true", help="list the runs and their commands, and stop")
     report = commands.add_parser("report", help="write the report of a study's folder")
@@ -48,13 +61,12 @@ def _run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("runs") / study.name
     grid = expand(study)
     plans = _chosen(grid, arguments.only)
-    launcher = make_launcher(arguments.launcher, plans, study.threads, arguments.jobs)
+    launcher = _launcher(arguments, plans, study)
     jobs = arguments.jobs if arguments.jobs is not None else launcher.jobs(plans)
     if arguments.dry_run:
         for plan in plans:
-            print(
-                " ".join(launcher.command(plan, ["fit", "--config", str(out / "runs" / plan.name / "settings.yaml")]))
-            )
+            folder = out / "runs" / plan.name
+            print(shlex.join(launcher.command(plan, ["fit", "--config", str(folder / "settings.yaml")], folder)))
         return 0
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(arguments.file, out / "study.yaml")
@@ -62,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     runner = GridRunner(out, launcher, jobs)
     progress = GridProgress(runner, plans, study.epochs)
     # A batch system's or a parent's SIGTERM ends the runs in order, like Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     progress.tell(f"{study.title}: {len(plans)} runs of {study.epochs} local epochs, {jobs} at once; folder {out}")
     try:
         outcome = runner.run(plans)
@@ -74,6 +86,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if outcome.failed and study.prepare:
         print(f"colearn-hpc: the data of this study are made by: {study.prepare}", file=sys.stderr)
     return 1 if outcome.failed else code
+
+
+def _interrupt(*_: object) -> NoReturn:
+    # Not by way of SIGINT: a script that starts us in the background has it ignored.
+    raise KeyboardInterrupt
+
+
+def _launcher(arguments: argparse.Namespace, plans: list[RunPlan], study: Study) -> Launcher:
+    if arguments.launcher == "mpirun":
+        return make_mpirun_launcher(plans, study.threads, arguments.jobs)
+    return SlurmLauncher(arguments.script, arguments.sbatch_options, arguments.ranks_per_node, study.threads)
 
 
 def _chosen(grid: list[RunPlan], only: list[str] | None) -> list[RunPlan]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,42 +26,73 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=10, help="rounds of the history to show (default 10)")
     arguments = parser.parse_args(argv)
     folder = arguments.folder
+    live = not arguments.once and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     if not (folder / "centers").is_dir():
         print(f"colearn-hpc: error: {folder} is no run folder: it has no centers/; give runs/NAME", file=sys.stderr)
         return 2
+    if not live:
+        print(view(folder, time.time(), arguments.rounds))
+        return 0
     try:
+        # What was on the screen moves up, where one can scroll back to it.
+        print("\n" * (shutil.get_terminal_size().lines - 1), end="")
         while True:
-            page = view(folder, time.time(), arguments.rounds)
-            if arguments.once or not sys.stdout.isatty():
-                print(page)
+            over = _json(folder / "summary.json").get("status") in _ENDED and not _alive(folder, time.time())
+            size = shutil.get_terminal_size()
+            page = fitted(folder, time.time(), arguments.rounds, size.columns, size.lines)
+            # Line by line over the page before, and clear what is left of it: no flicker. Nothing has to be put back
+            # when this ends, however it ends.
+            print("\033[H" + "".join(f"{line}\033[K\n" for line in page.splitlines()) + "\033[J", end="", flush=True)
+            if over:
                 return 0
-            # Home, and clear from there: no flicker.
-            print(f"\033[H\033[J{page}", flush=True)
-            if _json(folder / "summary.json").get("status") in _ENDED:
-                return 0
-            time.sleep(arguments.interval)
+            time.sleep(max(0.1, arguments.interval))
     except KeyboardInterrupt:
+        print()  # the terminal has written ^C there
         return 0
 
 
+def fitted(folder: Path, now: float, history: int, columns: int, lines: int) -> str:
+    """The page for a terminal: no line is longer than ``columns``, and one of the ``lines`` stays free.
+
+    Old rounds go first, then data centers; the headline is wrapped, because the time left stands at its end.
+    """
+    headline, centers, rounds = [part.splitlines() for part in _parts(folder, now, history)]
+    headline = textwrap.wrap(headline[0], columns)
+    room = max(lines - 1 - len(headline) - 1, 3)  # below the headline and a blank line
+    if len(centers) > room:
+        hidden = len(centers) - (room - 1)
+        centers = [*centers[: room - 1], f"... {hidden} more data centers; they need a taller terminal"]
+    room -= len(centers) + 1
+    rounds = [*rounds[:2], *rounds[2:][-(room - 2) :]] if rounds and room > 2 else []
+    page = "\n\n".join("\n".join(part) for part in (headline, centers, rounds) if part)
+    return "\n".join(line if len(line) <= columns else line[: columns - 1] + "~" for line in page.splitlines())
+
+
 def view(folder: Path, now: float, history: int = 10) -> str:
-    """The page as text.
+    """The page as text, as long and as wide as it is.
 
     Args:
         folder: the run folder.
         now: seconds since 1970.
         history: rounds to show.
     """
+    return "\n\n".join(filter(None, _parts(folder, now, history)))
+
+
+def _parts(folder: Path, now: float, history: int) -> tuple[str, str, str]:
+    """Headline, data centers, rounds."""
     summary = _json(folder / "summary.json")
     rounds = _lines(folder / "rounds.jsonl")
     centers = {path.name: _json(path / "status.json") for path in sorted((folder / "centers").iterdir(), key=_order)}
     ended = summary.get("status") in _ENDED
-    parts = [
-        _headline(folder, summary, rounds, centers, now, ended),
-        _centers(centers, now),
-        _history(rounds[-history:]),
-    ]
-    return "\n\n".join(filter(None, parts))
+    shown = rounds[-history:] if history > 0 else []
+    return _headline(folder, summary, rounds, centers, now, ended), _centers(centers, now), _history(shown)
+
+
+def _alive(folder: Path, now: float) -> bool:
+    """Whether a data center has given a sign of life: a resumed run's summary is still the last start's."""
+    beats = [_json(path / "status.json") for path in (folder / "centers").iterdir()]
+    return any(s.get("state") not in _ENDED and now - s.get("time", 0) < _SILENT for s in beats if s)
 
 
 def _headline(

@@ -110,6 +110,13 @@ def read_run(path: Path) -> RunFolder:
     return run
 
 
+def forget(path: Path) -> None:
+    """Remove what a run would be continued from, as ``fit --overwrite`` does: its configuration has changed."""
+    old = [*path.glob("centers/*/resume-*.ckpt"), *(path / n for n in ("rounds.jsonl", "summary.json", "shared.ckpt"))]
+    for file in old:
+        file.unlink(missing_ok=True)
+
+
 def last_error(path: Path) -> str:
     """The last line of an output that speaks of an error."""
     try:

@@ -4,33 +4,33 @@ OUT/study.yaml            the study file, as given
 OUT/plan.json             the study and its grid: which run folder is which arm, model, data set and seed
 OUT/runs/NAME/            a run folder, as `fit` writes it, and beside its files
     settings.yaml           the configuration it was started with
-    attempt.json            fingerprint of that configuration, and how each attempt ended
+    attempt.json            fingerprint of that configuration, how each attempt ended, and the batch system's job
     output.txt              what it printed
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import signal
-import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.errors import RESUME_CODE, ConfigurationError
 from colearn_hpc.studies.grid import RunPlan
-from colearn_hpc.studies.launchers import Launcher
-from colearn_hpc.studies.run_folder import last_error, read_run
+from colearn_hpc.studies.launchers import Launcher, Run
+from colearn_hpc.studies.run_folder import forget, last_error, read_run
+from colearn_hpc.studies.slurm_launcher import SubmissionError
 from colearn_hpc.studies.study_file import Study
 
 ATTEMPTS = 2
-_PATIENCE = 20.0  # s that a run is given to end after SIGTERM
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Attempt:
 
     plan: RunPlan
     number: int
-    process: subprocess.Popen[bytes]
+    run: Run
     started: float = field(default_factory=time.monotonic)
 
 
@@ -85,57 +85,85 @@ class GridRunner:
     def run(self, plans: Sequence[RunPlan]) -> Outcome:
         """Run what is not finished. Ends the runs under way, and re-raises, when interrupted."""
         waiting: deque[tuple[RunPlan, int]] = deque()
+        under_way: list[Attempt] = []
+        self.launcher.tell = self.tell
         for plan in plans:
             if is_finished(self.folder(plan), plan):
                 self.outcome.skipped.append(plan.name)
+            elif (left := self._left_under_way(plan)) is not None:
+                under_way.append(left)
             else:
                 waiting.append((plan, 1))
         if self.outcome.skipped:
             self.tell(f"{len(self.outcome.skipped)} of {len(plans)} runs are finished already")
-        under_way: list[Attempt] = []
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < self.jobs:
-                    under_way.append(self._start(*waiting.popleft()))
+                    plan, number = waiting.popleft()
+                    try:
+                        with _uninterrupted():
+                            under_way.append(self._start(plan, number))
+                    except SubmissionError as error:
+                        if not under_way:
+                            raise
+                        self.jobs = len(under_way)
+                        self.tell(f"{error}; going on with {self.jobs} at once")
+                        waiting.appendleft((plan, number))
                 time.sleep(0.5)
-                for attempt in [a for a in under_way if a.process.poll() is not None]:
+                for attempt in under_way[:]:
+                    if (code := attempt.run.poll()) is None:
+                        continue
                     under_way.remove(attempt)
-                    if self._ended(attempt) and attempt.number < ATTEMPTS:
-                        waiting.append((attempt.plan, attempt.number + 1))
+                    if (following := self._ended(attempt, code)) is not None:
+                        waiting.append((attempt.plan, following))
                 if self.tick is not None:
                     self.tick(under_way)
         except BaseException:
-            _end(under_way)
+            self.launcher.end([attempt.run for attempt in under_way])
             raise
         return self.outcome
 
     def folder(self, plan: RunPlan) -> Path:
         return self.out / "runs" / plan.name
 
+    def _left_under_way(self, plan: RunPlan) -> Attempt | None:
+        """A run that an earlier study, which was killed, has left in a batch system's queue."""
+        notes = _notes(self.folder(plan))
+        job = notes.get("job")
+        run = self.launcher.find(job) if job else None
+        if run is None:
+            return None
+        if notes.get("fingerprint") != plan.fingerprint:
+            raise ConfigurationError(
+                f"job {job} still works in {self.folder(plan)}, with settings that the study no longer has; end it "
+                f"(scancel {job}) or wait for it, and start the study again"
+            )
+        self.tell(f"{plan.name}: job {job} is under way already")
+        return Attempt(plan, 1, run)
+
     def _start(self, plan: RunPlan, number: int) -> Attempt:
         folder = self.folder(plan)
         folder.mkdir(parents=True, exist_ok=True)
-        same = _notes(folder).get("fingerprint") == plan.fingerprint
+        notes = _notes(folder)
+        same = notes.get("fingerprint") == plan.fingerprint
         if not same:
-            _write(folder / "attempt.json", json.dumps({"fingerprint": plan.fingerprint, "attempts": []}, indent=1))
+            forget(folder)
+            notes = {"fingerprint": plan.fingerprint, "attempts": []}
         _write(folder / "settings.yaml", yaml.safe_dump(plan.settings, sort_keys=False, allow_unicode=True))
         fit = ["fit", "--config", str(folder / "settings.yaml"), "--name", plan.name, "--runs", str(folder.parent)]
         # Spelled out, because `launch` would otherwise add the number of groups of ranks that it starts.
         fit += ["--centers", json.dumps(plan.settings["centers"])]
-        fit += ["--resume" if same else "--overwrite"]
-        command = self.launcher.command(plan, fit)
+        fit += ["--resume"]
+        command = self.launcher.command(plan, fit, folder)
         with (folder / "output.txt").open("ab") as output:
             output.write(f"--- attempt {number}: {' '.join(command)}\n".encode())
-            output.flush()
-            # A session of its own: Ctrl-C reaches us alone, and we end the runs in order.
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        return Attempt(plan, number, process)
+        run = self.launcher.start(plan, fit, folder)
+        _write(folder / "attempt.json", json.dumps(notes | {"job": run.id}, indent=1))
+        return Attempt(plan, number, run)
 
-    def _ended(self, attempt: Attempt) -> bool:
-        """Note how an attempt ended; True if it failed."""
-        plan, code = attempt.plan, attempt.process.returncode
+    def _ended(self, attempt: Attempt, code: int) -> int | None:
+        """Note how an attempt ended; the number of the next one if there is to be one."""
+        plan = attempt.plan
         folder, seconds = self.folder(plan), time.monotonic() - attempt.started
         notes = _notes(folder)
         notes.setdefault("attempts", []).append({"exit_code": code, "seconds": round(seconds, 1)})
@@ -144,13 +172,21 @@ class GridRunner:
         if code == 0 and run.status == "finished":
             self.outcome.finished.append(plan.name)
             self.tell(f"{plan.name}: finished in {seconds:.0f} s")
-            return False
-        reason = last_error(folder / "output.txt") or f"exit code {code}, and no word in output.txt"
-        again = attempt.number < ATTEMPTS
+            return None
+        if code == RESUME_CODE:
+            self.tell(f"{plan.name}: stopped at a safe point, to be continued")
+            return attempt.number
+        reason = last_error(folder / "output.txt") or f"exit code {code}, and no word of an error"
+        if said := attempt.run.said():
+            reason += f" ({said})"
+        return self._failed(plan, attempt.number, f"{reason}; output: {folder / 'output.txt'}")
+
+    def _failed(self, plan: RunPlan, number: int, reason: str) -> int | None:
+        again = number < ATTEMPTS
         if not again:
             self.outcome.failed[plan.name] = reason
-        self.tell(f"{plan.name}: FAILED ({reason}); {'trying once more' if again else 'given up'}")
-        return True
+        self.tell(f"{plan.name}: FAILED: {reason}; {'trying once more' if again else 'given up'}")
+        return number + 1 if again else None
 
     def done(self) -> int:
         """Runs that are finished or given up."""
@@ -177,18 +213,24 @@ def _notes(folder: Path) -> dict[str, Any]:
     return notes if isinstance(notes, dict) else {}
 
 
-def _end(attempts: Sequence[Attempt]) -> None:
-    """Ask every run to end, then make it: no rank may outlive the study."""
-    for attempt in attempts:
-        if attempt.process.poll() is None:
-            attempt.process.send_signal(signal.SIGTERM)  # `launch` passes it on
-    deadline = time.monotonic() + _PATIENCE
-    for attempt in attempts:
-        try:
-            attempt.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(attempt.process.pid, signal.SIGKILL)
-            attempt.process.wait()
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and TERM wait for a moment: a run that is started but not yet known could not be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    # Handlers, and not a mask: children would inherit the mask, and never hear of the end.
+    before = {
+        number: signal.signal(number, lambda got, _: received.append(got)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _write(path: Path, text: str) -> None:

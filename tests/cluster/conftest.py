@@ -3,6 +3,8 @@
 ``COLEARN_SLURM_UP`` names a script that brings up a Slurm of five nodes (``-d DIR -p PORT``; it leaves
 ``DIR/env.sh``) with ``slurm-down.sh`` beside it. Without it the cluster that this machine belongs to is used if
 ``COLEARN_SLURM=1`` allows it. Otherwise these tests are skipped.
+
+``COLEARN_MPICH_PYTHON`` names a Python whose mpi4py uses MPICH, with everything else that this package needs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import PROGRAMS, Cluster
+from slurm_cluster import PROGRAMS, REPOSITORY, Cluster
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMIX_", "COLEARN_"))}
-    environment |= {"PATH": path, "PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": "1"}
+    environment |= {"PATH": path, "PYTHONPATH": f"{REPOSITORY}:{PROGRAMS}", "OMP_NUM_THREADS": "1"}
     if os.geteuid() == 0:
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     up = os.environ.get("COLEARN_SLURM_UP")
@@ -57,3 +59,17 @@ def pmix(cluster: Cluster) -> str:
     if "pmix" not in cluster("srun", "--mpi=list", check=False):
         pytest.skip("this Slurm has no pmix plugin, and Open MPI 5 knows no other: install libpmix2 or openmpi-bin")
     return "pmix"
+
+
+@pytest.fixture(scope="session")
+def mpich(cluster: Cluster) -> str:
+    """A Python whose MPI is MPICH."""
+    python = os.environ.get("COLEARN_MPICH_PYTHON")
+    if not python:
+        pytest.skip("no MPICH: set COLEARN_MPICH_PYTHON to a Python whose mpi4py uses it")
+    if "pmi2" not in cluster("srun", "--mpi=list", check=False):
+        pytest.skip("this Slurm has no pmi2 plugin")
+    found = cluster(python, "-c", "from mpi4py import MPI; print(MPI.Get_library_version())")
+    if "MPICH" not in found:
+        pytest.skip(f"COLEARN_MPICH_PYTHON={python} uses {found.splitlines()[0]}")
+    return python

@@ -1,5 +1,6 @@
 """One script, several launchers: five nodes with two ranks each train the model that mpirun trains, to the bit."""
 
+import os
 import re
 import subprocess
 import sys
@@ -23,12 +24,14 @@ def by_mpirun(cluster):
     return cluster.folder / "mpirun"
 
 
-@pytest.mark.parametrize("launcher", ["pmix", "mpirun"])
+@pytest.mark.parametrize("launcher", ["pmix", "mpirun", "pmi2"])
 def test_five_nodes_of_two_ranks(cluster, by_mpirun, request, tmp_path, launcher):
+    """pmix and mpirun by Open MPI, pmi2 by MPICH: the bits are not the MPI's."""
     if launcher == "pmix":
         request.getfixturevalue("pmix")
+    python = request.getfixturevalue("mpich") if launcher == "pmi2" else sys.executable
     arguments = array(fit(cluster.folder, launcher, rounds=2))
-    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER=launcher, FIT=arguments)
+    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER=launcher, FIT=arguments, PYTHON=python)
     cluster.finish(cluster.submit(script, *FIVE_BY_TWO))
     run = cluster.folder / launcher
     assert bits(run) == bits(by_mpirun)
@@ -45,9 +48,9 @@ def test_nodes_that_cannot_be_dealt(cluster, tmp_path):
 
 
 def test_srun_without_its_mpi_is_refused(cluster, tmp_path):
-    """Ten worlds of one rank would train ten models."""
+    """As many worlds of one rank would train as many models."""
     call = f"{sys.executable} -m colearn_hpc fit {' '.join(fit(tmp_path, 'ten', rounds=1))}"
-    said = cluster("srun", *FIVE_BY_TWO, "--mpi=none", *call.split(), check=False)
+    said = cluster("srun", "--nodes=2", "--ntasks-per-node=1", "--mpi=none", *call.split(), check=False)
     assert "every task would train a model of its own" in said
     assert not (tmp_path / "ten" / "rounds.jsonl").exists()
 
@@ -73,3 +76,26 @@ def test_five_components_of_different_sizes(cluster, pmix, tmp_path):
     cluster.finish(job, seconds=400)
     assert bits(cluster.folder / "het") == bits(cluster.folder / "sizes")
     assert lines(cluster.folder / "het") == lines(cluster.folder / "sizes")
+
+
+BY_HAND = "COLEARN_CENTER=dc$((1 - {rank} % 2)) exec {call}"
+
+
+def test_centers_named_by_hand(cluster, pmix, tmp_path):
+    """COLEARN_CENTER under srun and mpirun: two data centers of two ranks each, in turn, over two nodes or on one."""
+    call = "{python} -m colearn_hpc fit {arguments}"
+    runs = {}
+    for name, rank in {"srun-by-hand": "SLURM_PROCID", "mpirun-by-hand": "OMPI_COMM_WORLD_RANK"}.items():
+        arguments = " ".join(fit(cluster.folder, name, rounds=2))
+        script = BY_HAND.format(rank=rank, call=call.format(python=sys.executable, arguments=arguments))
+        if name.startswith("srun"):
+            cluster("srun", "--mpi=pmix", "--nodes=2", "--ntasks-per-node=2", "bash", "-c", script)
+        else:
+            root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+            mpirun = [find_mpirun(), "--oversubscribe", "--bind-to", "none", *root, "-n", "4"]
+            cluster(*mpirun, "bash", "-c", script)
+        runs[name] = cluster.folder / name
+    first, second = runs.values()
+    assert [center["name"] for center in lines(first)[0]["centers"]] == ["dc1", "dc0"], "by leaders' ranks"
+    assert bits(first) == bits(second)
+    assert lines(first) == lines(second)

@@ -35,7 +35,16 @@ ARRAY = {"SLURM_ARRAY_JOB_ID": "90", "SLURM_JOB_ID": "92", "SLURM_CPUS_PER_TASK"
 class Job:
     """A script under bash with stand-ins on PATH, which write down how they are called."""
 
-    def __init__(self, folder: Path, script: Path, environment: dict, step: str = "exit 0", scontrol: int = 0, nodes=0):
+    def __init__(
+        self,
+        folder: Path,
+        script: Path,
+        environment: dict,
+        step: str = "exit 0",
+        scontrol=0,
+        nodes=0,
+        state="RUNNING None",
+    ):
         self.calls = folder / "calls"
         tools = folder / "bin"
         tools.mkdir()
@@ -45,6 +54,7 @@ class Job:
             "srun": f"[[ $* != *--overlap* ]] || exit {nodes}\n{step}",
             "mpirun": f'[ "$1" = --version ] && {{ echo "mpirun (Open MPI) 5.0"; exit; }}; {note}; {step}',
             "scontrol": f"exit {scontrol}",
+            "squeue": f"echo '{state}'",
             "sbatch": 'n=$(wc -l <"$CALLS"); echo "$((100 + n));mini"',
         }
         for name, body in bodies.items():
@@ -70,6 +80,14 @@ def test_colearn_starts(tmp_path, launcher):
     job = Job(tmp_path, script, FIVE_BY_FOUR)
     assert job.run() == 0
     assert job.called == GOLDEN[f"colearn {launcher}"]
+
+
+def test_colearn_runs_what_a_study_hands_over(tmp_path):
+    """Whatever the block says of CENTERS and FIT."""
+    script = edited(SLURM / "colearn.sbatch", tmp_path, PYTHON="python", CENTERS="3")
+    job = Job(tmp_path, script, FIVE_BY_FOUR)
+    assert job.run("--config", "runs/a b/settings.yaml", "--centers", "5") == 0
+    assert job.called == GOLDEN["colearn of a study"]
 
 
 def test_het_starts(tmp_path):
@@ -122,6 +140,19 @@ def test_colearn_requeues_itself(tmp_path):
     job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step="exit 85")
     assert job.run() == 0
     assert job.called[-1] == "scontrol requeue 77"
+
+
+STATES = {"COMPLETING None": False, "COMPLETING TimeLimit": True, "RUNNING None": True, "": True}  # does it go on?
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(("script", "code"), [("colearn.sbatch", 85), ("study.sbatch", 130)])
+def test_cancelled_means_cancelled(tmp_path, script, code, state):
+    """The ranks of a job under scancel write their resume points and leave as they do at a time limit."""
+    environment = FIVE_BY_FOUR | ARRAY | {"SLURM_ARRAY_TASK_ID": "2"}
+    job = Job(tmp_path, SLURM / script, environment, step=f"exit {code}", state=state)
+    assert job.run() == (0 if STATES[state] else code)
+    assert any("requeue" in call for call in job.called) == STATES[state]
 
 
 def test_colearn_that_may_not_requeue_says_so(tmp_path):

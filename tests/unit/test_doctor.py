@@ -8,7 +8,8 @@ from colearn_hpc.cli import doctor, main
 from colearn_hpc.cli.doctor import FAIL, OK, WARN, Rank
 from colearn_hpc.mpi.probe import Link
 
-RANK = Rank("dc0", "n1", 0, 4, 0, {"torch": "2.9"}, 500e9, "", "1.14", "")
+FOUR = ("a", "b", "c", "d")
+RANK = Rank("dc0", "n1", 0, FOUR, {"torch": "2.9"}, 500e9, "", "1.14", "")
 
 
 def levels(findings):
@@ -31,15 +32,17 @@ def test_clocks():
 
 
 def test_gpus():
-    second = replace(RANK, center_rank=1, gpu=1)
+    second = replace(RANK, center_rank=1)
     assert levels(doctor._gpus([RANK, second], "no")) == [OK, OK]
     # Two data centers may share a GPU, two ranks of one may not.
     assert levels(doctor._gpus([RANK, replace(RANK, center="dc1")], "no")) == [OK, OK]
-    shared = doctor._gpus([RANK, replace(second, gpu=0)], "no")
-    assert shared[0].level == FAIL and "dc0 on n1" in shared[0].text
-    blind = doctor._gpus([RANK, replace(RANK, host="n2", gpus=0, gpu=None)], "no")
+    shared = doctor._gpus([replace(RANK, gpus=("a",)), replace(second, gpus=("a",))], "no")
+    assert shared[0].level == FAIL and "dc0 on n1: 2 ranks see 1 GPUs" in shared[0].text
+    apart = doctor._gpus([replace(RANK, gpus=("a",)), replace(second, gpus=("b",))], "no")
+    assert levels(apart) == [OK, OK], "each rank sees a GPU of its own"
+    blind = doctor._gpus([RANK, replace(RANK, host="n2", gpus=())], "no")
     assert blind[0].level == FAIL and "none seen on n2" in blind[0].text
-    assert levels(doctor._gpus([replace(RANK, gpus=0, gpu=None)], "no")) == [OK]
+    assert levels(doctor._gpus([replace(RANK, gpus=())], "no")) == [OK]
 
 
 def test_storage(tmp_path):

@@ -1,6 +1,16 @@
 """``colearn-hpc watch`` on run folders made by hand, and on one that a real run has left."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
 
 import pytest
 import pytorch_lightning as pl
@@ -9,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from colearn_hpc import CoLearning
 from colearn_hpc.cli import main
-from colearn_hpc.cli.watch import view
+from colearn_hpc.cli.watch import fitted, view
 
 NOW = 1_000_000.0
 STATUS = {
@@ -145,3 +155,57 @@ def test_what_a_real_run_leaves(tmp_path, capsys, fails):
     page = capsys.readouterr().out
     assert page.startswith(f"{tmp_path}: {'failed' if fails else 'finished'}, {1 if fails else 2} round")
     assert rows(page)["dc0"].split()[1] == left["state"]
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(160, 50), (80, 24), (40, 12), (20, 6)])
+@pytest.mark.parametrize("centers", [3, 30])
+def test_it_fits_the_terminal(tmp_path, columns, lines, centers):
+    run = tmp_path / "a-run-with-a-name-of-some-length"
+    for index in range(centers):
+        (run / "centers" / f"dc{index}").mkdir(parents=True)
+        status(run, f"dc{index}", host="a-node-with-a-long-name.of.a.cluster.example.org")
+    one = {"shared_metrics": {"val_acc": 0.5}, "train_seconds": 1.0, "wait_seconds": 1.0, "exchange_seconds": None}
+    record = {"local_epochs": 5, "epochs_done": 5, "relative_change": None, "centers": [one]}
+    (run / "rounds.jsonl").write_text("".join(json.dumps(record | {"round": r}) + "\n" for r in range(40)))
+    page = fitted(run, NOW, 100, columns, lines).splitlines()
+    assert len(page) < lines or lines == 6, "\n".join(page)
+    assert max(map(len, page)) <= columns
+    if columns >= 80:
+        assert "this round's end in about 2 min" in " ".join(page)
+    if (centers, lines) == (3, 24):
+        assert page[-1].startswith("39 "), "the last round"
+        assert len(page) == 23
+    if (centers, lines) == (30, 24):
+        assert "more data centers" in page[-1]
+
+
+def test_on_a_terminal(run):
+    """Refreshed in place until Ctrl-C; a page never scrolls."""
+    script = f"from colearn_hpc.cli import main; raise SystemExit(main(['watch', {str(run)!r}, '--interval=0.1']))"
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    status(run, "dc0", time=time.time() + 3600)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+    )
+    os.close(slave)
+    said = b""
+    while said.count(b"\033[H") < 4:
+        said += os.read(master, 4096)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # Linux's word for the end of a terminal
+        while more := os.read(master, 4096):
+            said += more
+    os.close(master)
+    assert process.wait() == 0
+    frames = said.decode().split("\033[H")[1:]
+    assert all(frame.count("\n") < 24 and "running" in frame for frame in frames[:3])
+    assert "Traceback" not in said.decode()
+
+
+def test_a_terminal_that_can_do_nothing(run, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    assert main(["watch", str(run)]) == 0
+    assert "\033" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies.grid import expand
-from colearn_hpc.studies.launchers import MpirunLauncher, make_launcher
+from colearn_hpc.studies.launchers import MpirunLauncher, ProcessLauncher
 from colearn_hpc.studies.run_folder import last_error
 from colearn_hpc.studies.runner import GridRunner, is_finished
 from colearn_hpc.studies.study_file import read_study
@@ -19,26 +19,26 @@ RUN = """
 import json, pathlib, sys, time
 folder, failures, seconds, line = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 calls = folder / "calls"
-calls.open("a").write(" ".join(sys.argv[5:]) + "\\n")
+calls.open("a").write(" ".join(sys.argv[6:]) + "\\n")
 time.sleep(seconds)
 if len(calls.read_text().splitlines()) <= failures:
     print("colearn-hpc: error: no luck today")
-    sys.exit(1)
+    sys.exit(int(sys.argv[5]))
 (folder / "config.yaml").write_text("method: colearning\\n")
 (folder / "rounds.jsonl").write_text(line + "\\n")
 (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
 """
 
 
-class FakeLauncher:
-    def __init__(self, out: Path, failures=None, seconds=0.0):
-        self.out, self.failures, self.seconds = out, failures or {}, seconds
+class FakeLauncher(ProcessLauncher):
+    def __init__(self, out: Path, failures=None, seconds=0.0, code=1):
+        self.out, self.failures, self.seconds, self.code = out, failures or {}, seconds, code
 
-    def command(self, plan, fit):
+    def command(self, plan, fit, folder):
         line = {"round": 0, "local_epochs": 6, "epochs_done": 6, "next_local_epochs": 6, "learning_rates": [0.1]}
         line["centers"] = [{"name": "dc0", "examples": 10}]
-        options = [str(self.failures.get(plan.name, 0)), str(self.seconds), json.dumps(line), *fit]
-        return [sys.executable, "-c", RUN, str(self.out / "runs" / plan.name), *options]
+        options = [str(self.failures.get(plan.name, 0)), str(self.seconds), json.dumps(line), str(self.code), *fit]
+        return [sys.executable, "-c", RUN, str(folder), *options]
 
     def jobs(self, plans):
         return 2
@@ -68,23 +68,28 @@ def test_a_failed_run_is_tried_once_more_by_resuming(tmp_path, plans):
     name = plans[0].name
     outcome = GridRunner(tmp_path, FakeLauncher(tmp_path, {name: 1}), 2, lambda _: None).run(plans)
     assert not outcome.failed and name in outcome.finished
-    assert [line.split()[-1] for line in calls(tmp_path, name)] == ["--overwrite", "--resume"]
+    assert [line.split()[-1] for line in calls(tmp_path, name)] == ["--resume", "--resume"]
 
 
 def test_a_run_that_fails_twice_is_given_up_and_the_rest_goes_on(tmp_path, plans):
     name, said = plans[0].name, []
     outcome = GridRunner(tmp_path, FakeLauncher(tmp_path, {name: 9}), 2, said.append).run(plans)
-    assert outcome.failed == {name: "no luck today"}
+    assert outcome.failed == {name: f"no luck today; output: {tmp_path}/runs/{name}/output.txt"}
     assert len(outcome.finished) == len(plans) - 1 and len(calls(tmp_path, name)) == 2
-    assert sum("FAILED (no luck today)" in line for line in said) == 2
+    assert sum("FAILED: no luck today" in line for line in said) == 2
 
 
 def test_a_changed_configuration_is_run_anew(tmp_path, plans, study_file):
     GridRunner(tmp_path, FakeLauncher(tmp_path), 3, lambda _: None).run(plans)
     changed = expand(read_study(study_file(set={"colearning.epsilon": 0.5})))
+    folder = tmp_path / "runs" / plans[0].name
+    (folder / "centers" / "dc0").mkdir(parents=True)
+    point = folder / "centers" / "dc0" / "resume-round000001-epoch000002.ckpt"
+    point.touch()
     outcome = GridRunner(tmp_path, FakeLauncher(tmp_path), 3, lambda _: None).run(changed)
     assert not outcome.skipped
-    assert [line.split()[-1] for line in calls(tmp_path, plans[0].name)] == ["--overwrite", "--overwrite"]
+    assert len(calls(tmp_path, plans[0].name)) == 2
+    assert not point.exists(), "the other configuration's run would be continued"
 
 
 def test_an_interruption_ends_the_runs_under_way(tmp_path, plans):
@@ -92,7 +97,7 @@ def test_an_interruption_ends_the_runs_under_way(tmp_path, plans):
     pids = []
 
     def interrupt(under_way):
-        pids.extend(attempt.process.pid for attempt in under_way)
+        pids.extend(attempt.run.popen.pid for attempt in under_way)
         raise KeyboardInterrupt
 
     runner.tick = interrupt
@@ -104,6 +109,14 @@ def test_an_interruption_ends_the_runs_under_way(tmp_path, plans):
             os.kill(pid, 0)
 
 
+def test_a_run_that_stopped_at_a_safe_point_is_continued(tmp_path, plans):
+    """As often as it takes: code 85 is no failure."""
+    name = plans[0].name
+    launcher = FakeLauncher(tmp_path, {name: 4}, code=85)
+    outcome = GridRunner(tmp_path, launcher, 2, lambda _: None).run(plans[:1])
+    assert outcome.finished == [name] and len(calls(tmp_path, name)) == 5
+
+
 def test_no_jobs_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="at least 1"):
         GridRunner(tmp_path, FakeLauncher(tmp_path), 0)
@@ -111,11 +124,9 @@ def test_no_jobs_is_refused(tmp_path):
 
 def test_mpirun_goes_through_launch_with_the_number_of_ranks(plans):
     vanilla = next(plan for plan in plans if plan.arm == "vanilla")
-    command = MpirunLauncher(threads=2).command(vanilla, ["fit", "--centers", "5"])
+    command = MpirunLauncher(threads=2).command(vanilla, ["fit", "--centers", "5"], Path())
     text = " ".join(command[1:])
     assert text == "-m colearn_hpc launch --centers 1 --ranks-per-center 1 --threads 2 -- fit --centers 5"
-    with pytest.raises(ConfigurationError, match="only mpirun"):
-        make_launcher("carrier-pigeon", plans, None, None)
 
 
 @pytest.mark.parametrize(
