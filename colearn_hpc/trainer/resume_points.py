@@ -83,9 +83,16 @@ def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
     folder = run_folder / "centers" / center.name
     # The leader reads, which may take a while; every rank must see the same.
     points = exchange.link.bcast(sound_points(folder) if center.is_leader else {})
-    statuses = exchange.meet("resume points", sorted({rounds for rounds, _, _ in points}))
-    offered = {status.center: set(status.content) for status in statuses}
+    files = [path.name for path in list_resume_points(folder).values()]
+    statuses = exchange.meet("resume points", (sorted({rounds for rounds, _, _ in points}), files))
+    offered = {status.center: set(status.content[0]) for status in statuses}
     if not any(offered.values()):
+        if damaged := {status.center: status.content[1] for status in statuses if status.content[1]}:
+            found = "; ".join(f"{name}: {', '.join(names)}" for name, names in damaged.items())
+            raise CheckpointError(
+                f"no resume point in {run_folder} can be read ({found}); bring them back, or start "
+                "anew with --overwrite"
+            ).on_all_ranks()
         return None
     common = set.intersection(*offered.values())
     if not common and not any(rounds - {0} for rounds in offered.values()):
