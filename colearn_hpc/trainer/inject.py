@@ -107,9 +107,13 @@ class FaultInjector(Callback):
     def __init__(self, orders: list[str], colearning: CoLearning) -> None:
         self._faults = [Fault.parse(order) for order in orders]
         self._colearning = colearning
+        self._epoch = (0, 0)  # round, local epoch: CoLearning counts on before the epoch's last moments
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         faults.on_moment(lambda moment: self._strike(moment, pl_module))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch = (self._colearning.round, self._colearning.epoch_in_round)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -126,11 +130,9 @@ class FaultInjector(Callback):
         colearning = self._colearning
         me = (colearning.center.name, colearning.center.rank)
         for fault in self._faults:
-            if (fault.center, fault.rank) != me or fault.at != moment or fault.round != colearning.round:
-                continue
-            # The epoch's number has moved on already when its resume point is written.
-            epoch = colearning.epoch_in_round - (moment == "checkpoint")
-            if moment == "exchange" or (max(epoch, 0), step) == (fault.epoch, fault.step):
+            here = (fault.center, fault.rank) == me and fault.at == moment
+            place = (fault.round, self._epoch[1] if moment == "exchange" else fault.epoch)
+            if here and place == self._epoch and fault.step == step:
                 self._fire(fault, module)
 
     def _fire(self, fault: Fault, module: pl.LightningModule) -> None:
