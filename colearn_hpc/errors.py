@@ -77,6 +77,18 @@ class Interrupted(SystemExit):
         return f"stopped by {self.reason}"
 
 
+class LeftOut(SystemExit):
+    """The other data centers have finished the run without this one (``on_failure="continue_without"``)."""
+
+    everywhere = True
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def __str__(self) -> str:
+        return "the other data centers have finished the run without this one; shared.ckpt is theirs"
+
+
 class PeerError(ColearnError, RuntimeError):
     """Another rank failed; this one ends with it. The message is the other rank's, the same on all."""
 

@@ -31,13 +31,14 @@ from colearn_hpc.errors import (
     CenterBrokenError,
     FingerprintError,
     Interrupted,
+    LeftOut,
     PeerError,
     RoundTimeoutError,
 )
 from colearn_hpc.mpi import pacing
 from colearn_hpc.mpi.center_link import CenterLink
 from colearn_hpc.mpi.journal import Journal, Mean
-from colearn_hpc.mpi.leaders import Leaders, Outcome
+from colearn_hpc.mpi.leaders import FINISHED, Leaders, Outcome
 from colearn_hpc.mpi.mean import CHUNK, Taken, take_mean
 from colearn_hpc.mpi.messages import describe, difference, different_points, joined_errors
 from colearn_hpc.mpi.notices import StopNotices
@@ -101,6 +102,7 @@ class Exchange:
 
         Raises:
             CenterBrokenError: a rank of this data center failed.
+            LeftOut: the others have finished without this data center.
             PeerError: some rank failed; all ranks get the same message.
             RoundTimeoutError: on the first leader that lost patience, when ``timeout`` passed.
         """
@@ -118,6 +120,18 @@ class Exchange:
             absent: why this data center only listens, and gives nothing to the mean.
         """
         return self._meet(Status(purpose, self.center.name, content, absent=absent), self.timeout, arriving=True)
+
+    def finish(self) -> None:
+        """The run is over. Called on every rank; only the first leader may have something to do.
+
+        Who was left out and is still silent would keep all others from ending: after another ``timeout`` it is ended.
+        """
+        if self._leaders is None or not self.center.is_first:
+            return
+        if silent := self._leaders.finish(self.timeout):
+            log.warning("the run is finished without %s, which is still silent; ending it", ", ".join(silent))
+            time.sleep(0.2)
+            self._world.Abort(0)
 
     def commit(self) -> None:
         """The round's mean is in place on all ranks of this data center."""
@@ -174,6 +188,8 @@ class Exchange:
 
     def _judged(self, outcome: Outcome) -> list[Status]:
         """The statuses by world rank, unless somebody failed or stops."""
+        if outcome.purpose == FINISHED:
+            raise LeftOut
         self.present = outcome.present
         statuses: list[Status] = []
         for center, found in zip(self.center.topology.centers, outcome.statuses, strict=True):

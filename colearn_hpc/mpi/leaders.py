@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("colearn_hpc")
 
-_ARRIVAL, _OUTCOME, _NEWS = 1, 2, 3  # tags
+_ARRIVAL, _OUTCOME, _NEWS, _LEFT_OUT = 1, 2, 3, 4  # tags
+FINISHED = "finished"  # the purpose that who was left out finds when the others have gone home
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,18 @@ class Leaders:
             self._pass_time(waiting, purpose)
             # ... and its own patience began when it came, up to one whole patience after this one's.
             later = 0.0 if self.news[0].waiting_at != purpose else (patience or 0.0) + pacing.GRACE
-            if waiting.over(later + 0.5 * self.index):
+            # Whoever was left out waits for the end of the others' round, as long as the first leader is heard of.
+            gone = time.monotonic() - self.news[0].heard > pacing.SILENCE + (patience or 0.0)
+            if waiting.over(later + 0.5 * self.index) and (gone or not self._left_out()):
                 raise RoundTimeoutError(self._gave_up(purpose, patience))
+        while self._left_out():
+            self.comm.recv(source=0, tag=_LEFT_OUT)  # this outcome is the answer to it
         outcome: Outcome = self.comm.recv(source=0, tag=_OUTCOME)
         return outcome
+
+    def _left_out(self) -> bool:
+        """Whether the first leader has gone on without this data center, and not been met since."""
+        return self.comm.iprobe(source=0, tag=_LEFT_OUT)
 
     def _preside(self, mine: list[Status], patience: float | None, may_miss: bool) -> Outcome:
         purpose = mine[0].purpose
@@ -117,6 +126,8 @@ class Leaders:
         while missing := self.members - self._receive():
             if may_miss and waiting.over():
                 log.warning("%s: going on without %s", purpose, self._text(missing))
+                for k in missing:
+                    self._send(purpose, k, _LEFT_OUT)
                 self.members -= missing
                 break
             if waiting.over():
@@ -136,6 +147,23 @@ class Leaders:
             if k:
                 self._send(outcome, k, _OUTCOME)
         return outcome
+
+    def finish(self, patience: float | None) -> list[str]:
+        """Tell who was left out, and is not back, that the run is over. Called by the first leader.
+
+        Args:
+            patience: seconds to wait for them.
+
+        Returns:
+            The names of those that did not come: their processes would hold up the end of all others.
+        """
+        missing = set(range(len(self.names))) - self.members
+        for k in missing:
+            self._send(Outcome(FINISHED, (None,) * len(self.names)), k, _OUTCOME)
+        waiting = pacing.Patience(patience)
+        while missing - self._receive() and not waiting.over():
+            self._pass_time(waiting, FINISHED)
+        return [self.names[k] for k in sorted(missing - set(self._inbox))]
 
     def group(self, present: tuple[int, ...]) -> MPI.Intracomm:
         """A communicator of the leaders ``present``. Collective over them alone."""

@@ -261,6 +261,7 @@ class CoLearning(Callback):
             self.average(trainer, pl_module, leaving=True)
             self.close_books(trainer, stop=True)
         self.round_log.summarize(**summary_of(self), status="finished", stopped_by=self.stop_reason or "the Trainer")
+        self.exchange.finish()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":

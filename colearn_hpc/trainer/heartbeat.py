@@ -125,9 +125,7 @@ class Heartbeat(Callback):
     def _tell(self) -> None:
         """Let those who may be waiting know; by messages, because they need not see this data center's files."""
         colearning, left = self._colearning, self._seconds_left()
-        epoch = (
-            f"local epoch {min(colearning.epoch_in_round + 1, colearning.local_epochs)} of {colearning.local_epochs}"
-        )
+        epoch = min(colearning.epoch_in_round + 1, colearning.local_epochs)
         batch = f"batch {self._batch} of {self._batches or '?'}"
         soon = "" if left is None else f", about {left:.0f} s to the round's end"
         colearning.exchange.progress(

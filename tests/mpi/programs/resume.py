@@ -64,6 +64,7 @@ def say(what, *values):
 
 
 say("weights", *module.state_dict().values())
+say("shared", *(value for value in module.state_dict().values() if value.is_floating_point()))
 say("generators", torch.get_rng_state(), np.random.get_state()[1])
 say("momenta", *(value for entry in trainer.optimizers[0].state.values() for value in entry.values()))
 say("place", colearning.round, colearning.epochs_done, colearning.rule_epochs)
