@@ -278,7 +278,10 @@ class Pipeline:
         assert self._previous is not None
         first = chunk.bounds[0]
         step = slot.steps[chunk.bounds[k] - first : chunk.bounds[k + 1] - first]
-        return step.copy_(slot.values[k] - self._previous[_place(chunk, k)])
+        previous = self._previous[_place(chunk, k)]
+        if previous.dtype == step.dtype:
+            return torch.sub(slot.values[k], previous, out=step)
+        return step.copy_(slot.values[k] - previous)
 
     def _keep_residual(self, chunk: _Chunk) -> None:
         """Who does not contribute says nothing, and owes what it owed."""
