@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#bbbbbb")
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#bbbbbb", "#5f5f5f")
 WIDTH, LEFT, BAR, STEP, TOP = 640, 190, 20, 30, 64
 
 
@@ -55,7 +55,7 @@ def stages(rows: list[dict[str, Any]]) -> str:
     shown: list[tuple[str, list[tuple[str, float]]]] = []
     for row in rows:
         parts = [(name, row[f"{name} (s)"]) for name in wanted]
-        parts.append(("meetings and the rest", max(0.0, row["ours (s)"] - sum(value for _, value in parts))))
+        parts.append(("rest", max(0.0, row["ours (s)"] - sum(value for _, value in parts))))
         shown.append((f"K = {row['centers']}, ours", parts))
         shown.append(("raw Allreduce", [("raw", row["raw (s)"])]))
     note = "58.2 M float32 over shared memory, 2 cores; seconds of the first leader"
