@@ -119,7 +119,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace, **more: Any) -> None:
     """The table on stderr, JSON on stdout and where ``--json`` says."""
     print(table(rows), file=sys.stderr)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "worker"}
+    settings = {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in ("worker", "json")
+    }
     text = json.dumps({"settings": settings, "rows": list(rows), **more}, indent=1)
     print(text)
     if options.json:

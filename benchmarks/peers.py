@@ -105,6 +105,7 @@ def main() -> None:
             found = run(chosen.folder, name, chosen.participants, chosen.rounds, 0)
             seconds[name] += found["seconds"][1:]  # the first warms up
             versions[name] = f"{found['version']}, torch {found['torch']}"
+            print(f"{name}: {found['seconds']}", file=sys.stderr, flush=True)
             jobs[name].append(run(chosen.folder, name, chosen.participants, 8, chosen.epochs))
     reference = median(seconds[chosen.peers[0]])
     rows = [

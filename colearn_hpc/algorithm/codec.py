@@ -18,6 +18,7 @@ Error feedback: Seide et al. 2014 (1-bit SGD), Karimireddy et al. 2019 (arXiv 19
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK = 256  # values that share a scale
+_PIECE = 128 * BLOCK  # values that are worked on at a time
 
 
 class Codec(Protocol):
@@ -72,19 +74,22 @@ class Float16:
         return 2 * count + 2 * _blocks(count)
 
     def encode(self, values: Tensor, out: Tensor) -> None:
-        count = len(values)
-        table = _table(values)
-        # The largest of a block comes to lie in [2¹⁴, 2¹⁵): never over half's 65504. 2¹²⁶ is a float32, and enough.
-        exponents = torch.frexp(table.abs().amax(1, keepdim=True)).exponent.sub_(15).clamp_(min=-126)
-        halves = torch.ldexp(table, -exponents).view(-1)[:count]
-        out[: 2 * count].view(torch.float16).copy_(halves)
-        out[2 * count :].view(torch.int16).copy_(exponents.view(-1))
+        halves, exponents = self._parts(out, len(values))
+        for piece, blocks in _pieces(len(values)):
+            table = _table(values[piece])
+            # The largest of a block comes to lie in [2¹⁴, 2¹⁵): never over half's 65504. 2¹²⁶ is a float32, and enough.
+            powers = torch.frexp(table.abs().amax(1, keepdim=True)).exponent.sub_(15).clamp_(min=-126)
+            halves[piece] = (table * _power_of_two(-powers)).view(-1)[: len(halves[piece])]
+            exponents[blocks] = powers.view(-1)
 
     def decode(self, message: Tensor, out: Tensor) -> None:
-        count = len(out)
-        exponents = message[2 * count :].view(torch.int16).int().view(-1, 1)
-        table = _table(message[: 2 * count].view(torch.float16).float())
-        out.copy_(torch.ldexp(table, exponents).view(-1)[:count])
+        halves, exponents = self._parts(message, len(out))
+        for piece, blocks in _pieces(len(out)):
+            table = _table(halves[piece].float()) * _power_of_two(exponents[blocks].int().view(-1, 1))
+            out[piece] = table.view(-1)[: len(out[piece])]
+
+    def _parts(self, message: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return message[: 2 * count].view(torch.float16), message[2 * count :].view(torch.int16)
 
 
 class Int8:
@@ -96,19 +101,24 @@ class Int8:
         return count + 4 * _blocks(count)
 
     def encode(self, values: Tensor, out: Tensor) -> None:
-        blocks, count = _blocks(len(values)), len(values)
-        table = _table(values)
-        scales = table.abs().amax(1, keepdim=True).div_(127)
-        # Blocks of zeros, and of numbers so small that their scale is 0, are written as zeros.
-        steps = (table / torch.where(scales == 0, 1, scales)).round_().clamp_(-127, 127)
-        out[: 4 * blocks].view(torch.float32).copy_(scales.view(-1))
-        out[4 * blocks :].view(torch.int8).copy_(steps.view(-1)[:count])
+        steps, scales = self._parts(out, len(values))
+        for piece, blocks in _pieces(len(values)):
+            table = _table(values[piece])
+            scale = table.abs().amax(1, keepdim=True).div_(127)
+            # Blocks of zeros, and of numbers so small that their scale is 0, are written as zeros.
+            table = (table / torch.where(scale == 0, 1, scale)).round_().clamp_(-127, 127)
+            steps[piece] = table.view(-1)[: len(steps[piece])]
+            scales[blocks] = scale.view(-1)
 
     def decode(self, message: Tensor, out: Tensor) -> None:
-        blocks, count = _blocks(len(out)), len(out)
-        scales = message[: 4 * blocks].view(torch.float32).view(-1, 1)
-        steps = _table(message[4 * blocks :].view(torch.int8).float())
-        out.copy_(steps.mul_(scales).view(-1)[:count])
+        steps, scales = self._parts(message, len(out))
+        for piece, blocks in _pieces(len(out)):
+            table = _table(steps[piece].float()) * scales[blocks].view(-1, 1)
+            out[piece] = table.view(-1)[: len(out[piece])]
+
+    def _parts(self, message: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        scales = 4 * _blocks(count)
+        return message[scales:].view(torch.int8), message[:scales].view(torch.float32)
 
 
 _CODECS: dict[str, type[Codec] | None] = {"fp32": None, "bf16": BFloat16, "fp16": Float16, "int8": Int8}
@@ -129,6 +139,18 @@ def codec_of(name: str) -> Codec | None:
 
 def _blocks(count: int) -> int:
     return -(-count // BLOCK)
+
+
+def _pieces(count: int) -> Iterator[tuple[slice, slice]]:
+    """(values, blocks) a few at a time: their copies stay in cache, and in memory that the allocator keeps."""
+    for start in range(0, count, _PIECE):
+        stop = min(start + _PIECE, count)
+        yield slice(start, stop), slice(start // BLOCK, _blocks(stop))
+
+
+def _power_of_two(exponents: Tensor) -> Tensor:
+    """2 to the given powers, -126 to 127, as float32: multiplying by them is exact, and far faster than ``ldexp``."""
+    return torch.ldexp(torch.ones(exponents.shape), exponents)
 
 
 def _table(values: Tensor) -> Tensor:

@@ -226,7 +226,9 @@ class Exchange:
             RoundTimeoutError: some rank did not come.
         """
         self.journal.rewind(to_start=False)
-        return self.link.regroup(content, patience)
+        contents = self.link.regroup(content, patience)
+        self.stops.regrouped()
+        return contents
 
     def fail(self, error: BaseException, text: str = "") -> None:
         """Tell all others that this data center failed. To be called once, from the handler of ``error``.

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from colearn_hpc import faults
-from colearn_hpc.algorithm.codec import Codec
+from colearn_hpc.algorithm.codec import BLOCK, Codec
 from colearn_hpc.algorithm.shared_model import Squares, squares, weighted_mean
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 SLICE = 1 << 17  # elements of a leader's slice of a chunk: 512 KiB stay in a core's cache
+CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not the result stays under 20 MB for any K
 AHEAD = 2  # chunks that are sent before the first one is waited for
 _TO_OWNER, _TO_ALL = 1, 2  # tags
 
@@ -279,7 +280,10 @@ class Pipeline:
         assert self._previous is not None
         first = chunk.bounds[0]
         step = slot.steps[chunk.bounds[k] - first : chunk.bounds[k + 1] - first]
-        return step.copy_(slot.values[k] - self._previous[_place(chunk, k)])
+        previous = self._previous[_place(chunk, k)]
+        if previous.dtype == step.dtype:
+            return torch.sub(slot.values[k], previous, out=step)
+        return step.copy_(slot.values[k] - previous)
 
     def _keep_residual(self, chunk: _Chunk) -> None:
         """Who does not contribute says nothing, and owes what it owed."""
@@ -329,12 +333,17 @@ class Pipeline:
 
 
 def _chunks(size: int, parameter_size: int, centers: int) -> Iterator[_Chunk]:
-    """The vector in pieces of K slices; none holds both parameters and other things."""
+    """The vector in chunks of K slices; none holds both parameters and other things."""
+    # Whole blocks of a codec, where there is room for them.
+    length = min(SLICE, max(CHUNK // centers // BLOCK, 1) * BLOCK)
     for first, last, parameters in ((0, parameter_size, True), (parameter_size, size, False)):
-        for start in range(first, last, SLICE * centers):
-            length = min(SLICE * centers, last - start)
-            # Rounded up, so that no slice is longer than the first.
-            yield _Chunk(tuple(start + -(-length * k // centers) for k in range(centers + 1)), parameters)
+        for start in range(first, last, length * centers):
+            yield _Chunk(_bounds(start, min(length * centers, last - start), centers), parameters)
+
+
+def _bounds(start: int, length: int, centers: int) -> tuple[int, ...]:
+    # Rounded up, so that no slice is longer than the first.
+    return tuple(start + -(-length * k // centers) for k in range(centers + 1))
 
 
 def _length(chunk: _Chunk, k: int) -> int:
