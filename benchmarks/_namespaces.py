@@ -30,12 +30,13 @@ class Namespaces:
         centers: how many.
         megabits: bandwidth of each link, per second and direction; 0: not limited.
         folder: for the launch agent.
+        retries: net.ipv4.tcp_retries2 in all of them; 0: the kernel's own (15: about 15 minutes).
     """
 
-    def __init__(self, name: str, network: str, centers: int, megabits: int, folder: Path) -> None:
+    def __init__(self, name: str, network: str, centers: int, megabits: int, folder: Path, retries: int = 0) -> None:
         if os.geteuid() or not all(shutil.which(tool) for tool in ("ip", "tc")):
             sys.exit("this needs root, ip and tc: it makes network namespaces")
-        self.name, self.network, self.centers, self.megabits = name, network, centers, megabits
+        self.name, self.network, self.centers, self.megabits, self.retries = name, network, centers, megabits, retries
         self.hosts = [f"{name}{k}" for k in range(centers)]
         self._bridge = f"{name}-br"
         self._agent = folder / "agent.sh"
@@ -54,6 +55,8 @@ class Namespaces:
             _ip(f"-n {host} link set lo up")
             _ip(f"-n {host} addr add {self.network}.{k + 1}/24 dev eth0")
             _ip(f"-n {host} link set eth0 up")
+            if self.retries:
+                _ip(f"netns exec {host} sysctl -qw net.ipv4.tcp_retries2={self.retries}")
             if self.megabits:
                 limit = f"root tbf rate {self.megabits}mbit burst {max(128, self.megabits)}kb latency 100ms"
                 subprocess.run(["tc", "-n", host, *f"qdisc add dev eth0 {limit}".split()], check=True)

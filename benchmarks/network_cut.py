@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from colearn_hpc.cli.launch import find_mpirun
 
 BATCHES, ROUNDS = 8, 3
-CUT = 1  # the data center whose link is cut; the launcher sits outside, the first leader in 0
+CUT = 1  # the data center whose link is cut; launcher and first leader sit in 0
 
 import pytorch_lightning as pl  # noqa: E402 - common has made torchvision importable
 
@@ -63,7 +63,18 @@ class Run:
         self.net, self.pause = net, chosen.pause
         self.folder, self.log = folder / name, folder / f"{name}{''.join(more)}.txt"
         ranks = chosen.centers * chosen.ranks
-        command = [str(find_mpirun()), *net.mpirun_options(chosen.ranks), *chosen.mpirun.split(), "-n", str(ranks)]
+        # The launcher sits in data center 0, as it would, so that it too lives by the settings there.
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            net.hosts[0],
+            str(find_mpirun()),
+            *net.mpirun_options(chosen.ranks),
+            *chosen.mpirun.split(),
+            "-n",
+            str(ranks),
+        ]
         command += [sys.executable, "-m", "colearn_hpc", "fit", "--model", "network_cut.Slow"]
         command += ["--model.width", str(chosen.floats // 100), "--model.pause", str(chosen.pause)]
         command += ["--colearning.rounds", str(ROUNDS), "--colearning.local_epochs", "1"]
@@ -162,6 +173,7 @@ def main() -> None:
     options.add_argument("--floats", type=int, default=2_000_000, help="of the model (default: %(default)s)")
     options.add_argument("--pause", type=float, default=0.5, help="seconds per batch (default: %(default)s)")
     options.add_argument("--round-timeout", type=float, help="of the run (default: none)")
+    options.add_argument("--retries", type=int, default=0, help="net.ipv4.tcp_retries2 (default: the kernel's)")
     options.add_argument("--limit", type=float, default=1500, help="s after the cut: a hang (default: %(default)s)")
     options.add_argument("--mpirun", default="", help="more options for mpirun, in one string")
     options.add_argument("--name", default="cut", help="of the namespaces (default: %(default)s)")
@@ -172,7 +184,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (chosen.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        with Namespaces(chosen.name, chosen.network, chosen.centers, chosen.megabits, folder) as net:
+        with Namespaces(chosen.name, chosen.network, chosen.centers, chosen.megabits, folder, chosen.retries) as net:
             undisturbed = Run(net, chosen, folder, "undisturbed")
             undisturbed.ends(chosen.limit, 0)
             reference = undisturbed.bits()
