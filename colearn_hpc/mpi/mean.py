@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from colearn_hpc.algorithm.shared_model import Squares, squares
-from colearn_hpc.mpi.pipeline import Compression, Pipeline, Source, Vector
+from colearn_hpc.mpi.pipeline import Compression, Idle, Pipeline, Source, Vector
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -57,7 +57,7 @@ def take_mean(
     parameter_size: int | None = None,
     previous: Tensor | None = None,
     compression: Compression | None = None,
-    idle: Callable[[], object] | None = None,
+    idle: Idle | None = None,
 ) -> Taken:
     """Take the mean of the leaders' vectors (eq. 2) and measure its change (eq. 4). Collective over ``leaders``.
 
@@ -77,7 +77,7 @@ def take_mean(
         parameter_size: length of the leading part to which norms and codec apply; None: all of it.
         previous: the last shared model, the same bits on all leaders, shape ``(>= parameter_size,)``.
         compression: how parameters are written on the wire; needs ``previous``. Its residual is not yet committed.
-        idle: called again and again while this rank waits; may raise to leave.
+        idle: called again and again while this rank waits, see :class:`Pipeline`; may raise to leave.
 
     Raises:
         ValueError: all weights are 0, or ``result`` does not fit.

@@ -32,6 +32,8 @@ CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not th
 AHEAD = 2  # chunks that are sent before the first one is waited for
 _TO_OWNER, _TO_ALL = 1, 2  # tags
 
+Idle = Callable[[float, Callable[[], set[int]]], object]
+
 
 class Source(Protocol):
     """Where a leader's vector comes from; see :meth:`FlatModel.read`."""
@@ -96,8 +98,8 @@ class _Slot:
     inbox: Tensor  # (K, bytes): rows of the own slice, then slices of the mean
     outbox: Tensor  # (K, bytes) with a codec, else empty
     steps: Tensor  # (chunk,) with a codec, else empty: what is encoded
-    sends: list[MPI.Request] = field(default_factory=list)
-    receives: list[MPI.Request] = field(default_factory=list)
+    sends: list[tuple[int, MPI.Request]] = field(default_factory=list)  # to whom
+    receives: list[tuple[int, MPI.Request]] = field(default_factory=list)  # from whom
     values: list[Tensor] = field(default_factory=list)  # the chunk by owner
 
 
@@ -118,7 +120,8 @@ class Pipeline:
         parameter_size: length of the vector's leading part, to which the norm and the codec apply.
         previous: the last shared model's leading part (needed for the norm, and by a codec); None: no norm.
         compression: of the parameters; None sends all as it is.
-        idle: called again and again while this rank waits; may raise to leave.
+        idle: called again and again while this rank waits, with the seconds in which nothing came, and a function that
+            tells who is awaited (ranks of ``leaders``); may raise to leave.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class Pipeline:
         parameter_size: int,
         previous: Tensor | None = None,
         compression: Compression | None = None,
-        idle: Callable[[], object] | None = None,
+        idle: Idle | None = None,
     ) -> None:
         from mpi4py import MPI
 
@@ -187,7 +190,7 @@ class Pipeline:
             for k in self._giving:
                 if k != self._me:
                     row = self._row(slot, k, mine, self._coded(chunk))
-                    slot.receives.append(self._leaders.Irecv(row.numpy(), k, _TO_OWNER))
+                    slot.receives.append((k, self._leaders.Irecv(row.numpy(), k, _TO_OWNER)))
         if self._me not in self._giving:
             self._keep_residual(chunk)
             return
@@ -213,7 +216,7 @@ class Pipeline:
         for k in self._others:
             if theirs := _length(chunk, k):
                 here = self._row(slot, k, theirs, True) if self._coded(chunk) else self._result[_place(chunk, k)]
-                slot.receives.append(self._leaders.Irecv(here.numpy(), k, _TO_ALL))
+                slot.receives.append((k, self._leaders.Irecv(here.numpy(), k, _TO_ALL)))
         if chunk.parameters:
             self.squares += squares(target, None if self._previous is None else self._previous[place])
         else:
@@ -295,18 +298,19 @@ class Pipeline:
     # --- messages -------------------------------------------------------------------------------------
 
     def _send(self, slot: _Slot, message: Tensor, k: int, tag: int) -> None:
-        slot.sends.append(self._leaders.Isend(message.numpy(), k, tag))
+        slot.sends.append((k, self._leaders.Isend(message.numpy(), k, tag)))
         self.sent += message.numel() * message.element_size()
 
     def _complete(self, slot: _Slot) -> None:
         """Wait for a chunk's messages, politely: on a slow link this takes minutes, and others may need the core."""
-        requests = [*slot.receives, *slot.sends]
+        pending = [*slot.receives, *slot.sends]
+        requests = [request for _, request in pending]
         slot.receives, slot.sends = [], []
         start = time.monotonic()
         while not self._testall(requests):
-            if self._idle is not None:
-                self._idle()
             waited = time.monotonic() - start
+            if self._idle is not None:
+                self._idle(waited, lambda: {k for k, request in pending if not request.Test()})
             if waited < 0.001:
                 os.sched_yield()
             else:

@@ -27,6 +27,14 @@ def test_timeout_ends_all(launch):
     assert re.search(r"round 0: dc2 \(.*\) did not arrive within 1 s \(round_timeout\)", done.err)
 
 
+def test_a_mean_that_stands_still(launch):
+    """... because a data center vanished after the meeting: the others say for whom they wait, and end."""
+    done = launch(3, "trouble.py", "stall", timeout=60)
+    assert done.code == 86 and done.orphans == []
+    assert re.search(r"the mean stands still: nothing was exchanged with dc2 for 1 s\n", done.err), done.err
+    assert re.search(r"error: data center dc[01] .*nothing was exchanged with dc2 for 2 s; is the network", done.err)
+
+
 def test_failure_while_the_others_are_busy(launch):
     """They cannot come to the meeting: after a grace period the one that failed ends everyone."""
     done = launch(3, "trouble.py", "busy", timeout=60)

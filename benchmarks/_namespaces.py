@@ -1,0 +1,124 @@
+"""Data centers as network namespaces of this machine: each with one link, of a given bandwidth, to a common bridge.
+
+Needs root, ip and tc (iproute2).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+# mpirun starts its daemon on each "host" by this; HOST is a namespace, and gets a host name of its own.
+AGENT = """#!/bin/bash
+while [[ "$1" == -* ]]; do shift; done
+host=$1; shift
+exec ip netns exec "$host" unshare --uts /bin/bash -c 'hostname "$0"; exec /bin/bash -c "$*"' "$host" "$@"
+"""
+
+
+class Namespaces:
+    """Namespaces NAME0, NAME1, … for as long as the ``with`` block lasts. Processes left in them are killed at its end.
+
+    Args:
+        name: at most 8 letters; two sets of one machine need different ones.
+        network: the first three numbers of their addresses; the same holds.
+        centers: how many.
+        megabits: bandwidth of each link, per second and direction; 0: not limited.
+        folder: for the launch agent.
+        retries: net.ipv4.tcp_retries2 in all of them; 0: the kernel's own (15: about 15 minutes).
+    """
+
+    def __init__(self, name: str, network: str, centers: int, megabits: int, folder: Path, retries: int = 0) -> None:
+        if os.geteuid() or not all(shutil.which(tool) for tool in ("ip", "tc")):
+            sys.exit("this needs root, ip and tc: it makes network namespaces")
+        self.name, self.network, self.centers, self.megabits, self.retries = name, network, centers, megabits, retries
+        self.hosts = [f"{name}{k}" for k in range(centers)]
+        self._bridge = f"{name}-br"
+        self._agent = folder / "agent.sh"
+        self._agent.write_text(AGENT)
+        self._agent.chmod(0o755)
+
+    def __enter__(self) -> Namespaces:
+        self._down()
+        _ip(f"link add {self._bridge} type bridge")
+        _ip(f"addr add {self.network}.254/24 dev {self._bridge}")
+        _ip(f"link set {self._bridge} up")
+        for k, host in enumerate(self.hosts):
+            _ip(f"netns add {host}")
+            _ip(f"link add {host}-l type veth peer name eth0 netns {host}")
+            _ip(f"link set {host}-l master {self._bridge} up")
+            _ip(f"-n {host} link set lo up")
+            _ip(f"-n {host} addr add {self.network}.{k + 1}/24 dev eth0")
+            _ip(f"-n {host} link set eth0 up")
+            if self.retries:
+                _ip(f"netns exec {host} sysctl -qw net.ipv4.tcp_retries2={self.retries}")
+            if self.megabits:
+                limit = f"root tbf rate {self.megabits}mbit burst {max(128, self.megabits)}kb latency 100ms"
+                subprocess.run(["tc", "-n", host, *f"qdisc add dev eth0 {limit}".split()], check=True)
+                subprocess.run(["tc", *f"qdisc add dev {host}-l {limit}".split()], check=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._down()
+
+    def mpirun_options(self, ranks_per_center: int = 1) -> list[str]:
+        """For Open MPI: ranks on these hosts, over TCP and these links alone."""
+        only = f"{self.network}.0/24"
+        options = ["--prtemca", "plm_ssh_agent", str(self._agent), "--prtemca", "prte_if_include", only]
+        options += ["--mca", "btl_tcp_if_include", only, "--mca", "btl", "self,tcp", "--mca", "pml", "ob1"]
+        return [*options, "--bind-to", "none", "--host", ",".join(f"{host}:{ranks_per_center}" for host in self.hosts)]
+
+    def cut(self, k: int) -> None:
+        """Take link k down at the bridge's end: the namespace keeps its address, and nobody is told."""
+        _ip(f"link set {self.hosts[k]}-l down")
+
+    def mend(self, k: int) -> None:
+        """Bring link k up again."""
+        _ip(f"link set {self.hosts[k]}-l up")
+
+    def bytes_out(self, k: int) -> int:
+        """Bytes that came from namespace k so far."""
+        return int((Path("/sys/class/net") / f"{self.hosts[k]}-l" / "statistics" / "rx_bytes").read_text())
+
+    def processes(self) -> dict[str, list[int]]:
+        """What runs in each namespace, by host; nothing for a host in which nothing does."""
+        found = {
+            host: subprocess.run(["ip", "netns", "pids", host], text=True, capture_output=True) for host in self.hosts
+        }
+        pids = {host: [int(pid) for pid in done.stdout.split() if _alive(int(pid))] for host, done in found.items()}
+        return {host: those for host, those in pids.items() if those}
+
+    def kill_all(self) -> None:
+        """Kill what runs in these namespaces."""
+        for those in self.processes().values():
+            for pid in those:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+    def _down(self) -> None:
+        self.kill_all()
+        there = subprocess.run(["ip", "netns", "list"], text=True, capture_output=True).stdout.split()
+        for host in self.hosts:
+            if host in there:
+                _ip(f"netns del {host}")
+        subprocess.run(["ip", "link", "del", self._bridge], stderr=subprocess.DEVNULL)
+
+
+def _ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
