@@ -3,9 +3,9 @@
     python benchmarks/chaos.py [--faults 5] [--seed 0] [--kinds raise@step ...] [--json FILE]
 
 For each kind a real run (``colearn-hpc launch --restarts ... -- fit ... --inject ...``) on handwritten digits, with so
-many faults at random data centers, ranks, rounds, local epochs and batches. A fault counts as survived when it struck (its
-line stands in ``faults.jsonl``) and the run's shared model and round log are those of the undisturbed run, to the bit.
-The time a fault costs is measured from its line to the moment when its data center trains again.
+many faults at random data centers, ranks, rounds, local epochs and batches. A fault counts as survived when it struck
+(its line stands in ``faults.jsonl``) and the run's shared model and round log are those of the undisturbed run, to
+the bit. The time a fault costs is measured from its line to the moment when its data center trains again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from common import environment
 
-CENTERS, RANKS, ROUNDS, BATCHES = 4, 2, 4, 5  # whole batches in a local epoch of the smallest shard
+CENTERS, RANKS, ROUNDS, BATCHES = 4, 2, 3, 5  # whole batches in a local epoch of the smallest shard
 INSIDE = ("raise@step", "raise@validation", "oom@step", "nan@step", "hang@step", "nospace@checkpoint")
 PROCESS = ("kill@step", "kill@validation", "kill@exchange", "kill@checkpoint", "segfault@step", "raise@exchange")
 
@@ -95,7 +95,7 @@ def run(folder: Path, name: str, orders: list[str]) -> dict[str, Any]:
     command += ["fit", "--model=Classifier", "--model.network=digits_cnn", "--data=ShardDataModule"]
     command += [f"--data.train={folder}/digits/{{center}}.h5", f"--data.test={folder}/digits/test.h5"]
     command += ["--data.batch_size=32", "--data.eval_batch_size=256", "--runs", str(folder), "--name", name]
-    command += [f"--colearning.rounds={ROUNDS}", "--colearning.local_epochs=2", "--colearning.epsilon=0.05"]
+    command += [f"--colearning.rounds={ROUNDS}", "--colearning.local_epochs=2", "--colearning.epsilon=0.02"]
     command += [f"--colearning.restarts={max(3, len(orders))}", "--trainer.accelerator=cpu"]
     command += ["--trainer.enable_progress_bar=false", "--trainer.logger=false"]
     for one in orders:

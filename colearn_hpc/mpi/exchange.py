@@ -42,7 +42,8 @@ from colearn_hpc.mpi.leaders import FINISHED, Leaders, Outcome
 from colearn_hpc.mpi.mean import CHUNK, Taken, take_mean
 from colearn_hpc.mpi.messages import describe, difference, different_points, joined_errors
 from colearn_hpc.mpi.notices import StopNotices
-from colearn_hpc.mpi.pipeline import Compression, Idle, Source, Vector
+from colearn_hpc.mpi.pipeline import Compression, Source, Vector
+from colearn_hpc.mpi.stall import stall_watch
 from colearn_hpc.mpi.status import Status
 from colearn_hpc.mpi.topology import DataCenter
 
@@ -359,36 +360,12 @@ class Exchange:
             return mean.taken
         self.doing = "exchanging"
         comm, present = self._leaders.group(self.present), [weights[k] for k in self.present]
-        taken = take_mean(comm, source, result, present, parameter_size, previous, compression, self._watch())
+        watch = stall_watch([self.center.topology.centers[k].name for k in self.present], self.timeout)
+        taken = take_mean(comm, source, result, present, parameter_size, previous, compression, watch)
         self.bytes_sent += taken.bytes_sent
         self.doing = ""
         self.journal.note("mean", Mean(taken, result, None if compression is None else compression.pending))
         return taken
-
-    def _watch(self) -> Idle:
-        """What to do while the mean does not move: say who is awaited, and in the end give up.
-
-        A link that is cut is mended by TCP when it is back soon; if it is not, MPI itself may wait for ever.
-        """
-        limit = max(pacing.GRACE, min(pacing.STALL, self.timeout or pacing.STALL))
-        said = 0.0
-
-        def watch(waited: float, awaited: Callable[[], set[int]]) -> None:
-            nonlocal said
-            if waited < said:
-                said = 0.0  # it has moved since
-            if waited < min(limit, said + pacing.LATER_REPORTS if said else pacing.FIRST_REPORT):
-                return
-            names = ", ".join(self.center.topology.centers[self.present[k]].name for k in sorted(awaited()))
-            if not names:
-                return  # it has just come
-            what = f"the mean stands still: nothing was exchanged with {names} for {waited:.0f} s"
-            if waited >= limit:
-                raise RoundTimeoutError(f"{what}; is the network between the data centers up?")
-            said = waited
-            log.warning("%s", what)
-
-        return watch
 
     def distribute_in_center(self, vector: Tensor) -> None:
         """Copy the leader's vector into every rank's, in place. Collective over the data center.
