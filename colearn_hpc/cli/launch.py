@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from colearn_hpc.errors import ABORT_CODE
+from colearn_hpc.errors import ABORT_CODE, RESUME_CODE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     code, asked = run(full, environment, gently=command[0] == "fit")
     for restart in range(1, arguments.restarts + 1):
-        if asked or not may_help(code):
+        if asked or not may_help(code, ours=command[0] == "fit"):
             break
         print(
             f"colearn-hpc: a rank died (exit code {code}); start {restart + 1} of {arguments.restarts + 1}, from the "
@@ -63,13 +63,17 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def may_help(code: int) -> bool:
+def may_help(code: int, ours: bool = True) -> bool:
     """Whether starting again may help after this exit code.
 
     Not after an error that all ranks agreed on (1, 2), which would come again, nor after a stop in good order (85); yes
-    where a rank was killed or crashed (128 + signal), or the ranks lost each other (86).
+    where a rank was killed or crashed (128 + signal), the ranks lost each other (86), or MPI gave up in its own way.
+
+    Args:
+        code: of the command.
+        ours: the command was a ``fit``, whose codes are known; a script may mean anything by one of its own.
     """
-    return code == ABORT_CODE or code > 128
+    return code not in (0, 1, 2, RESUME_CODE) if ours else code == ABORT_CODE or code > 128
 
 
 def resumed(command: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ class Leaders:
         self._outgoing: list[MPI.Request] = []
         self._groups: dict[tuple[int, ...], MPI.Intracomm] = {}
         self._told = 0.0
+        self._past: deque[str] = deque(maxlen=8)  # purposes of the last meetings
 
     # --- meetings -------------------------------------------------------------------------------------
 
@@ -93,6 +95,7 @@ class Leaders:
         self.tell("waiting", purpose, now=True)
         preside = self._preside if self.index == 0 else self._attend
         outcome = preside(statuses, patience, may_miss)
+        self._past.append(outcome.purpose)
         for k in outcome.present:
             self.news[k] = News(f"went on from {outcome.purpose}", heard=time.monotonic())
         return outcome
@@ -191,6 +194,8 @@ class Leaders:
         found = MPI.Status()
         while self.comm.iprobe(tag=_NEWS, status=found):
             text, waiting_at = self.comm.recv(source=found.Get_source(), tag=_NEWS)
+            if waiting_at in self._past:
+                continue  # it came to a meeting that is over
             before = self.news[found.Get_source()].text
             if "restart" in text and text != before:
                 log.warning("%s: %s", self.names[found.Get_source()], text)

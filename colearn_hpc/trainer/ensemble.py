@@ -108,7 +108,7 @@ class Ensemble(Averaging):
         if shares is not None and all(s is not None for s in shares):
             whole = in_order([s for s in shares if s is not None])
         digest = None if whole is None else _digest(whole[1])
-        statuses = exchange.meet("evaluation", digest)
+        statuses = exchange.meet(f"round {self.others_place.round}: evaluation", digest)
         digests = {c.name: statuses[c.leader].content for c in exchange.center.topology.centers}
         if None in digests.values():
             return {}

@@ -159,7 +159,16 @@ def test_colearn_that_may_not_requeue_says_so(tmp_path):
     assert Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step="exit 85", scontrol=1).run() == 85
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 137])
+@pytest.mark.parametrize("code", [86, 137, 139])
+@pytest.mark.parametrize(("before", "goes_on"), [({}, True), ({"SLURM_RESTART_COUNT": "5"}, False)])
+def test_colearn_after_a_dead_rank(tmp_path, code, before, goes_on):
+    """It starts again, as often as RESTARTS says."""
+    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR | before, step=f"exit {code}")
+    assert job.run() == (0 if goes_on else code)
+    assert any("requeue" in call for call in job.called) == goes_on
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
 def test_colearn_ends_as_its_step(tmp_path, code):
     job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step=f"exit {code}")
     assert job.run() == code

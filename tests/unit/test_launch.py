@@ -9,7 +9,7 @@ import time
 import pytest
 
 from colearn_hpc.cli import main
-from colearn_hpc.cli.launch import find_mpirun, rank_environment
+from colearn_hpc.cli.launch import find_mpirun, may_help, rank_environment, resumed
 
 
 def test_dry_run_shows_the_command(capsys):
@@ -29,6 +29,17 @@ def test_wrong_usage(arguments):
     with pytest.raises(SystemExit) as stop:
         main(["launch", *arguments])
     assert stop.value.code == 2
+
+
+def test_what_a_restart_may_help_against():
+    assert [code for code in (0, 1, 2, 14, 85, 86, 137, 139) if may_help(code)] == [14, 86, 137, 139]
+    assert [code for code in (0, 1, 2, 14, 85, 86, 137, 139) if may_help(code, ours=False)] == [86, 137, 139]
+
+
+def test_a_restart_resumes_and_overwrites_nothing():
+    assert resumed(["fit", "--config", "x", "--overwrite"]) == ["fit", "--config", "x", "--resume"]
+    assert resumed(["fit", "--resume"]) == ["fit", "--resume"]
+    assert resumed(["train.py", "--overwrite"]) == ["train.py", "--overwrite"]
 
 
 def test_threads_share_the_cores():
