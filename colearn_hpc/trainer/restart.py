@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 
 from colearn_hpc.errors import CenterBrokenError, RoundTimeoutError
+from colearn_hpc.mpi import pacing
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.messages import describe
 from colearn_hpc.trainer.environment import DataCenterEnvironment
@@ -107,7 +108,7 @@ class Restarts:
         if (environment := environment_of(trainer)) is not None:
             environment.leave_process_group()
         try:
-            failures = exchange.regroup(failure, REGROUP_PATIENCE if failure.restartable else None)
+            failures = exchange.regroup(failure, REGROUP_PATIENCE if failure.restartable else pacing.GRACE)
         except RoundTimeoutError as lost:
             exchange.abort(f"{failure.text}\n({lost})")
         self.verdict = self.judge(failures)
