@@ -34,7 +34,7 @@ def uninterrupted(launch, tmp_path_factory):
 def test_all_ranks_hold_one_model(uninterrupted):
     _, found = uninterrupted
     weights = {line.split("weights ")[1] for line in found if "weights" in line}
-    assert len(weights) == 1 and len(found) == 4 * RANKS
+    assert len(weights) == 1 and len(found) == 5 * RANKS
 
 
 def test_four_rounds_are_two_and_two(launch, tmp_path, uninterrupted):
