@@ -68,7 +68,10 @@ CASES = {
     "unknown rule": option("colearning.local_epochs_rule=ilee", "Given value: ilee", USAGE),
     "unknown state policy": option("colearning.optimizer_state=forget", "Got value: forget", USAGE),
     "no outer optimizer": option("colearning.outer_optimizer=torch.optim.SGD", "protocol OuterOptimizer", USAGE),
-    "timeout negative": option("colearning.timeout=-1", "timeout must be a positive number"),
+    "timeout negative": option("colearning.round_timeout=-1", "round_timeout must be a positive number"),
+    "restarts negative": option("colearning.restarts=-1", "restarts must be a whole number, at least 0"),
+    "unknown answer to failures": option("colearning.on_failure=pray", "Got value: pray", USAGE),
+    "unknown fault": option("inject=[explode@center=dc0]", "cannot be read; write e.g."),
     "unknown method": option("method=vanila", "Got value: vanila", USAGE),
     # Data centers
     "no centers": option("centers=0", "centers=0 cannot share 2 ranks"),
