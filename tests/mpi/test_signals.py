@@ -114,7 +114,7 @@ def test_killed_before_all_had_a_point(whole, tmp_path):
 
     def kill(process):
         deadline = time.monotonic() + 200
-        while not list(run.glob("centers/*/resume-*.ckpt")):
+        while not list(run.glob("centers/dc0/resume-*.ckpt")):
             assert time.monotonic() < deadline and process.poll() is None, "the run never came that far"
             time.sleep(0.01)
         process.kill()
@@ -122,7 +122,7 @@ def test_killed_before_all_had_a_point(whole, tmp_path):
     assert start(tmp_path, "--resume", "--model.pause=0.2", during=kill).code != 0
     for point in run.glob("centers/dc1/resume-*.ckpt"):
         point.unlink()
-    assert list(run.glob("centers/dc0/resume-round000000-*.ckpt")), "the first data center is the faster one"
+    assert list(run.glob("centers/dc0/resume-round000000-*.ckpt"))
     found = start(tmp_path, "--resume")
     assert "starting anew" in found.err
     assert found.code == 0
@@ -148,7 +148,7 @@ def test_one_rank_is_signalled_again_and_again(whole, tmp_path):
             time.sleep(delay)
             signal_rank(process.pid, victim, signal.SIGTERM)
 
-        codes.append(start(tmp_path, "--resume", "--model.pause=0.02", during=stop).code)
+        codes.append(start(tmp_path, "--resume", "--model.pause=0.06", during=stop).code)
     assert set(codes) <= {0, RESUME_CODE} and RESUME_CODE in codes, codes
     assert start(tmp_path, "--resume").code == 0
     assert left(run) == left(uninterrupted)
