@@ -19,6 +19,10 @@ from colearn_hpc.cli.launch import find_mpirun
 
 make_torchvision_importable()  # before any test imports Lightning
 
+# A shell's background jobs ignore Ctrl-C, and their children would too: some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 REPOSITORY = Path(__file__).parent.parent
 
