@@ -335,7 +335,7 @@ class CoLearning(Callback):
         place = RunPlace(self.round, self.local_epochs, self.epochs_done, leaving)
         decision = self._averaging.run(module, trainer.optimizers, self.record, place, self._decide, absent)
         self.relative_change, self.rule_epochs, self.stop_reason = decision
-        if (others := self._averaging.others_place) != place:
+        if self.record.absent and (others := self._averaging.others_place) != place:
             # This data center had been left out, and goes on from where the others are.
             skip_epochs(trainer, others.epochs_done - self.epochs_done)
             self.round, self.local_epochs, self.epochs_done = others.round, others.local_epochs, others.epochs_done
