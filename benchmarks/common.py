@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 def environment() -> dict[str, str]:
     """For ranks that share this machine: one thread each, and mpirun as root where that is who we are."""
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    paths = [str(REPOSITORY), str(REPOSITORY / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     return dict(os.environ) | {
         "OMP_NUM_THREADS": "1",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -92,6 +92,48 @@ def replica(parameters: int, tensors: str = "resnet", seed: int = 0) -> nn.Modul
             norm = nn.BatchNorm1d(shape[0], affine=False)
             whole.norms.append(norm)
     return whole
+
+
+class Participant:
+    """This rank as a data center of one rank, with a model in which only tensors matter, that takes means.
+
+    Args:
+        codec: how parameters are written on the wire.
+        exchange: of another participant of this rank; None makes one.
+    """
+
+    def __init__(self, codec: str, exchange: Any = None) -> None:
+        from colearn_hpc.mpi.exchange import Exchange
+        from colearn_hpc.mpi.topology import DataCenter
+        from colearn_hpc.trainer.averaging import Averaging
+        from colearn_hpc.trainer.round_log import CenterRecord
+
+        self.exchange = exchange or Exchange(DataCenter.join())
+        self.record = CenterRecord(self.exchange.center.name)
+        self._averaging = Averaging(self.exchange, codec=codec)
+        self._module: Any = None
+        self._round = 0
+
+    def start_from(self, module: nn.Module) -> None:
+        """Take ``module`` as the shared model of before."""
+        self._module = module
+        self._averaging.start_from(self._module)
+
+    def average(self) -> None:
+        """One round's exchange, from the local model to the shared one. Collective over all ranks."""
+        from colearn_hpc.trainer.averaging import RunPlace
+
+        place = RunPlace(self._round, 1, self._round)
+        self._averaging.run(self._module, [], self.record, place, lambda change, leaves: change)
+        self._round += 1
+
+
+def answer(found: Any) -> None:
+    """What :func:`ranks` returns: from a worker's first rank."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 0:
+        print(json.dumps(found), flush=True)
 
 
 def median(values: Sequence[float]) -> float:

@@ -9,12 +9,11 @@ vector that is there already, and no mean: a sum. Both take turns within one run
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
 import torch
-from common import median, parser, ranks, repeated, replica, report
+from common import Participant, answer, median, parser, ranks, repeated, replica, report
 
 MODELS = {"resnet": "ResNet-152's tensors, with BatchNorm buffers", "one": "one tensor", "small": "tensors of 1000"}
 
@@ -24,17 +23,11 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
     from mpi4py import MPI
 
     from colearn_hpc.algorithm.shared_model import FlatModel
-    from colearn_hpc.mpi.exchange import Exchange
-    from colearn_hpc.mpi.topology import DataCenter
-    from colearn_hpc.trainer.averaging import Averaging
-    from colearn_hpc.trainer.round_log import CenterRecord
 
     world = MPI.COMM_WORLD
-    center = DataCenter.join()
-    averaging = Averaging(Exchange(center), codec=codec)
-    module: Any = replica(parameters, tensors, seed=0)
-    averaging.start_from(module)
-    record = CenterRecord(center.name)
+    participant = Participant(codec)
+    module = replica(parameters, tensors, seed=0)
+    participant.start_from(module)
     with torch.no_grad():
         for p in module.parameters():
             p.add_(0.01 * (1 + world.rank))
@@ -44,10 +37,7 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
     if profile:
         watch(spent)
 
-    def ours() -> None:
-        averaging.run(module, [], record, 0, False, lambda change, leaves: change)
-
-    steps = {"ours": ours, "raw": lambda: world.Allreduce(MPI.IN_PLACE, vector.numpy())}
+    steps = {"ours": participant.average, "raw": lambda: world.Allreduce(MPI.IN_PLACE, vector.numpy())}
     seconds = repeated(rounds, steps, world.Barrier)
     figures = {name: median(values) for name, values in seconds.items()}
     parts = {f"{name} (s)": median(values[1:]) for name, values in spent.items()}
@@ -121,11 +111,7 @@ def main() -> None:
 
         pipeline.SLICE = chosen.slice or pipeline.SLICE
         pipeline.AHEAD = chosen.ahead or pipeline.AHEAD
-        found = measure(chosen.parameters[0], chosen.tensors[0], chosen.rounds, chosen.codec[0], chosen.profile)
-        from mpi4py import MPI
-
-        if MPI.COMM_WORLD.rank == 0:
-            print(json.dumps(found), flush=True)
+        answer(measure(chosen.parameters[0], chosen.tensors[0], chosen.rounds, chosen.codec[0], chosen.profile))
         return
     rows = []
     for count in chosen.centers:

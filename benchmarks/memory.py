@@ -8,12 +8,11 @@ shared model, the mean and the pipeline's slots are all in it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser, ranks, replica, report
+from common import Participant, answer, parser, ranks, replica, report
 
 
 def resident(highest: bool = False) -> int:
@@ -32,28 +31,22 @@ def measure(parameters: int, codec: str) -> dict[str, Any]:
     from mpi4py import MPI
 
     from colearn_hpc.algorithm.shared_model import FlatModel
-    from colearn_hpc.mpi.exchange import Exchange
-    from colearn_hpc.mpi.topology import DataCenter
-    from colearn_hpc.trainer.averaging import Averaging
-    from colearn_hpc.trainer.round_log import CenterRecord
 
-    center = DataCenter.join()
-    averaging = Averaging(Exchange(center), codec=codec)
-    module: Any = replica(parameters)
+    module = replica(parameters)
     size = 4 * FlatModel.of(module).size
     # MPI's own buffers are not the exchange's: let it make them first.
-    small = replica(1_000_000)
-    warm = Averaging(averaging.exchange, codec=codec)
-    warm.start_from(small)  # type: ignore[arg-type]
-    warm.run(small, [], CenterRecord(""), 0, False, lambda change, leaves: change)  # type: ignore[arg-type]
+    warm = Participant(codec)
+    warm.start_from(replica(1_000_000))
+    warm.average()
+    participant = Participant(codec, warm.exchange)
     forget()
     before = resident()
-    averaging.start_from(module)
+    participant.start_from(module)
     for _ in range(3):
-        averaging.run(module, [], CenterRecord(center.name), 0, False, lambda change, leaves: change)
+        participant.average()
     between, peak = resident() - before, resident(highest=True) - before
     return {
-        "centers": center.world_size,
+        "centers": MPI.COMM_WORLD.size,
         "model (MB)": size / 1e6,
         "codec": codec,
         "between rounds / model": MPI.COMM_WORLD.allreduce(between, MPI.MAX) / size,
@@ -70,11 +63,7 @@ def main() -> None:
     chosen = options.parse_args()
     if chosen.worker:
         torch.set_num_threads(1)
-        found = measure(chosen.parameters[0], chosen.codec[0])
-        from mpi4py import MPI
-
-        if MPI.COMM_WORLD.rank == 0:
-            print(json.dumps(found), flush=True)
+        answer(measure(chosen.parameters[0], chosen.codec[0]))
         return
     rows = []
     for count in chosen.centers:

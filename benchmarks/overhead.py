@@ -8,9 +8,7 @@ Lightning DDP on the same two processes.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, median, parser, ranks, report
+from common import answer, environment, median, parser, ranks, report
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from torch import nn
@@ -29,6 +27,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from colearn_hpc.cli.launch import find_mpirun
 
 SKIPPED = 30  # steps
+BARE: dict[str, Any] = {  # a Trainer with nothing else in it that takes time
+    "max_epochs": 1,
+    "accelerator": "cpu",
+    "use_distributed_sampler": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "logger": False,
+}
 
 
 class Net(LightningModule):
@@ -73,18 +80,12 @@ def trained(center: Any, callbacks: list[Any], batches: int) -> None:
 
     x, y = torch.randn(32 * batches, 1, 8, 8), torch.zeros(32 * batches, dtype=torch.int64)
     trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
         devices=center.local_size,
         num_nodes=center.nodes,
         strategy="ddp" if center.size > 1 else "auto",
         plugins=[DataCenterEnvironment(center)],
         callbacks=callbacks,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=False,
+        **BARE,
     )
     trainer.fit(Net(), DataLoader(TensorDataset(x, y), batch_size=32))
 
@@ -163,16 +164,10 @@ def first_step(name: str) -> None:
         return
     x, y = torch.randn(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64)
     trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
         devices=2,
         strategy="ddp",
         callbacks=[FirstStep()],
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=False,
+        **BARE,
     )
     trainer.fit(Net(), DataLoader(TensorDataset(x, y), batch_size=32))
 
@@ -192,9 +187,7 @@ def main() -> None:
         return
     if chosen.worker:
         torch.set_num_threads(1)
-        found = measure(chosen.layouts[0], chosen.steps, chosen.rounds)
-        if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")) == "0":
-            print(json.dumps(found), flush=True)
+        answer(measure(chosen.layouts[0], chosen.steps, chosen.rounds))
         return
     rows = []
     for layout in chosen.layouts:

@@ -8,13 +8,12 @@ time follows K through the one memory that all share. What K machines do is arit
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import exchange
 import memory
 import torch
-from common import parser, ranks, report
+from common import answer, parser, ranks, report
 
 
 def measure(parameters: int, rounds: int) -> dict[str, Any]:
@@ -45,12 +44,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     chosen = options.parse_args()
     if chosen.worker:
-        from mpi4py import MPI
-
         torch.set_num_threads(1)
-        found = measure(chosen.fixed, chosen.rounds)
-        if MPI.COMM_WORLD.rank == 0:
-            print(json.dumps(found), flush=True)
+        answer(measure(chosen.fixed, chosen.rounds))
         return
     places = [(count, chosen.fixed) for count in chosen.centers]
     places += [(chosen.at, parameters) for parameters in chosen.parameters if (chosen.at, parameters) not in places]

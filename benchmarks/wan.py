@@ -10,7 +10,6 @@ from the interfaces, headers and acknowledgements included, beside our ledger's 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import median, parser, ranks, replica, report
+from common import Participant, answer, median, parser, ranks, replica, report
 
 NETWORK, BRIDGE = "10.92.0", "colearnwan"
 # mpirun starts its daemon on each "host" by this; HOST is a namespace.
@@ -71,32 +70,26 @@ def measure(parameters: int, rounds: int, megabits: int, codec: str, with_raw: b
     from mpi4py import MPI
 
     from colearn_hpc.algorithm.shared_model import FlatModel
-    from colearn_hpc.mpi.exchange import Exchange
-    from colearn_hpc.mpi.topology import DataCenter
-    from colearn_hpc.trainer.averaging import Averaging
-    from colearn_hpc.trainer.round_log import CenterRecord
 
     world = MPI.COMM_WORLD
-    center = DataCenter.join()
-    averaging = Averaging(Exchange(center), codec=codec)
-    module: Any = replica(parameters, "resnet")
-    averaging.start_from(module)
+    participant = Participant(codec)
+    module = replica(parameters, "resnet")
+    participant.start_from(module)
     with torch.no_grad():
         for p in module.parameters():
             p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(world.rank)))
     size = FlatModel.of(module).size
-    record = CenterRecord(center.name)
     vector = torch.ones(size)
     seconds: dict[str, list[float]] = {"ours": [], "raw": []}
     wire, ledger = [], []
     for _ in range(rounds):
         world.Barrier()
         before, start = sent_by_link(), time.perf_counter()
-        averaging.run(module, [], record, 0, False, lambda change, leaves: change)
+        participant.average()
         world.Barrier()
         seconds["ours"].append(time.perf_counter() - start)
         wire.append(world.allreduce(sent_by_link() - before))
-        ledger.append(world.allreduce(record.bytes_sent))
+        ledger.append(world.allreduce(participant.record.bytes_sent))
         if with_raw and codec == "fp32":
             world.Barrier()
             start = time.perf_counter()
@@ -134,11 +127,7 @@ def main() -> None:
     chosen: argparse.Namespace = options.parse_args()
     if chosen.worker:
         torch.set_num_threads(1)
-        found = measure(chosen.parameters, chosen.rounds, chosen.rates[0], chosen.codec[0], chosen.raw)
-        from mpi4py import MPI
-
-        if MPI.COMM_WORLD.rank == 0:
-            print(json.dumps(found), flush=True)
+        answer(measure(chosen.parameters, chosen.rounds, chosen.rates[0], chosen.codec[0], chosen.raw))
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:

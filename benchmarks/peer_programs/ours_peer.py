@@ -15,13 +15,11 @@ make_torchvision_importable()
 import job  # noqa: E402
 import pytorch_lightning as pl  # noqa: E402
 import torch  # noqa: E402
+from common import Participant  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 import colearn_hpc  # noqa: E402
 from colearn_hpc import CoLearning, DataCenter  # noqa: E402
-from colearn_hpc.mpi.exchange import Exchange  # noqa: E402
-from colearn_hpc.trainer.averaging import Averaging  # noqa: E402
-from colearn_hpc.trainer.round_log import CenterRecord  # noqa: E402
 
 CODEC = sys.argv[4] if len(sys.argv) > 4 else "fp32"
 
@@ -40,13 +38,13 @@ class Task(pl.LightningModule):
 
 def exchange(center):
     net = job.network()
-    averaging = Averaging(Exchange(center), codec=CODEC)
-    averaging.start_from(net)
+    participant = Participant(CODEC)
+    participant.start_from(net)
     seconds = []
-    for index in range(job.ROUNDS):
+    for _ in range(job.ROUNDS):
         MPI.COMM_WORLD.Barrier()
         start = time.perf_counter()
-        averaging.run(net, [], CenterRecord(center.name), index, False, lambda change, leaves: change)
+        participant.average()
         MPI.COMM_WORLD.Barrier()
         seconds.append(time.perf_counter() - start)
     return seconds, net
