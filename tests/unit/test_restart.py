@@ -57,9 +57,9 @@ def test_one_rank_that_cannot_begin_again_ends_it_for_all():
 
 
 def test_faults_are_read():
-    fault = Fault.parse("hang@center=dc1,rank=1,round=2,epoch=3,step=4,at=validation,seconds=1.5")
-    assert (fault.kind, fault.center, fault.rank, fault.round, fault.epoch) == ("hang", "dc1", 1, 2, 3)
-    assert (fault.step, fault.at, fault.seconds, fault.times) == (4, "validation", 1.5, 1)
+    text = "hang@center=dc1,rank=1,round=2,epoch=3,step=4,at=validation,seconds=1.5"
+    whole = {"kind": "hang", "center": "dc1", "rank": 1, "round": 2, "epoch": 3, "step": 4, "at": "validation"}
+    assert Fault.parse(text) == Fault(text, **whole, seconds=1.5, times=1)
 
 
 @pytest.mark.parametrize(
