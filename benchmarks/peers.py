@@ -121,7 +121,8 @@ def main() -> None:
         }
         for name in chosen.peers
     ]
-    report(rows, chosen)
+    del chosen.folder  # says nothing about the figures
+    report(rows, chosen, seconds=seconds)
 
 
 if __name__ == "__main__":
