@@ -29,7 +29,7 @@ def read(net):
 def write(net, arrays):
     with torch.no_grad():
         for p, array in zip(net.parameters(), arrays, strict=True):
-            p.copy_(torch.from_numpy(array.copy()))
+            p.copy_(torch.from_numpy(array))
 
 
 class Client(NumPyClient):

@@ -44,8 +44,12 @@ def shard(participant: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(net: nn.Module, participant: int, round_index: int) -> None:
-    """One round's local epochs of SGD."""
+    """One round's local epochs of SGD. Without epochs: a step in the first round, which is not counted."""
     if not EPOCHS:
+        if round_index == 0:
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter.add_(0.01 * participant)
         return
     x, y = shard(participant)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
@@ -55,6 +59,13 @@ def train(net: nn.Module, participant: int, round_index: int) -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
             optimizer.step()
+
+
+def check_mean(net: nn.Module) -> None:
+    """Whether a peer did the work: the mean of the first round's steps is in every tensor."""
+    step = 0.01 * (PARTICIPANTS - 1) / 2
+    for parameter, before in zip(net.parameters(), network().parameters(), strict=True):
+        torch.testing.assert_close(parameter, before + step, atol=1e-4, rtol=0)
 
 
 def accuracy(net: nn.Module) -> float:
@@ -68,6 +79,7 @@ def accuracy(net: nn.Module) -> float:
 
 def finished(seconds: list[float], net: nn.Module, version: str, started: float) -> None:
     """For the benchmark to read."""
+    if not EPOCHS:
+        check_mean(net)
     found = {"seconds": seconds, "accuracy": accuracy(net), "version": version, "wall": time.time() - started}
-    total = sum(float(p.double().sum()) for p in net.parameters())
-    print("FOUND " + json.dumps(found | {"torch": torch.__version__, "sum": total}), flush=True)
+    print("FOUND " + json.dumps(found | {"torch": torch.__version__}), flush=True)

@@ -41,7 +41,8 @@ def exchange(center):
     participant = Participant(CODEC)
     participant.start_from(net)
     seconds = []
-    for _ in range(job.ROUNDS):
+    for index in range(job.ROUNDS):
+        job.train(net, center.index, index)
         MPI.COMM_WORLD.Barrier()
         start = time.perf_counter()
         participant.average()
