@@ -31,12 +31,23 @@ class Namespaces:
         megabits: bandwidth of each link, per second and direction; 0: not limited.
         folder: for the launch agent.
         retries: net.ipv4.tcp_retries2 in all of them; 0: the kernel's own (15: about 15 minutes).
+        congestion: TCP's congestion control on the links; empty: the machine's own.
     """
 
-    def __init__(self, name: str, network: str, centers: int, megabits: int, folder: Path, retries: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        network: str,
+        centers: int,
+        megabits: int,
+        folder: Path,
+        retries: int = 0,
+        congestion: str = "",
+    ) -> None:
         if os.geteuid() or not all(shutil.which(tool) for tool in ("ip", "tc")):
             sys.exit("this needs root, ip and tc: it makes network namespaces")
         self.name, self.network, self.centers, self.megabits, self.retries = name, network, centers, megabits, retries
+        self.congestion = congestion
         self.hosts = [f"{name}{k}" for k in range(centers)]
         self._bridge = f"{name}-br"
         self._agent = folder / "agent.sh"
@@ -55,6 +66,9 @@ class Namespaces:
             _ip(f"-n {host} link set lo up")
             _ip(f"-n {host} addr add {self.network}.{k + 1}/24 dev eth0")
             _ip(f"-n {host} link set eth0 up")
+            if self.congestion:
+                # By route: a namespace may be forbidden to choose for all of itself.
+                _ip(f"-n {host} route replace {self.network}.0/24 dev eth0 congctl {self.congestion}")
             if self.retries:
                 _ip(f"netns exec {host} sysctl -qw net.ipv4.tcp_retries2={self.retries}")
             if self.megabits:
@@ -109,6 +123,8 @@ class Namespaces:
         there = subprocess.run(["ip", "netns", "list"], text=True, capture_output=True).stdout.split()
         for host in self.hosts:
             if host in there:
+                # The link first: a namespace that ends takes it along only some time later.
+                subprocess.run(["ip", "link", "del", f"{host}-l"], stderr=subprocess.DEVNULL)
                 _ip(f"netns del {host}")
         subprocess.run(["ip", "link", "del", self._bridge], stderr=subprocess.DEVNULL)
 

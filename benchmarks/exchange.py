@@ -84,6 +84,7 @@ def watch(spent: dict[str, list[float]]) -> None:
     timed(pipeline.Pipeline, "_read", "read")
     timed(pipeline, "weighted_mean", "sum")
     timed(pipeline, "squares", "norm")
+    timed(pipeline, "distances", "divergence")
     timed(pipeline.Pipeline, "_send", "send")
     timed(pipeline.Pipeline, "_complete", "wait")
     timed(averaging.Averaging, "_commit", "commit")
@@ -102,7 +103,7 @@ def main() -> None:
         "--mpirun", default="--oversubscribe --bind-to none", help="its options (default: %(default)s)"
     )
     options.add_argument("--slice", type=int, default=0, help="pipeline.SLICE, elements (default: the package's)")
-    options.add_argument("--ahead", type=int, default=0, help="pipeline.AHEAD, chunks (default: the package's)")
+    options.add_argument("--ahead", type=int, default=0, help="pipeline.GATHERING, chunks (default: the package's)")
     options.add_argument("--profile", action="store_true", help="also wall seconds by stage, on the first rank")
     chosen = options.parse_args()
     if chosen.worker:
@@ -110,7 +111,7 @@ def main() -> None:
         from colearn_hpc.mpi import pipeline
 
         pipeline.SLICE = chosen.slice or pipeline.SLICE
-        pipeline.AHEAD = chosen.ahead or pipeline.AHEAD
+        pipeline.GATHERING = chosen.ahead or pipeline.GATHERING
         answer(measure(chosen.parameters[0], chosen.tensors[0], chosen.rounds, chosen.codec[0], chosen.profile))
         return
     rows = []
