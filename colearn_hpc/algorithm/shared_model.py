@@ -146,35 +146,6 @@ class FlatModel:
             target.copy_(source, non_blocking=self.on_gpu)
         self.wait()
 
-    @torch.no_grad()
-    def replace(self, vector: Tensor) -> float:
-        """:meth:`unpack`, and ``‖w - v‖²`` between the parameters before and after, in one pass over memory.
-
-        The square is a figure for people: blocks of it are summed in the tensors' own precision.
-
-        Raises:
-            ValueError: the vector has another length.
-        """
-        self._check_length(vector)
-        distance = 0.0
-        scratch: dict[torch.dtype, Tensor] = {}
-        for entry, tensor in zip(self.entries, self._tensors, strict=True):
-            target, source = _real(tensor.detach()), vector[entry.offset : entry.offset + entry.length]
-            if entry.offset >= self.parameter_size:
-                target.copy_(source.view(target.shape), non_blocking=self.on_gpu)
-            elif target.device.type == "cpu" and target.is_contiguous():
-                difference = scratch.setdefault(target.dtype, torch.empty(_BLOCK, dtype=target.dtype))
-                for old, new in zip(target.view(-1).split(_BLOCK), source.split(_BLOCK), strict=True):
-                    step = torch.sub(old, new, out=difference[: len(old)])
-                    distance += _square(step)
-                    old.copy_(new)
-            else:
-                new = source.to(target.device, non_blocking=self.on_gpu).view(target.shape)
-                distance += float((target - new).float().square_().sum())
-                target.copy_(new)
-        self.wait()
-        return distance
-
     def _at(self, place: int) -> tuple[FlatEntry, Tensor]:
         """The entry that holds element ``place``, and its tensor as a flat one."""
         # Of several entries at one offset all but the last are empty.
@@ -245,7 +216,7 @@ class Squares:
     @property
     def relative_change(self) -> float:
         """``‖w̄ⁱ - w̄ⁱ⁻¹‖ / ‖w̄ⁱ⁻¹‖`` of eq. 4; 0 when nothing changed, ``inf`` when something came from all zeros."""
-        return _ratio(self.change, self.before)
+        return ratio_of_norms(self.change, self.before)
 
 
 @torch.no_grad()
@@ -306,6 +277,24 @@ def squares(new: Tensor, old: Tensor | None) -> Squares:
     return Squares(change, before, after)
 
 
+@torch.no_grad()
+def distances(rows: Sequence[Tensor], mean: Tensor) -> list[float]:
+    """``‖w_k - w̄‖²`` of each row, in blocks that stay in cache.
+
+    A figure for people: blocks of it are summed in the rows' own precision.
+
+    Args:
+        rows: of w_k, each of shape ``(n,)``.
+        mean: of w̄, shape ``(n,)``.
+    """
+    step = torch.empty(min(_BLOCK, len(mean)), dtype=mean.dtype)
+    found = []
+    for row in rows:
+        pairs = zip(row.split(_BLOCK), mean.split(_BLOCK), strict=True)
+        found.append(sum(_square(torch.sub(w, m, out=step[: w.shape[0]])) for w, m in pairs))
+    return found
+
+
 def relative_change(new: Tensor, old: Tensor) -> float:
     """``‖new - old‖ / ‖old‖`` of eq. 4: L2 norm, float64 accumulation.
 
@@ -346,8 +335,8 @@ def _square(vector: Tensor) -> float:
     return square if math.isfinite(square) else float(vector.double().square().sum())
 
 
-def _ratio(difference: float, reference: float) -> float:
-    """Square root of a quotient of squared norms."""
+def ratio_of_norms(difference: float, reference: float) -> float:
+    """The quotient of two norms from their squares; 0 / 0 is 0."""
     if reference == 0:
         return 0.0 if difference == 0 else math.inf
     return math.sqrt(difference / reference)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from colearn_hpc.algorithm.shared_model import Squares, squares
-from colearn_hpc.mpi.pipeline import Compression, Idle, Pipeline, Source, Vector
+from colearn_hpc.algorithm.shared_model import Squares, ratio_of_norms, squares
+from colearn_hpc.mpi.pipeline import Compression, Idle, Pipeline, Source
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -20,33 +20,20 @@ CHUNK = 1 << 24  # elements per message inside a data center: counts stay far be
 
 @dataclass(frozen=True)
 class Taken:
-    """What is known about a mean beside its value; the same on all leaders, but for the bytes.
+    """What is known about a mean beside its value; the same on all leaders, but for bytes and divergence.
 
     Attributes:
         bytes_sent: payload this process sent.
         squares: the sums of eq. 4 over the whole of the parameters.
         finite: whether nothing in the mean is NaN or ±Inf.
+        divergence: ‖w_k - w̄‖ / ‖w̄‖ of this leader's parameters, with a codec as they arrived; NaN without
+            a last shared model, or if it gave nothing.
     """
 
     bytes_sent: int
     squares: Squares
     finite: bool
-
-
-def mean_over_leaders(leaders: MPI.Comm, vector: Tensor, weights: Sequence[float]) -> int:
-    """Replace the leaders' vectors by their weighted mean (eq. 2), in place. Collective over ``leaders``.
-
-    :func:`take_mean` in its plainest form.
-
-    Args:
-        leaders: one rank per data center that takes part, in the order of the data centers.
-        vector: contiguous CPU vector, shape ``(n,)``, the same n on all leaders.
-        weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it.
-
-    Returns:
-        Payload bytes this process sent.
-    """
-    return take_mean(leaders, Vector(vector), vector, weights).bytes_sent
+    divergence: float
 
 
 def take_mean(
@@ -71,7 +58,8 @@ def take_mean(
     Args:
         leaders: one rank per data center that takes part, in the order of the data centers.
         source: this leader's vector, the same size on all leaders; not written to, unless ``result`` is its memory.
-        result: contiguous CPU vector, shape ``(size,)``, in which the mean is put.
+        result: contiguous CPU vector, shape ``(size,)``, in which the mean is put; not the source's memory, if there is
+            a ``previous``.
         weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it, and may
             hold NaN.
         parameter_size: length of the leading part to which norms and codec apply; None: all of it.
@@ -88,15 +76,16 @@ def take_mean(
     if leaders.Get_size() == 1:
         result.copy_(source.read(0, source.size, result))
         source.wait()
-        mine, rest, sent = squares(result[:length], None if previous is None else previous[:length]), Squares(), 0
-        rest = squares(result[length:], None)
+        mine = squares(result[:length], None if previous is None else previous[:length])
+        rest, apart, sent = squares(result[length:], None), [0.0], 0
     else:
         if compression is not None:
             compression.prepare(length)
         pipeline = Pipeline(leaders, source, result, weights, length, previous, compression, idle)
         pipeline.run()
-        mine, rest, sent = pipeline.squares, pipeline.rest, pipeline.sent
-    total, others = Squares(), Squares()
-    for part, other in leaders.allgather((mine, rest)):
-        total, others = total + part, others + other
-    return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after))
+        mine, rest, apart, sent = pipeline.squares, pipeline.rest, pipeline.distances, pipeline.sent
+    total, others, distance, me = Squares(), Squares(), 0.0, leaders.Get_rank()
+    for part, other, apart_there in leaders.allgather((mine, rest, apart)):
+        total, others, distance = total + part, others + other, distance + apart_there[me]
+    divergence = ratio_of_norms(distance, total.after) if previous is not None and weights[me] else math.nan
+    return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after), divergence)

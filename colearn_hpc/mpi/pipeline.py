@@ -1,12 +1,13 @@
 """How the mean travels: chunk after chunk, several under way at a time.
 
-    post      read chunk c+2 from the model, send each leader its slice of it
-    average   own slice of chunk c+1: all rows are here, sum them, send the result to all
-    collect   chunk c: all slices of the mean are here
+    post      read a chunk from the model, send each leader its slice of it
+    average   GATHERING chunks later: all rows of the own slice are here, sum them, send the result to all
+    collect   SPREADING chunks later: all slices of the mean are here
 
-While one chunk is on the wire the next is read and the one before is summed, and everything that is not the result
-fits in a few slots of one chunk each. Plain sends and receives, because a leader then sums straight from where rows
-arrive and sends straight from where weights lie; and because collectives of different MPIs sum in different orders.
+So many chunks are on the wire at a time that a link with a long delay does not run dry. What is not the result fits
+in a few slots of one chunk each: slices of the mean arrive in the result itself, and need no slot. Plain sends and
+receives, because a leader then sums straight from where rows arrive and sends straight from where weights lie; and
+because collectives of different MPIs sum in different orders.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from torch import Tensor
 
 from colearn_hpc import faults
 from colearn_hpc.algorithm.codec import BLOCK, Codec
-from colearn_hpc.algorithm.shared_model import Squares, squares, weighted_mean
+from colearn_hpc.algorithm.shared_model import Squares, distances, squares, weighted_mean
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 SLICE = 1 << 17  # elements of a leader's slice of a chunk: 512 KiB stay in a core's cache
-CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not the result stays under 20 MB for any K
-AHEAD = 2  # chunks that are sent before the first one is waited for
+CHUNK = 1 << 18  # elements of a chunk at most, over all leaders: what is not the result stays under 20 MB for any K
+GATHERING = 4  # chunks that are sent before the first one is waited for; each takes a slot's memory
+SPREADING = 8  # chunks of which the mean may be under way to all
 _TO_OWNER, _TO_ALL = 1, 2  # tags
 
 Idle = Callable[[float, Callable[[], set[int]]], object]
@@ -98,8 +100,6 @@ class _Slot:
     inbox: Tensor  # (K, bytes): rows of the own slice, then slices of the mean
     outbox: Tensor  # (K, bytes) with a codec, else empty
     steps: Tensor  # (chunk,) with a codec, else empty: what is encoded
-    sends: list[tuple[int, MPI.Request]] = field(default_factory=list)  # to whom
-    receives: list[tuple[int, MPI.Request]] = field(default_factory=list)  # from whom
     values: list[Tensor] = field(default_factory=list)  # the chunk by owner
 
 
@@ -115,10 +115,10 @@ class Pipeline:
     Args:
         leaders: one rank per data center that takes part, in the order of the data centers.
         source: this leader's vector.
-        result: where the mean goes, shape ``(size,)``; may be the source's own vector.
+        result: where the mean goes, shape ``(size,)``; may be the source's own vector, if there is no ``previous``.
         weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it.
         parameter_size: length of the vector's leading part, to which the norm and the codec apply.
-        previous: the last shared model's leading part (needed for the norm, and by a codec); None: no norm.
+        previous: the last shared model's leading part (needed for the norms, and by a codec); None: no norms.
         compression: of the parameters; None sends all as it is.
         idle: called again and again while this rank waits, with the seconds in which nothing came, and a function that
             tells who is awaited (ranks of ``leaders``); may raise to leave.
@@ -149,27 +149,33 @@ class Pipeline:
             raise ValueError("the mean of no participants is undefined: every data center has weight 0")
         self._previous, self._compression, self._idle = previous, compression, idle
         self._chunks = list(_chunks(source.size, parameter_size, self._centers))
-        self._slots = [self._slot() for _ in range(min(AHEAD + 2, len(self._chunks)))]
+        # A coded slice of the mean waits in a slot until it is applied.
+        self._spreading = GATHERING if compression else SPREADING
+        slots = GATHERING + 2 + (self._spreading if compression else 0)
+        self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
+        self._requests: dict[int, list[tuple[int, MPI.Request]]] = {}  # by chunk: with whom
         self.sent = 0
+        self.distances = [0.0] * self._centers
         self.squares = Squares()
         self.rest = Squares()
 
     def run(self) -> None:
-        """Fill ``result``; then ``sent`` holds the payload bytes that this rank sent, ``squares`` and ``rest`` the sums
-        of squares over its own slices, of the parameters and of what follows them."""
+        """Fill ``result``. Then ``sent`` holds the payload bytes that this rank sent; ``squares`` and ``rest`` the sums
+        of squares over its own slices, of the parameters and of what follows them; ``distances`` ``‖w_k - w̄‖²`` of each
+        leader's parameters, over the same slices."""
         total = len(self._chunks)
         if total:
             self._read(0)
-        for step in range(total + AHEAD + 1):
+        for step in range(total + GATHERING + self._spreading):
             if step < total:
                 self._post(step)
                 faults.reached("exchange")
             if step + 1 < total:
                 self._read(step + 1)
-            if 0 <= step - AHEAD + 1 < total:
-                self._average(step - AHEAD + 1)
-            if 0 <= step - AHEAD < total:
-                self._collect(step - AHEAD)
+            if 0 <= step - GATHERING < total:
+                self._average(step - GATHERING)
+            if 0 <= step - GATHERING - self._spreading < total:
+                self._collect(step - GATHERING - self._spreading)
 
     # --- the three stages -----------------------------------------------------------------------------
 
@@ -190,41 +196,48 @@ class Pipeline:
             for k in self._giving:
                 if k != self._me:
                     row = self._row(slot, k, mine, self._coded(chunk))
-                    slot.receives.append((k, self._leaders.Irecv(row.numpy(), k, _TO_OWNER)))
+                    self._receive(number, row, k, _TO_OWNER)
         if self._me not in self._giving:
             self._keep_residual(chunk)
             return
         for k in self._others:
             if _length(chunk, k):
                 message = self._encoded_step(chunk, slot, k) if self._coded(chunk) else slot.values[k]
-                self._send(slot, message, k, _TO_OWNER)
+                self._send(number, message, k, _TO_OWNER)
 
     def _average(self, number: int) -> None:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
         # The sends too: the result may go where the vector lies.
-        self._complete(slot)
+        self._complete(number)
         place = _place(chunk, self._me)
         target = self._result[place]
         if length := len(target):
             if self._coded(chunk):
-                message = self._coded_mean(chunk, slot, place)
+                message = self._coded_mean(chunk, slot)
             else:
                 rows = [slot.values[k] if k == self._me else self._row(slot, k, length, False) for k in self._giving]
                 message = weighted_mean(rows, [self._weights[k] for k in self._giving], out=target)
+                self._measure(chunk, rows, target)
             for k in self._others:
-                self._send(slot, message, k, _TO_ALL)
+                self._send(number, message, k, _TO_ALL)
         for k in self._others:
             if theirs := _length(chunk, k):
                 here = self._row(slot, k, theirs, True) if self._coded(chunk) else self._result[_place(chunk, k)]
-                slot.receives.append((k, self._leaders.Irecv(here.numpy(), k, _TO_ALL)))
+                self._receive(number, here, k, _TO_ALL)
         if chunk.parameters:
             self.squares += squares(target, None if self._previous is None else self._previous[place])
         else:
             self.rest += squares(target, None)
 
+    def _measure(self, chunk: _Chunk, rows: Sequence[Tensor], mean: Tensor) -> None:
+        """How far each leader's slice was from the mean, while both are in cache."""
+        if chunk.parameters and self._previous is not None:
+            for k, distance in zip(self._giving, distances(rows, mean), strict=True):
+                self.distances[k] += distance
+
     def _collect(self, number: int) -> None:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
-        self._complete(slot)
+        self._complete(number)
         if self._coded(chunk):
             for k in self._others:
                 if theirs := _length(chunk, k):
@@ -249,11 +262,11 @@ class Pipeline:
             torch.sub(step, compression.pending[place], out=compression.pending[place])
         return message
 
-    def _coded_mean(self, chunk: _Chunk, slot: _Slot, place: slice) -> Tensor:
+    def _coded_mean(self, chunk: _Chunk, slot: _Slot) -> Tensor:
         """The mean step of the own slice: applied here, and as the message with which the others do the same."""
         compression = self._compression
         assert compression is not None
-        codec, length = compression.codec, place.stop - place.start
+        codec, place, length = compression.codec, _place(chunk, self._me), _length(chunk, self._me)
         rows = []
         for k in self._giving:
             if k == self._me:
@@ -262,6 +275,7 @@ class Pipeline:
                 rows.append(torch.empty(length))
                 codec.decode(self._row(slot, k, length, True), rows[-1])
         mean = weighted_mean(rows, [self._weights[k] for k in self._giving])
+        self._measure(chunk, rows, mean)
         if compression.residual is not None:
             mean.add_(compression.residual[place])
         message = slot.outbox[self._me, : codec.nbytes(length)]
@@ -297,15 +311,17 @@ class Pipeline:
 
     # --- messages -------------------------------------------------------------------------------------
 
-    def _send(self, slot: _Slot, message: Tensor, k: int, tag: int) -> None:
-        slot.sends.append((k, self._leaders.Isend(message.numpy(), k, tag)))
-        self.sent += message.numel() * message.element_size()
+    def _send(self, number: int, message: Tensor, k: int, tag: int) -> None:
+        self._requests.setdefault(number, []).append((k, self._leaders.Isend(message.numpy(), k, tag)))
+        self.sent += message.nbytes
 
-    def _complete(self, slot: _Slot) -> None:
+    def _receive(self, number: int, place: Tensor, k: int, tag: int) -> None:
+        self._requests.setdefault(number, []).append((k, self._leaders.Irecv(place.numpy(), k, tag)))
+
+    def _complete(self, number: int) -> None:
         """Wait for a chunk's messages, politely: on a slow link this takes minutes, and others may need the core."""
-        pending = [*slot.receives, *slot.sends]
+        pending = self._requests.pop(number, [])
         requests = [request for _, request in pending]
-        slot.receives, slot.sends = [], []
         start = time.monotonic()
         while not self._testall(requests):
             waited = time.monotonic() - start

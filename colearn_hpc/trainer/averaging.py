@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from colearn_hpc.algorithm.shared_model import (
     first_non_finite,
     float_buffers,
     relative_change,
-    squares,
     trainable_parameters,
 )
 from colearn_hpc.errors import ParticipantError
@@ -200,13 +198,9 @@ class Averaging:
     def _commit(self, model: FlatModel, result: Tensor, taken: Taken | None, record: CenterRecord) -> None:
         """Make the mean this rank's model. The last shared model's memory serves the next mean."""
         if len(self.exchange.center.topology.centers) > 1:
-            if taken is None:
-                model.unpack(result)
-            else:
-                distance, shared = model.replace(result), result[: model.parameter_size]
-                after = taken.squares.after if self.outer is None else squares(shared, None).after
-                record.divergence = math.sqrt(distance / after) if after else math.inf if distance else 0.0
+            model.unpack(result)
         if taken is not None:
+            record.divergence = taken.divergence
             self.previous, self._room = result, self.previous
             if self._compression is not None:
                 self._compression.commit()

@@ -37,7 +37,7 @@ class CenterRecord:
         train_seconds, wait_seconds, exchange_seconds: local training (validation left out), waiting for the
             others, and averaging.
         bytes_sent: payload sent to other data centers for the mean.
-        divergence: ‖w_k - w̄‖ / ‖w̄‖ before averaging.
+        divergence: ‖w_k - w̄‖ / ‖w̄‖, with the mean of eq. 2 as w̄; NaN for who gave nothing to it.
         local_metrics: metrics of the data center's own model, from its last local epoch.
         shared_metrics: metrics of the shared model, from this data center's validation after averaging.
         absent: why it gave nothing to the round's mean, empty if it did.

@@ -13,6 +13,7 @@ from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, EpochPos
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, RoundOutcome
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,
+    distances,
     first_non_finite,
     is_finite,
     relative_change,
@@ -205,9 +206,14 @@ def test_non_finite_is_found_and_named(value):
     assert is_finite(torch.tensor([3e38, 3e38])), "a finite vector whose sum overflows"
 
 
-def test_replacing_tells_how_far_it_was():
-    module = nn.Linear(2, 1, bias=False)
-    with torch.no_grad():
-        module.weight.copy_(torch.tensor([[3.0, 4.0]]))
-    assert FlatModel.of(module).replace(torch.tensor([0.0, 1.0])) == pytest.approx(9 + 9)
-    assert module.weight.tolist() == [[0.0, 1.0]]
+def test_distances_from_a_mean():
+    rows = [torch.tensor([3.0, 4.0]), torch.tensor([0.0, 1.0]), torch.full((2,), 1e30)]
+    assert distances(rows, torch.tensor([0.0, 1.0])) == pytest.approx([9 + 9, 0, 2e60])
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.sampled_from([0, 1, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 100_000]), seed=st.integers(0, 99))
+def test_distances_across_blocks(n, seed):
+    rows, mean = torch.randn((3, n), generator=torch.Generator().manual_seed(seed)), torch.ones(n)
+    exact = [float((row.double() - mean.double()).square().sum()) for row in rows]
+    assert distances(list(rows), mean) == pytest.approx(exact, rel=1e-4)

@@ -94,6 +94,11 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
     assert taken.finite == bool(torch.isfinite(result).all())
     assert math.isclose(taken.squares.relative_change, relative_change(result[:p], previous), rel_tol=1e-12)
     assert len(set(world.allgather(taken.squares))) == 1
+    if not weights[ME]:
+        assert math.isnan(taken.divergence)
+    elif p and codec == "fp32":
+        apart = relative_change(vectors[ME][:p], result[:p])
+        assert math.isclose(taken.divergence, apart, rel_tol=1e-3), (taken.divergence, apart)
     everything = world.allreduce(taken.bytes_sent)
     if codec == "fp32" and all(weights):
         assert everything == 2 * (K - 1) * mine.size * result.element_size()
@@ -108,8 +113,7 @@ for size in (16, 256):
     for n in sizes:
         for codec in BOUNDS:
             one([(n,)], [torch.float32], codec, [1.0] * K)
-    for ahead in (1, 2, 5):
-        pipeline.AHEAD = ahead
+    for pipeline.GATHERING, pipeline.SPREADING in ((1, 1), (2, 0), (1, 4), (5, 2)):
         for _ in range(6):
             count = int(draw.integers(1, 12))
             kinds = [(), (1,), (0,), (3, 5), (int(draw.integers(1, 3 * chunk)),)]
