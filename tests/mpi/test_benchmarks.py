@@ -1,0 +1,32 @@
+"""The benchmarks run: at sizes at which their figures mean nothing, but with all that they call."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SMALL = ["--parameters", "20000"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("script", "options", "figure"),
+    [
+        ("exchange.py", ["--centers", "2", *SMALL, "--rounds", "1", "--profile"], "ours (s)"),
+        ("exchange.py", ["--centers", "3", *SMALL, "--rounds", "1", "--codec", "int8", "--tensors", "small"], "raw (s)"),
+        ("memory.py", ["--centers", "2", *SMALL, "--codec", "fp32"], "peak / model"),
+        ("scaling.py", ["--centers", "2", "--fixed", "20000", *SMALL, "--at", "2", "--rounds", "1"], "ours / raw"),
+        ("overhead.py", ["--layouts", "1x2", "--steps", "5", "--rounds", "1", "--starts", "0"], "with / without"),
+    ],
+)
+def test_a_benchmark_runs(script, options, figure, tmp_path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(BENCHMARKS / script), "--json", str(file), *options]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == 1 and rows[0][figure] > 0
+    assert figure in done.stderr, "the table"
