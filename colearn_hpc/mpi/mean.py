@@ -15,6 +15,7 @@ from colearn_hpc.mpi.pipeline import Compression, Idle, Pipeline, Source, Vector
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_NONE = Squares()
 CHUNK = 1 << 24  # elements per message inside a data center: counts stay far below 2^31 bytes
 
 
@@ -49,6 +50,47 @@ def mean_over_leaders(leaders: MPI.Comm, vector: Tensor, weights: Sequence[float
     return take_mean(leaders, Vector(vector), vector, weights).bytes_sent
 
 
+class MeanUnderWay:
+    """A mean that has begun: the messages of :meth:`advance` pass while other things are done.
+
+    Memory of it may be written to by messages until :meth:`finish` has returned.
+
+    Args:
+        leaders: see :func:`begin_mean`.
+        pipeline: its way, or None where nobody else takes part.
+        squares, rest: the sums over what needed no way.
+    """
+
+    def __init__(
+        self, leaders: MPI.Comm, pipeline: Pipeline | None, squares: Squares = _NONE, rest: Squares = _NONE
+    ) -> None:
+        self._leaders, self._pipeline = leaders, pipeline
+        self._squares, self._rest = squares, rest
+
+    def advance(self) -> None:
+        """Let messages pass, as far as no waiting is needed. Never blocks."""
+        if self._pipeline is not None:
+            self._pipeline.advance()
+
+    def finish(self, idle: Idle | None = None) -> Taken:
+        """The rest of the way, waiting politely. Collective over the leaders.
+
+        Args:
+            idle: called while this rank waits, see :meth:`Pipeline.run`; may raise to leave.
+
+        Returns:
+            What is known about the mean; its value is in ``result``.
+        """
+        mine, rest, sent = self._squares, self._rest, 0
+        if self._pipeline is not None:
+            self._pipeline.run(idle)
+            mine, rest, sent = self._pipeline.squares, self._pipeline.rest, self._pipeline.sent
+        total, others = Squares(), Squares()
+        for part, other in self._leaders.allgather((mine, rest)):
+            total, others = total + part, others + other
+        return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after))
+
+
 def take_mean(
     leaders: MPI.Comm,
     source: Source,
@@ -60,6 +102,22 @@ def take_mean(
     idle: Idle | None = None,
 ) -> Taken:
     """Take the mean of the leaders' vectors (eq. 2) and measure its change (eq. 4). Collective over ``leaders``.
+
+    See :func:`begin_mean` and :meth:`MeanUnderWay.finish` for the arguments.
+    """
+    return begin_mean(leaders, source, result, weights, parameter_size, previous, compression).finish(idle)
+
+
+def begin_mean(
+    leaders: MPI.Comm,
+    source: Source,
+    result: Tensor,
+    weights: Sequence[float],
+    parameter_size: int | None = None,
+    previous: Tensor | None = None,
+    compression: Compression | None = None,
+) -> MeanUnderWay:
+    """Begin to take a mean. Collective over ``leaders``, but waits for nobody.
 
     An Allreduce in two halves, chunk by chunk: each leader is sent its slice of every vector, sums the slices
     in float64 in the order of the data centers, and sends the result to all. The bits therefore do not depend
@@ -77,7 +135,6 @@ def take_mean(
         parameter_size: length of the leading part to which norms and codec apply; None: all of it.
         previous: the last shared model, the same bits on all leaders, shape ``(>= parameter_size,)``.
         compression: how parameters are written on the wire; needs ``previous``. Its residual is not yet committed.
-        idle: called again and again while this rank waits, see :class:`Pipeline`; may raise to leave.
 
     Raises:
         ValueError: all weights are 0, or ``result`` does not fit.
@@ -88,15 +145,8 @@ def take_mean(
     if leaders.Get_size() == 1:
         result.copy_(source.read(0, source.size, result))
         source.wait()
-        mine, rest, sent = squares(result[:length], None if previous is None else previous[:length]), Squares(), 0
-        rest = squares(result[length:], None)
-    else:
-        if compression is not None:
-            compression.prepare(length)
-        pipeline = Pipeline(leaders, source, result, weights, length, previous, compression, idle)
-        pipeline.run()
-        mine, rest, sent = pipeline.squares, pipeline.rest, pipeline.sent
-    total, others = Squares(), Squares()
-    for part, other in leaders.allgather((mine, rest)):
-        total, others = total + part, others + other
-    return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after))
+        mine = squares(result[:length], None if previous is None else previous[:length])
+        return MeanUnderWay(leaders, None, mine, squares(result[length:], None))
+    if compression is not None:
+        compression.prepare(length)
+    return MeanUnderWay(leaders, Pipeline(leaders, source, result, weights, length, previous, compression))

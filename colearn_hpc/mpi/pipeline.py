@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 SLICE = 1 << 17  # elements of a leader's slice of a chunk: 512 KiB stay in a core's cache
 CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not the result stays under 20 MB for any K
 AHEAD = 2  # chunks that are sent before the first one is waited for
-_TO_OWNER, _TO_ALL = 1, 2  # tags
+_TO_OWNER, _TO_ALL = 11, 12  # tags; not those of the leaders' meetings, which may be held while a mean is under way
 
-Idle = Callable[[float, Callable[[], set[int]]], object]
+Awaited = Callable[[], set[int]]
+Idle = Callable[[float, Awaited], object]
 
 
 class Source(Protocol):
@@ -110,7 +111,7 @@ class _Chunk:
 
 
 class Pipeline:
-    """The mean of one vector over the leaders; :meth:`run` is collective over them.
+    """The mean of one vector over the leaders; :meth:`run` is collective over them, :meth:`advance` is not.
 
     Args:
         leaders: one rank per data center that takes part, in the order of the data centers.
@@ -120,8 +121,6 @@ class Pipeline:
         parameter_size: length of the vector's leading part, to which the norm and the codec apply.
         previous: the last shared model's leading part (needed for the norm, and by a codec); None: no norm.
         compression: of the parameters; None sends all as it is.
-        idle: called again and again while this rank waits, with the seconds in which nothing came, and a function that
-            tells who is awaited (ranks of ``leaders``); may raise to leave.
     """
 
     def __init__(
@@ -133,7 +132,6 @@ class Pipeline:
         parameter_size: int,
         previous: Tensor | None = None,
         compression: Compression | None = None,
-        idle: Idle | None = None,
     ) -> None:
         from mpi4py import MPI
 
@@ -147,16 +145,44 @@ class Pipeline:
         self._giving = [k for k in range(self._centers) if weights[k]]
         if not self._giving:
             raise ValueError("the mean of no participants is undefined: every data center has weight 0")
-        self._previous, self._compression, self._idle = previous, compression, idle
+        self._previous, self._compression = previous, compression
         self._chunks = list(_chunks(source.size, parameter_size, self._centers))
         self._slots = [self._slot() for _ in range(min(AHEAD + 2, len(self._chunks)))]
         self.sent = 0
         self.squares = Squares()
         self.rest = Squares()
+        self._progress = self._steps()
+        self._awaited: Awaited | None = None
 
-    def run(self) -> None:
+    def run(self, idle: Idle | None = None) -> None:
         """Fill ``result``; then ``sent`` holds the payload bytes that this rank sent, ``squares`` and ``rest`` the sums
-        of squares over its own slices, of the parameters and of what follows them."""
+        of squares over its own slices, of the parameters and of what follows them.
+
+        Waits politely: on a slow link this takes minutes, and others may need the core.
+
+        Args:
+            idle: called again and again while this rank waits, with the seconds in which nothing came, and a function
+                that tells who is awaited (ranks of ``leaders``); may raise to leave.
+        """
+        awaited, start = None, 0.0
+        while not self.advance():
+            if self._awaited is not awaited:  # the last one has come
+                awaited, start = self._awaited, time.monotonic()
+            waited = time.monotonic() - start
+            if idle is not None and awaited is not None:
+                idle(waited, awaited)
+            if waited < 0.001:
+                os.sched_yield()
+            else:
+                time.sleep(min(0.1 * waited, 0.001))
+
+    def advance(self) -> bool:
+        """Go on for as long as nothing has to be waited for. Never blocks; whether ``result`` is filled."""
+        self._awaited = next(self._progress, None)
+        return self._awaited is None
+
+    def _steps(self) -> Iterator[Awaited]:
+        """All of the mean; yields wherever messages are under way without which it does not go on."""
         total = len(self._chunks)
         if total:
             self._read(0)
@@ -167,9 +193,9 @@ class Pipeline:
             if step + 1 < total:
                 self._read(step + 1)
             if 0 <= step - AHEAD + 1 < total:
-                self._average(step - AHEAD + 1)
+                yield from self._average(step - AHEAD + 1)
             if 0 <= step - AHEAD < total:
-                self._collect(step - AHEAD)
+                yield from self._collect(step - AHEAD)
 
     # --- the three stages -----------------------------------------------------------------------------
 
@@ -199,10 +225,10 @@ class Pipeline:
                 message = self._encoded_step(chunk, slot, k) if self._coded(chunk) else slot.values[k]
                 self._send(slot, message, k, _TO_OWNER)
 
-    def _average(self, number: int) -> None:
+    def _average(self, number: int) -> Iterator[Awaited]:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
         # The sends too: the result may go where the vector lies.
-        self._complete(slot)
+        yield from self._complete(slot)
         place = _place(chunk, self._me)
         target = self._result[place]
         if length := len(target):
@@ -222,9 +248,9 @@ class Pipeline:
         else:
             self.rest += squares(target, None)
 
-    def _collect(self, number: int) -> None:
+    def _collect(self, number: int) -> Iterator[Awaited]:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
-        self._complete(slot)
+        yield from self._complete(slot)
         if self._coded(chunk):
             for k in self._others:
                 if theirs := _length(chunk, k):
@@ -301,20 +327,17 @@ class Pipeline:
         slot.sends.append((k, self._leaders.Isend(message.numpy(), k, tag)))
         self.sent += message.numel() * message.element_size()
 
-    def _complete(self, slot: _Slot) -> None:
-        """Wait for a chunk's messages, politely: on a slow link this takes minutes, and others may need the core."""
+    def _complete(self, slot: _Slot) -> Iterator[Awaited]:
+        """Yields until a chunk's messages have come and gone."""
         pending = [*slot.receives, *slot.sends]
         requests = [request for _, request in pending]
         slot.receives, slot.sends = [], []
-        start = time.monotonic()
+
+        def awaited() -> set[int]:
+            return {k for k, request in pending if not request.Test()}
+
         while not self._testall(requests):
-            waited = time.monotonic() - start
-            if self._idle is not None:
-                self._idle(waited, lambda: {k for k, request in pending if not request.Test()})
-            if waited < 0.001:
-                os.sched_yield()
-            else:
-                time.sleep(min(0.1 * waited, 0.001))
+            yield awaited
 
     def _row(self, slot: _Slot, k: int, length: int, coded: bool) -> Tensor:
         """Where a message of ``length`` elements from ``k`` arrives."""
