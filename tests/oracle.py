@@ -53,7 +53,7 @@ def _set(net, vector: np.ndarray) -> None:
 
 
 def overlapped(nets, data, *, rounds, local_epochs, epsilon, decay, rate, momentum, batch):
-    """Algorithm 1 with ``exchange: {overlap: true}``: the mean of a round comes at the end of the next one's first epoch.
+    """Algorithm 1 with overlap: the mean of a round comes at the end of the next one's first local epoch.
 
     Args:
         nets: K networks of one shape; participant 0's weights are w⁰.
@@ -68,7 +68,7 @@ def overlapped(nets, data, *, rounds, local_epochs, epsilon, decay, rate, moment
     models, history, starts, sent = [], [], [], None
     for net in nets:
         _set(net, shared)
-    for i in range(rounds):
+    for _round in range(rounds):
         epochs, j = local_epochs, 0  # T of the round before, until its mean is there
         while j < epochs:
             j += 1

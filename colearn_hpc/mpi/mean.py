@@ -66,6 +66,7 @@ class MeanUnderWay:
     ) -> None:
         self._leaders, self._pipeline = leaders, pipeline
         self._squares, self._rest = squares, rest
+        _under_way.add(self)
 
     def advance(self) -> None:
         """Let messages pass, as far as no waiting is needed. Never blocks."""
@@ -85,10 +86,15 @@ class MeanUnderWay:
         if self._pipeline is not None:
             self._pipeline.run(idle)
             mine, rest, sent = self._pipeline.squares, self._pipeline.rest, self._pipeline.sent
+        _under_way.discard(self)
         total, others = Squares(), Squares()
         for part, other in self._leaders.allgather((mine, rest)):
             total, others = total + part, others + other
         return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after))
+
+
+# Their memory stays, even if a failure ends the run that has begun them: messages may still arrive in it.
+_under_way: set[MeanUnderWay] = set()
 
 
 def take_mean(
@@ -116,6 +122,7 @@ def begin_mean(
     parameter_size: int | None = None,
     previous: Tensor | None = None,
     compression: Compression | None = None,
+    ahead: int | None = None,
 ) -> MeanUnderWay:
     """Begin to take a mean. Collective over ``leaders``, but waits for nobody.
 
@@ -135,6 +142,7 @@ def begin_mean(
         parameter_size: length of the leading part to which norms and codec apply; None: all of it.
         previous: the last shared model, the same bits on all leaders, shape ``(>= parameter_size,)``.
         compression: how parameters are written on the wire; needs ``previous``. Its residual is not yet committed.
+        ahead: see :class:`Pipeline`.
 
     Raises:
         ValueError: all weights are 0, or ``result`` does not fit.
@@ -149,4 +157,4 @@ def begin_mean(
         return MeanUnderWay(leaders, None, mine, squares(result[length:], None))
     if compression is not None:
         compression.prepare(length)
-    return MeanUnderWay(leaders, Pipeline(leaders, source, result, weights, length, previous, compression))
+    return MeanUnderWay(leaders, Pipeline(leaders, source, result, weights, length, previous, compression, ahead))

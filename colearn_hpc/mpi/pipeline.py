@@ -121,6 +121,8 @@ class Pipeline:
         parameter_size: length of the vector's leading part, to which the norm and the codec apply.
         previous: the last shared model's leading part (needed for the norm, and by a codec); None: no norm.
         compression: of the parameters; None sends all as it is.
+        ahead: chunks that are sent before the first one is waited for; None: ``AHEAD``. More where :meth:`advance` is
+            called seldom: no more than these can move from one call to the next.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Pipeline:
         parameter_size: int,
         previous: Tensor | None = None,
         compression: Compression | None = None,
+        ahead: int | None = None,
     ) -> None:
         from mpi4py import MPI
 
@@ -147,7 +150,8 @@ class Pipeline:
             raise ValueError("the mean of no participants is undefined: every data center has weight 0")
         self._previous, self._compression = previous, compression
         self._chunks = list(_chunks(source.size, parameter_size, self._centers))
-        self._slots = [self._slot() for _ in range(min(AHEAD + 2, len(self._chunks)))]
+        self._ahead = AHEAD if ahead is None else ahead
+        self._slots = [self._slot() for _ in range(min(self._ahead + 2, len(self._chunks)))]
         self.sent = 0
         self.squares = Squares()
         self.rest = Squares()
@@ -183,19 +187,19 @@ class Pipeline:
 
     def _steps(self) -> Iterator[Awaited]:
         """All of the mean; yields wherever messages are under way without which it does not go on."""
-        total = len(self._chunks)
+        total, ahead = len(self._chunks), self._ahead
         if total:
             self._read(0)
-        for step in range(total + AHEAD + 1):
+        for step in range(total + ahead + 1):
             if step < total:
                 self._post(step)
                 faults.reached("exchange")
             if step + 1 < total:
                 self._read(step + 1)
-            if 0 <= step - AHEAD + 1 < total:
-                yield from self._average(step - AHEAD + 1)
-            if 0 <= step - AHEAD < total:
-                yield from self._collect(step - AHEAD)
+            if 0 <= step - ahead + 1 < total:
+                yield from self._average(step - ahead + 1)
+            if 0 <= step - ahead < total:
+                yield from self._collect(step - ahead)
 
     # --- the three stages -----------------------------------------------------------------------------
 

@@ -201,8 +201,8 @@ class CoLearning(Callback):
             trainer.should_stop = True  # a finished run was resumed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.ended is not None:
-            overlap.resume(self, trainer)
+        if self.ended is not None and overlap.resume(self, trainer):
+            self._untaken = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.plan_round(trainer)

@@ -34,7 +34,6 @@ from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.mpi.pipeline import Vector
 from colearn_hpc.trainer import books, rules
 from colearn_hpc.trainer.averaging import Averaging, RunPlace
-from colearn_hpc.trainer.books import Books
 from colearn_hpc.trainer.lightning_gaps import wants_stop
 from colearn_hpc.trainer.metrics import MetricsSplit
 from colearn_hpc.trainer.optimizers import reset_state
@@ -45,6 +44,9 @@ if TYPE_CHECKING:
     from colearn_hpc.trainer.callback import CoLearning
 
 D = TypeVar("D")
+
+# Chunks of 2 MiB that can move from one batch's end to the next.
+AHEAD = 12
 
 
 class OverlappedAveraging(Averaging):
@@ -111,6 +113,7 @@ class OverlappedAveraging(Averaging):
                 model.parameter_size,
                 self._last(model),
                 self._compression,
+                AHEAD,
             )
         return None
 
@@ -141,9 +144,8 @@ class OverlappedAveraging(Averaging):
         taken = exchange.finish_mean() if exchange.center.is_leader else None
         exchange.distribute_in_center(result)
         record.exchange_seconds += time.monotonic() - clock
-        decision = exchange.decide(
-            f"round {round_index}: mean", lambda: decide(self._change(model, result, taken), False)
-        )
+        meeting = f"round {round_index}: mean"
+        decision = exchange.decide(meeting, lambda: decide(self._change(model, result, taken), False))
 
         clock = time.monotonic()
         distance = correct(model, sent, result)
@@ -182,13 +184,20 @@ def averaging_of(colearning: CoLearning) -> Averaging:
     return made(colearning.exchange, *settings)
 
 
-def land(colearning: CoLearning, trainer: pl.Trainer) -> None:
-    """The mean of the round that ended an epoch ago becomes the module's. Collective over the world."""
+def land(colearning: CoLearning, trainer: pl.Trainer, for_good: bool = False) -> None:
+    """The mean that is under way becomes the module's. Collective over the world.
+
+    Args:
+        colearning: with a round that has ended.
+        trainer: its Trainer.
+        for_good: no epoch follows.
+    """
     averaging, ended = _late(colearning), colearning.ended
     assert ended is not None
     decide = functools.partial(books.decide, colearning, ended)
     module, optimizers = trainer.lightning_module, trainer.optimizers
-    _conclude(colearning, trainer, averaging.finish(module, optimizers, ended.record, ended.round, decide))
+    decision = averaging.finish(module, optimizers, ended.record, ended.round, decide)
+    _conclude(colearning, trainer, decision, for_good)
 
 
 def finish_epoch(colearning: CoLearning, trainer: pl.Trainer) -> None:
@@ -204,13 +213,17 @@ def finish_epoch(colearning: CoLearning, trainer: pl.Trainer) -> None:
         # Who leaves now has no epoch in which the mean could come. All wait for it, and it is the run's last.
         statuses = colearning.exchange.meet(f"round {ended.round}: going on", wants_stop(trainer))
         if any(status.content for status in statuses):
-            land(colearning, trainer)
-            _leave(colearning, trainer, ended)
+            land(colearning, trainer, for_good=True)
 
 
-def resume(colearning: CoLearning, trainer: pl.Trainer) -> None:
+def resume(colearning: CoLearning, trainer: pl.Trainer) -> bool:
     """What a resume point says was sent is sent again. Collective over the world: the others do it too, or are on their
-    way to that round's end."""
+    way to that round's end.
+
+    Returns:
+        Whether that round is the last after all: this run is to be shorter than the one before, or another data center
+        leaves. Then the module is the shared model, and what was trained since is dropped.
+    """
     averaging, ended = _late(colearning), colearning.ended
     assert ended is not None
     if not colearning.center.is_leader:
@@ -219,28 +232,26 @@ def resume(colearning: CoLearning, trainer: pl.Trainer) -> None:
     place = RunPlace(ended.round, ended.local_epochs, ended.epochs_done - 1, last=last)
     decide = functools.partial(books.decide, colearning, ended)
     decision = averaging.send(trainer.lightning_module, trainer.optimizers, ended.record, place, decide)
-    if decision is not None:  # this run is to be shorter than the one before, or another data center leaves
-        _conclude(colearning, trainer, decision)
-        _leave(colearning, trainer, ended)
+    if decision is None:
+        return False
+    _conclude(colearning, trainer, decision, for_good=True)
+    return True
 
 
-def _conclude(colearning: CoLearning, trainer: pl.Trainer, decision: tuple[float, int, str]) -> None:
-    colearning.relative_change, colearning.rule_epochs, colearning.stop_reason = decision
-    colearning.landed, colearning.ended = colearning.ended, None
-    assert colearning.landed is not None
-    colearning.landed.relative_change, colearning.landed.next_local_epochs = decision[:2]
-    colearning.local_epochs = rules.planned_epochs(
-        colearning, trainer
-    )  # of the round under way: its first epoch is done
+def _conclude(colearning: CoLearning, trainer: pl.Trainer, decision: tuple[float, int, str], for_good: bool) -> None:
+    landed, colearning.ended = colearning.ended, None
+    assert landed is not None
+    landed.relative_change, landed.next_local_epochs, stop = decision
+    colearning.relative_change, colearning.rule_epochs = decision[:2]
+    colearning.stop_reason = stop or (books.TRAINER_ENDED if for_good else "")
     save_shared_model(colearning, trainer)
-
-
-def _leave(colearning: CoLearning, trainer: pl.Trainer, ended: Books) -> None:
-    """The shared model is the run's result."""
-    _late(colearning).stay()
-    books.close(colearning, ended, trainer, stop=True)
-    colearning.landed = None
-    trainer.should_stop = True
+    if for_good:
+        _late(colearning).stay()
+        books.close(colearning, landed, trainer, stop=True)
+        trainer.should_stop = True
+    else:
+        colearning.landed = landed
+        colearning.local_epochs = rules.planned_epochs(colearning, trainer)  # its first epoch has just been trained
 
 
 def _late(colearning: CoLearning) -> OverlappedAveraging:

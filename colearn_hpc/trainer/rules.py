@@ -193,7 +193,8 @@ def _made(argument: str, name: str, makers: dict[str, Any]) -> Any:
 
 def settings_of(colearning: CoLearning) -> dict[str, str]:
     """The callback's arguments that all data centers must have in common, as text."""
-    return {
+    overlap = {"overlap": "True"} if colearning.overlaps else {}
+    return overlap | {
         "rounds": str(colearning.rounds),
         "schedule": describe(colearning.schedule),
         "local_epochs_rule": describe(colearning.rule),
@@ -203,6 +204,5 @@ def settings_of(colearning: CoLearning) -> dict[str, str]:
         "outer_optimizer": describe(colearning.outer_optimizer),
         "combine": colearning.combine,
         "codec": colearning.codec,
-        "overlap": str(colearning.overlaps),
         "on_failure": colearning.restarts.on_failure,
     }

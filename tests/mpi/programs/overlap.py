@@ -1,6 +1,6 @@
-"""Trains the toy with overlap, by several numbers of data centers and T_0, one after the other, on the first ranks of the
-world. Every rank writes the model as every validation saw it (and which it was), and at the start of every local epoch;
-the first also the shared ones as shared.ckpt held them then, and prints {case: [(T_i, relative change)]}.
+"""Trains the toy with overlap, by several numbers of data centers and T_0, one after the other, on the first ranks of
+the world. Every rank writes the model as every validation saw it (and which it was), and at the start of every local
+epoch; the first also the shared ones as shared.ckpt held them then, and prints {case: [(T_i, relative change)]}.
 
 usage: overlap.py OUT RANKS_PER_CENTER ROUNDS K:T_0:EPSILON [K:T_0:EPSILON ...]
 """
