@@ -19,15 +19,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from _namespaces import Namespaces
 from common import answer, median, parser, ranks, replica, report
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 
-class Slow(pl.LightningModule):
+class Slow(LightningModule):
     """A model of many parameters of which a step moves few.
 
     Args:
@@ -49,16 +49,16 @@ class Slow(pl.LightningModule):
         return torch.optim.SGD([self.moving], lr=0.01)
 
 
-class Ends(pl.Callback):
+class Ends(Callback):
     """When each local epoch ended, all done."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.times.append(time.perf_counter())
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.times.append(time.perf_counter())
 
 
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             resume_points=False,
             centers=center,
         )
-        trainer = pl.Trainer(
+        trainer = Trainer(
             max_epochs=-1,
             accelerator="cpu",
             devices=1,

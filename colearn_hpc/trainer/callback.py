@@ -197,7 +197,7 @@ class CoLearning(Callback):
         resume_files.check_same_place(place if self._resumed else "the start", self.exchange)
         self.round_log.rewind(self.rounds_done)
         self.started = self._epoch_start = time.monotonic()
-        if self.rounds is not None and self.round >= self.rounds:
+        if self.rounds is not None and self.rounds_done >= self.rounds:
             trainer.should_stop = True  # a finished run was resumed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

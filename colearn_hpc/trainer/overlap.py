@@ -34,6 +34,7 @@ from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.mpi.pipeline import Vector
 from colearn_hpc.trainer import books, rules
 from colearn_hpc.trainer.averaging import Averaging, RunPlace
+from colearn_hpc.trainer.books import Books
 from colearn_hpc.trainer.lightning_gaps import wants_stop
 from colearn_hpc.trainer.metrics import MetricsSplit
 from colearn_hpc.trainer.optimizers import reset_state
@@ -210,10 +211,16 @@ def finish_epoch(colearning: CoLearning, trainer: pl.Trainer) -> None:
     ended = colearning.ended
     if ended is not None and ended.round == colearning.round:  # in this epoch
         colearning.begin_round()
-        # Who leaves now has no epoch in which the mean could come. All wait for it, and it is the run's last.
-        statuses = colearning.exchange.meet(f"round {ended.round}: going on", wants_stop(trainer))
-        if any(status.content for status in statuses):
-            land(colearning, trainer, for_good=True)
+        _go_on_together(colearning, trainer, ended)
+
+
+def _go_on_together(colearning: CoLearning, trainer: pl.Trainer, ended: Books) -> bool:
+    """Whether all train on. Who leaves now has no epoch in which the mean could come: then all wait for it here, and it
+    is the run's last. Collective over the world."""
+    statuses = colearning.exchange.meet(f"round {ended.round}: going on", wants_stop(trainer))
+    if leaves := any(status.content for status in statuses):
+        land(colearning, trainer, for_good=True)
+    return not leaves
 
 
 def resume(colearning: CoLearning, trainer: pl.Trainer) -> bool:
@@ -233,7 +240,7 @@ def resume(colearning: CoLearning, trainer: pl.Trainer) -> bool:
     decide = functools.partial(books.decide, colearning, ended)
     decision = averaging.send(trainer.lightning_module, trainer.optimizers, ended.record, place, decide)
     if decision is None:
-        return False
+        return not _go_on_together(colearning, trainer, ended)
     _conclude(colearning, trainer, decision, for_good=True)
     return True
 

@@ -235,8 +235,8 @@ def test_stopped_while_the_mean_is_under_way(fit, tmp_path):
 
 def test_signalled_again_and_again(fit, tmp_path):
     """TERM to one rank, with T = 1: every moment after the first epoch is one with a mean under way."""
-    never = "--colearning.epsilon=0"
-    fit(tmp_path / "whole", 1, never).ok()
+    settings = ["--colearning.epsilon=0", "--colearning.rounds=8"]
+    fit(tmp_path / "whole", 1, *settings).ok()
     run, codes = tmp_path / "run", []
     for victim, delay in ((0, 0.5), (3, 1.0), (2, 1.3)):
 
@@ -248,7 +248,7 @@ def test_signalled_again_and_again(fit, tmp_path):
             time.sleep(delay)
             signal_rank(process.pid, victim, signal.SIGTERM)
 
-        codes.append(fit(tmp_path, 1, never, "--resume", "--model.pause=0.06", during=stop).code)
+        codes.append(fit(tmp_path, 1, *settings, "--resume", "--model.pause=0.1", during=stop).code)
     assert set(codes) <= {0, RESUME_CODE} and RESUME_CODE in codes, codes
-    fit(tmp_path, 1, never, "--resume").ok()
+    fit(tmp_path, 1, *settings, "--resume").ok()
     assert left(run) == left(tmp_path / "whole" / "run")
