@@ -50,3 +50,53 @@ def _flat(net) -> np.ndarray:
 
 def _set(net, vector: np.ndarray) -> None:
     torch.nn.utils.vector_to_parameters(torch.from_numpy(vector.copy()), net.parameters())
+
+
+def overlapped(nets, data, *, rounds, local_epochs, epsilon, decay, rate, momentum, batch):
+    """Algorithm 1 with overlap: the mean of a round comes at the end of the next one's first local epoch.
+
+    Args:
+        nets: K networks of one shape; participant 0's weights are w⁰.
+        data: K TensorDatasets.
+
+    Returns:
+        (models, history, starts): as :func:`co_learning`, and the participants' models at the start of every local
+        epoch, shape (epochs, K, n).
+    """
+    shared = _flat(nets[0])
+    optimizers = [torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum) for net in nets]
+    models, history, starts, sent = [], [], [], None
+    for net in nets:
+        _set(net, shared)
+    for _round in range(rounds):
+        epochs, j = local_epochs, 0  # T of the round before, until its mean is there
+        while j < epochs:
+            j += 1
+            starts.append([_flat(net) for net in nets])
+            for net, dataset, optimizer in zip(nets, data, optimizers, strict=True):
+                x, y = dataset.tensors
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * decay ** (j / epochs)  # eq. 3
+                for start in range(0, len(x), batch):
+                    optimizer.zero_grad()
+                    cross_entropy(net(x[start : start + batch]), y[start : start + batch]).backward()
+                    optimizer.step()
+            if sent is not None:
+                mean, change = _mean(sent, shared)
+                for k, net in enumerate(nets):
+                    _set(net, _flat(net) + (mean - sent[k]))
+                    optimizers[k] = torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum)
+                models.append(mean)
+                history.append((local_epochs, change))
+                shared, sent = mean, None
+                epochs = local_epochs = 2 * local_epochs if change <= epsilon else local_epochs  # eq. 4
+        sent = [_flat(net) for net in nets]
+    mean, change = _mean(sent, shared)  # of the last round, for which all wait
+    return np.array([*models, mean]), [*history, (local_epochs, change)], np.array(starts)
+
+
+def _mean(vectors, before):
+    """Equation 2, and the relative change of eq. 4."""
+    mean = np.mean([w.astype(np.float64) for w in vectors], axis=0).astype(np.float32)
+    difference = mean.astype(np.float64) - before
+    return mean, float(np.linalg.norm(difference) / np.linalg.norm(before.astype(np.float64)))

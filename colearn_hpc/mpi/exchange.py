@@ -37,9 +37,10 @@ from colearn_hpc.errors import (
 )
 from colearn_hpc.mpi import pacing
 from colearn_hpc.mpi.center_link import CenterLink
+from colearn_hpc.mpi.copies import copy_to_all
 from colearn_hpc.mpi.journal import Journal, Mean
 from colearn_hpc.mpi.leaders import FINISHED, Leaders, Outcome
-from colearn_hpc.mpi.mean import CHUNK, Taken, take_mean
+from colearn_hpc.mpi.mean import CHUNK, MeanUnderWay, Taken, begin_mean
 from colearn_hpc.mpi.messages import describe, difference, different_points, joined_errors
 from colearn_hpc.mpi.notices import StopNotices
 from colearn_hpc.mpi.pipeline import Compression, Source, Vector
@@ -77,6 +78,7 @@ class Exchange:
         self.verdict = ""
         self.present = tuple(range(len(center.topology.centers)))
         self.may_miss = False
+        self._under_way: MeanUnderWay | None = None
         self._committed = False  # the others count on this data center until the round's mean is in place
         self._world = center.world.Dup()
         self.link = CenterLink(center)
@@ -84,9 +86,9 @@ class Exchange:
             Leaders(center.leaders, [c.name for c in center.topology.centers]) if center.leaders is not None else None
         )
         self.stops = StopNotices(center, self.link)
-        self.link.idle = self.stops.poll  # a rank that is signalled while it waits tells those who still train
+        self.link.idle = self._idle
         if self._leaders is not None:
-            self._leaders.idle = self.stops.poll
+            self._leaders.idle = self._idle
         self.journal = Journal()
 
     # --- meetings -------------------------------------------------------------------------------------
@@ -161,7 +163,11 @@ class Exchange:
         raise AssertionError("a meeting with somebody stopping ends the run")
 
     def progress(self, text: str, now: bool = False) -> None:
-        """Let the leaders who may be waiting know how far this data center is. Cheap enough for every batch."""
+        """Let the leaders who may be waiting know how far this data center is. Cheap enough for every batch.
+
+        A mean that is under way goes on.
+        """
+        self._idle()
         if self._leaders is not None:
             self._leaders.tell(text, now=now)
             self._leaders.listen()
@@ -187,6 +193,12 @@ class Exchange:
         assert found is not None, "the leader brings an outcome"
         return found
 
+    def _idle(self) -> None:
+        """What must not wait while this rank does."""
+        self.stops.poll()  # a rank that is signalled while it waits tells those who still train
+        if self._under_way is not None:
+            self._under_way.advance()  # MPI moves nothing by itself
+
     def _judged(self, outcome: Outcome) -> list[Status]:
         """The statuses by world rank, unless somebody failed or stops."""
         if outcome.purpose == FINISHED:
@@ -201,6 +213,9 @@ class Exchange:
             self.verdict = joined_errors(statuses, len(self.center.topology.centers))
             raise PeerError(self.verdict)
         if reasons := list(dict.fromkeys(s.stopping for s in statuses if s.stopping)):
+            if self._under_way is not None:
+                # Everyone is here and leaves, so it can come to its end; nobody may leave while messages are under way.
+                self.finish_mean()
             # The most telling one: who was signalled, where that rank itself is here to say so.
             raise Interrupted(max(reasons, key=len))
         if len({s.purpose for s in statuses if not s.absent}) > 1:
@@ -271,7 +286,7 @@ class Exchange:
     @property
     def can_replay(self) -> bool:
         """Whether a restart from the last resume point would find its way."""
-        return self.journal.kept and not self._committed and self.journal.means <= 1
+        return self.journal.whole and not self._committed and self.journal.means <= 1
 
     # --- before round 0 -------------------------------------------------------------------------------
 
@@ -298,16 +313,7 @@ class Exchange:
 
         Any dtype; CPU or GPU tensors. Every rank must bring the same shapes (see :meth:`compare`).
         """
-        root = self.center.topology.centers[0].leader
-        for tensor in tensors:
-            source = tensor.detach()
-            staged = source.cpu().contiguous()
-            flat = staged.reshape(-1).view(torch.uint8) if staged.numel() else staged.reshape(-1)
-            for block in flat.split(1 << 30):
-                self._world.Bcast(block.numpy(), root)
-            if not self.center.is_first:
-                with torch.no_grad():
-                    source.copy_(staged)
+        copy_to_all(self._world, self.center.topology.centers[0].leader, tensors)
 
     # --- the round ------------------------------------------------------------------------------------
 
@@ -358,13 +364,28 @@ class Exchange:
             if compression is not None:
                 compression.pending = mean.pending
             return mean.taken
-        self.doing = "exchanging"
+        self.begin_mean(source, result, weights, parameter_size, previous, compression)
+        taken = self.finish_mean()
+        self.journal.note("mean", Mean(taken, result, None if compression is None else compression.pending))
+        return taken
+
+    def begin_mean(self, source: Source, result: Tensor, weights: Sequence[float], *more: Any) -> None:
+        """Begin what :meth:`take_mean` does, which says what these are: it goes on at every :meth:`progress`, and while
+        this rank waits. Until :meth:`finish_mean` nothing may write to them. Collective over the leaders."""
+        assert self._leaders is not None, "only leaders exchange"
         comm, present = self._leaders.group(self.present), [weights[k] for k in self.present]
-        watch = stall_watch([self.center.topology.centers[k].name for k in self.present], self.timeout)
-        taken = take_mean(comm, source, result, present, parameter_size, previous, compression, watch)
+        self._under_way = begin_mean(comm, source, result, present, *more)
+        self._under_way.advance()
+
+    def finish_mean(self) -> Taken:
+        """Wait until the mean is there. Collective over the leaders, right after a meeting."""
+        assert self._under_way is not None, "begin_mean comes first"
+        self.doing = "exchanging"
+        names = [self.center.topology.centers[k].name for k in self.present]
+        taken = self._under_way.finish(stall_watch(names, self.timeout))
+        self._under_way = None
         self.bytes_sent += taken.bytes_sent
         self.doing = ""
-        self.journal.note("mean", Mean(taken, result, None if compression is None else compression.pending))
         return taken
 
     def distribute_in_center(self, vector: Tensor) -> None:

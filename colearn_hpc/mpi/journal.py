@@ -35,10 +35,12 @@ class Journal:
 
     Attributes:
         kept: whether a restart may want it; until then nothing is written down.
+        gap: something was heard that cannot be told again.
     """
 
     def __init__(self) -> None:
         self.kept = False
+        self.gap = False
         self._entries: list[tuple[str, Outcome | Mean]] = []
         self._replay: deque[tuple[str, Outcome | Mean]] = deque()
 
@@ -46,6 +48,11 @@ class Journal:
     def replaying(self) -> bool:
         """Whether the next meeting or mean is told from here."""
         return bool(self._replay)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that was heard since the last resume point can be told again."""
+        return self.kept and not self.gap
 
     @property
     def means(self) -> int:
@@ -70,6 +77,7 @@ class Journal:
     def clear(self) -> None:
         """A resume point was written: nothing before it will be asked for again."""
         self._entries.clear()
+        self.gap = False
 
     def rewind(self, to_start: bool = True) -> None:
         """Begin to tell again; or, for another failure, stop it."""

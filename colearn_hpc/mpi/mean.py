@@ -15,6 +15,7 @@ from colearn_hpc.mpi.pipeline import Compression, Idle, Pipeline, Source
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_NONE = Squares()
 CHUNK = 1 << 24  # elements per message inside a data center: counts stay far below 2^31 bytes
 
 
@@ -36,6 +37,60 @@ class Taken:
     divergence: float
 
 
+class MeanUnderWay:
+    """A mean that has begun: the messages of :meth:`advance` pass while other things are done.
+
+    Memory of it may be written to by messages until :meth:`finish` has returned.
+
+    Args:
+        leaders: see :func:`begin_mean`.
+        pipeline: its way, or None where nobody else takes part.
+        squares, rest: the sums over what needed no way.
+        gave: this leader's part in it is measured.
+    """
+
+    def __init__(
+        self,
+        leaders: MPI.Comm,
+        pipeline: Pipeline | None,
+        squares: Squares = _NONE,
+        rest: Squares = _NONE,
+        gave: bool = True,
+    ) -> None:
+        self._leaders, self._pipeline, self._gave = leaders, pipeline, gave
+        self._squares, self._rest = squares, rest
+        _under_way.add(self)
+
+    def advance(self) -> None:
+        """Let messages pass, as far as no waiting is needed. Never blocks."""
+        if self._pipeline is not None:
+            self._pipeline.advance()
+
+    def finish(self, idle: Idle | None = None) -> Taken:
+        """The rest of the way, waiting politely. Collective over the leaders.
+
+        Args:
+            idle: called while this rank waits, see :meth:`Pipeline.run`; may raise to leave.
+
+        Returns:
+            What is known about the mean; its value is in ``result``.
+        """
+        mine, rest, apart, sent = self._squares, self._rest, [0.0], 0
+        if (pipeline := self._pipeline) is not None:
+            pipeline.run(idle)
+            mine, rest, apart, sent = pipeline.squares, pipeline.rest, pipeline.distances, pipeline.sent
+        _under_way.discard(self)
+        total, others, distance, me = Squares(), Squares(), 0.0, self._leaders.Get_rank()
+        for part, other, apart_there in self._leaders.allgather((mine, rest, apart)):
+            total, others, distance = total + part, others + other, distance + apart_there[me]
+        divergence = ratio_of_norms(distance, total.after) if self._gave else math.nan
+        return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after), divergence)
+
+
+# Their memory stays, even if a failure ends the run that has begun them: messages may still arrive in it.
+_under_way: set[MeanUnderWay] = set()
+
+
 def take_mean(
     leaders: MPI.Comm,
     source: Source,
@@ -47,6 +102,23 @@ def take_mean(
     idle: Idle | None = None,
 ) -> Taken:
     """Take the mean of the leaders' vectors (eq. 2) and measure its change (eq. 4). Collective over ``leaders``.
+
+    See :func:`begin_mean` and :meth:`MeanUnderWay.finish` for the arguments.
+    """
+    return begin_mean(leaders, source, result, weights, parameter_size, previous, compression).finish(idle)
+
+
+def begin_mean(
+    leaders: MPI.Comm,
+    source: Source,
+    result: Tensor,
+    weights: Sequence[float],
+    parameter_size: int | None = None,
+    previous: Tensor | None = None,
+    compression: Compression | None = None,
+    gathering: int | None = None,
+) -> MeanUnderWay:
+    """Begin to take a mean. Collective over ``leaders``, but waits for nobody.
 
     An Allreduce in two halves, chunk by chunk: each leader is sent its slice of every vector, sums the slices
     in float64 in the order of the data centers, and sends the result to all. The bits therefore do not depend
@@ -65,7 +137,7 @@ def take_mean(
         parameter_size: length of the leading part to which norms and codec apply; None: all of it.
         previous: the last shared model, the same bits on all leaders, shape ``(>= parameter_size,)``.
         compression: how parameters are written on the wire; needs ``previous``. Its residual is not yet committed.
-        idle: called again and again while this rank waits, see :class:`Pipeline`; may raise to leave.
+        gathering: see :class:`Pipeline`.
 
     Raises:
         ValueError: all weights are 0, or ``result`` does not fit.
@@ -77,15 +149,8 @@ def take_mean(
         result.copy_(source.read(0, source.size, result))
         source.wait()
         mine = squares(result[:length], None if previous is None else previous[:length])
-        rest, apart, sent = squares(result[length:], None), [0.0], 0
-    else:
-        if compression is not None:
-            compression.prepare(length)
-        pipeline = Pipeline(leaders, source, result, weights, length, previous, compression, idle)
-        pipeline.run()
-        mine, rest, apart, sent = pipeline.squares, pipeline.rest, pipeline.distances, pipeline.sent
-    total, others, distance, me = Squares(), Squares(), 0.0, leaders.Get_rank()
-    for part, other, apart_there in leaders.allgather((mine, rest, apart)):
-        total, others, distance = total + part, others + other, distance + apart_there[me]
-    divergence = ratio_of_norms(distance, total.after) if previous is not None and weights[me] else math.nan
-    return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after), divergence)
+        return MeanUnderWay(leaders, None, mine, squares(result[length:], None))
+    if compression is not None:
+        compression.prepare(length)
+    pipeline = Pipeline(leaders, source, result, weights, length, previous, compression, gathering)
+    return MeanUnderWay(leaders, pipeline, gave=previous is not None and bool(weights[leaders.Get_rank()]))

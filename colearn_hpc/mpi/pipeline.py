@@ -32,9 +32,10 @@ SLICE = 1 << 17  # elements of a leader's slice of a chunk: 512 KiB stay in a co
 CHUNK = 1 << 18  # elements of a chunk at most, over all leaders: what is not the result stays under 20 MB for any K
 GATHERING = 4  # chunks that are sent before the first one is waited for; each takes a slot's memory
 SPREADING = 8  # chunks of which the mean may be under way to all
-_TO_OWNER, _TO_ALL = 1, 2  # tags
+_TO_OWNER, _TO_ALL = 11, 12  # tags; not those of the leaders' meetings, which may be held while a mean is under way
 
-Idle = Callable[[float, Callable[[], set[int]]], object]
+Awaited = Callable[[], set[int]]
+Idle = Callable[[float, Awaited], object]
 
 
 class Source(Protocol):
@@ -110,7 +111,7 @@ class _Chunk:
 
 
 class Pipeline:
-    """The mean of one vector over the leaders; :meth:`run` is collective over them.
+    """The mean of one vector over the leaders; :meth:`run` is collective over them, :meth:`advance` is not.
 
     Args:
         leaders: one rank per data center that takes part, in the order of the data centers.
@@ -120,8 +121,8 @@ class Pipeline:
         parameter_size: length of the vector's leading part, to which the norm and the codec apply.
         previous: the last shared model's leading part (needed for the norms, and by a codec); None: no norms.
         compression: of the parameters; None sends all as it is.
-        idle: called again and again while this rank waits, with the seconds in which nothing came, and a function that
-            tells who is awaited (ranks of ``leaders``); may raise to leave.
+        gathering: chunks that are sent before the first one is waited for; None: ``GATHERING``. More where
+            :meth:`advance` is called seldom: no more than these can move from one call to the next.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Pipeline:
         parameter_size: int,
         previous: Tensor | None = None,
         compression: Compression | None = None,
-        idle: Idle | None = None,
+        gathering: int | None = None,
     ) -> None:
         from mpi4py import MPI
 
@@ -147,35 +148,64 @@ class Pipeline:
         self._giving = [k for k in range(self._centers) if weights[k]]
         if not self._giving:
             raise ValueError("the mean of no participants is undefined: every data center has weight 0")
-        self._previous, self._compression, self._idle = previous, compression, idle
+        self._previous, self._compression = previous, compression
         self._chunks = list(_chunks(source.size, parameter_size, self._centers))
         # A coded slice of the mean waits in a slot until it is applied.
-        self._spreading = GATHERING if compression else SPREADING
-        slots = GATHERING + 2 + (self._spreading if compression else 0)
+        self._gathering = GATHERING if gathering is None else gathering
+        self._spreading = self._gathering if compression else max(SPREADING, self._gathering)
+        slots = self._gathering + 2 + (self._spreading if compression else 0)
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._requests: dict[int, list[tuple[int, MPI.Request]]] = {}  # by chunk: with whom
         self.sent = 0
         self.distances = [0.0] * self._centers
         self.squares = Squares()
         self.rest = Squares()
+        self._progress = self._steps()
+        self._awaited: Awaited | None = None
 
-    def run(self) -> None:
+    def run(self, idle: Idle | None = None) -> None:
         """Fill ``result``. Then ``sent`` holds the payload bytes that this rank sent; ``squares`` and ``rest`` the sums
         of squares over its own slices, of the parameters and of what follows them; ``distances`` ``‖w_k - w̄‖²`` of each
-        leader's parameters, over the same slices."""
-        total = len(self._chunks)
+        leader's parameters, over the same slices.
+
+        Waits politely: on a slow link this takes minutes, and others may need the core.
+
+        Args:
+            idle: called again and again while this rank waits, with the seconds in which nothing came, and a function
+                that tells who is awaited (ranks of ``leaders``); may raise to leave.
+        """
+        awaited, start = None, 0.0
+        while not self.advance():
+            if self._awaited is not awaited:  # the last one has come
+                awaited, start = self._awaited, time.monotonic()
+            waited = time.monotonic() - start
+            if idle is not None and awaited is not None:
+                idle(waited, awaited)
+            if waited < 0.001:
+                os.sched_yield()
+            else:
+                time.sleep(min(0.1 * waited, 0.001))
+
+    def advance(self) -> bool:
+        """Go on for as long as nothing has to be waited for. Never blocks; whether ``result`` is filled."""
+        self._awaited = next(self._progress, None)
+        return self._awaited is None
+
+    def _steps(self) -> Iterator[Awaited]:
+        """All of the mean; yields wherever messages are under way without which it does not go on."""
+        total, gathering, spreading = len(self._chunks), self._gathering, self._spreading
         if total:
             self._read(0)
-        for step in range(total + GATHERING + self._spreading):
+        for step in range(total + gathering + spreading):
             if step < total:
                 self._post(step)
                 faults.reached("exchange")
             if step + 1 < total:
                 self._read(step + 1)
-            if 0 <= step - GATHERING < total:
-                self._average(step - GATHERING)
-            if 0 <= step - GATHERING - self._spreading < total:
-                self._collect(step - GATHERING - self._spreading)
+            if 0 <= step - gathering < total:
+                yield from self._average(step - gathering)
+            if 0 <= step - gathering - spreading < total:
+                yield from self._collect(step - gathering - spreading)
 
     # --- the three stages -----------------------------------------------------------------------------
 
@@ -205,10 +235,10 @@ class Pipeline:
                 message = self._encoded_step(chunk, slot, k) if self._coded(chunk) else slot.values[k]
                 self._send(number, message, k, _TO_OWNER)
 
-    def _average(self, number: int) -> None:
+    def _average(self, number: int) -> Iterator[Awaited]:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
         # The sends too: the result may go where the vector lies.
-        self._complete(number)
+        yield from self._complete(number)
         place = _place(chunk, self._me)
         target = self._result[place]
         if length := len(target):
@@ -235,9 +265,9 @@ class Pipeline:
             for k, distance in zip(self._giving, distances(rows, mean), strict=True):
                 self.distances[k] += distance
 
-    def _collect(self, number: int) -> None:
+    def _collect(self, number: int) -> Iterator[Awaited]:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
-        self._complete(number)
+        yield from self._complete(number)
         if self._coded(chunk):
             for k in self._others:
                 if theirs := _length(chunk, k):
@@ -318,19 +348,16 @@ class Pipeline:
     def _receive(self, number: int, place: Tensor, k: int, tag: int) -> None:
         self._requests.setdefault(number, []).append((k, self._leaders.Irecv(place.numpy(), k, tag)))
 
-    def _complete(self, number: int) -> None:
-        """Wait for a chunk's messages, politely: on a slow link this takes minutes, and others may need the core."""
+    def _complete(self, number: int) -> Iterator[Awaited]:
+        """Yields until a chunk's messages have come and gone."""
         pending = self._requests.pop(number, [])
         requests = [request for _, request in pending]
-        start = time.monotonic()
+
+        def awaited() -> set[int]:
+            return {k for k, request in pending if not request.Test()}
+
         while not self._testall(requests):
-            waited = time.monotonic() - start
-            if self._idle is not None:
-                self._idle(waited, lambda: {k for k, request in pending if not request.Test()})
-            if waited < 0.001:
-                os.sched_yield()
-            else:
-                time.sleep(min(0.1 * waited, 0.001))
+            yield awaited
 
     def _row(self, slot: _Slot, k: int, length: int, coded: bool) -> Tensor:
         """Where a message of ``length`` elements from ``k`` arrives."""

@@ -40,12 +40,14 @@ class RunPlace:
         local_epochs: T_i, as trained.
         epochs_done: local epochs finished before the one that ends.
         leaving: its Trainer ended, and this is its last round.
+        last: no round follows, which all data centers know.
     """
 
     round: int
     local_epochs: int
     epochs_done: int
     leaving: bool = False
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Averaging:
     """
 
     shares_model = True  # after a round all data centers hold one model
+    overlaps = False  # a mean may come in the next round's first epoch
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class Averaging:
         place: RunPlace,
         decide: Callable[[float, bool], D],
         absent: str = "",
-    ) -> D:
+    ) -> D | None:
         """Average once. Collective over the world; times and bytes go into ``record``.
 
         Args:
@@ -143,6 +146,9 @@ class Averaging:
             decide: called on the first leader with the relative change and whether any data center leaves; what it
                 returns is returned on all ranks.
             absent: why this data center takes the mean without giving to it.
+
+        Returns:
+            The decision; None where the mean has only begun (``overlap.py``).
 
         Raises:
             ParticipantError: when this data center's model must not enter the mean, or, on all ranks, when the data
@@ -158,7 +164,24 @@ class Averaging:
             # DDP keeps parameters equal inside a data center, buffers not.
             exchange.mean_in_center(model.stage_others())
         arrivals = self.arrive(model, None, record, place, absent)
+        return self.take(model, optimizers, arrivals, record, decide)
 
+    def take(
+        self,
+        model: FlatModel,
+        optimizers: Sequence[Optimizer],
+        arrivals: dict[int, Arrival],
+        record: CenterRecord,
+        decide: Callable[[float, bool], D],
+    ) -> D:
+        """The mean of those who have arrived. Collective over the world; see :meth:`run` for the rest.
+
+        Args:
+            model: of the module, with what it offers.
+            arrivals: what :meth:`arrive` returned.
+        """
+        exchange, center = self.exchange, self.exchange.center
+        alone = len(center.topology.centers) == 1
         clock, sent = time.monotonic(), exchange.bytes_sent
         result = self._result(model)
         taken, outer_state = None, None

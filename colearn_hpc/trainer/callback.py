@@ -7,6 +7,7 @@ so that validation, metrics and checkpoints see the shared model — and the boo
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import uuid
@@ -18,25 +19,27 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule
-from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome
+from colearn_hpc.algorithm.local_epochs import LocalEpochsRule
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.errors import ConfigurationError, Interrupted
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.topology import CentersSpec, DataCenter
-from colearn_hpc.trainer import recovery, rules
+from colearn_hpc.trainer import books as bookkeeping
+from colearn_hpc.trainer import overlap, recovery, rules
 from colearn_hpc.trainer import resume_points as resume_files
-from colearn_hpc.trainer.announce import announce
 from colearn_hpc.trainer.averaging import Averaging, RunPlace
+from colearn_hpc.trainer.books import Books
 from colearn_hpc.trainer.ensemble import Ensemble
 from colearn_hpc.trainer.environment import join_trainer
 from colearn_hpc.trainer.fingerprint import check_unchanged, fingerprint
 from colearn_hpc.trainer.heartbeat import Heartbeat
-from colearn_hpc.trainer.lightning_gaps import callbacks_of, skip_epochs, wants_stop
+from colearn_hpc.trainer.lightning_gaps import callbacks_of, wants_stop
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, first_rate
-from colearn_hpc.trainer.outputs import saves_shared_model, separate_outputs
+from colearn_hpc.trainer.outputs import save_shared_model, saves_shared_model, separate_outputs
 from colearn_hpc.trainer.restart import OnFailure, Restarts, environment_of, run_with_restarts
 from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord, summary_of
+from colearn_hpc.trainer.sit_out import catch_up
 
 log = logging.getLogger("colearn_hpc")
 
@@ -66,7 +69,8 @@ class CoLearning(Callback):
         optimizer_state: at a round's end ``"reset"`` it, ``"keep"`` it, or ``"average"`` it like the weights.
         weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
         outer_optimizer: a rival of the plain mean, :class:`~colearn_hpc.algorithm.outer.OuterSGD`; None: the mean.
-        exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8"}``, see ``algorithm/codec.py``.
+        exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8"}``, see ``algorithm/codec.py``;
+            ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlap.py``.
         combine: ``"weights"`` (eq. 2), or ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
@@ -111,8 +115,10 @@ class CoLearning(Callback):
         self.rounds = rounds
         self.learning_rate = learning_rate
         self.optimizer_state: OptimizerState = optimizer_state
-        self.weighting, self.combine = weighting, combine
-        self.outer_optimizer, self.codec = outer_optimizer, rules.codec_of(exchange, combine)
+        self.weighting, self.combine, self.outer_optimizer = weighting, combine, outer_optimizer
+        self.codec, self.overlaps = rules.exchange_of(exchange, combine)
+        if self.overlaps:
+            rules.check_overlap(optimizer_state, combine, outer_optimizer, on_failure)
         self.centers = centers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.resume_points = resume_points
@@ -132,11 +138,14 @@ class CoLearning(Callback):
         self.data: dict[str, str] = {}  # what this data center trains on
         self.settings: dict[str, str] = {}  # the run's fingerprint
         self.averaged = False  # this epoch ended its round
+        self.ended: Books | None = None  # the round whose mean is under way: the one before, in the epoch after it
+        self.landed: Books | None = None  # the round before, whose mean came at this epoch's end
         self._untaken = False  # trained since the last mean
         self._loaded: dict[str, Any] | None = None  # the averaging's state, from a resume point
 
         self._resumed = False
         self.record = CenterRecord("")
+        self.last_record: RoundRecord | None = None
         self._epoch_start = 0.0
         self.started = 0.0
 
@@ -153,7 +162,7 @@ class CoLearning(Callback):
         self.round_log = RoundLog(self.folder, self.center.name, self.center.is_first, self.center.is_leader)
         if self.restarts.under_way:
             return  # the others are far from here
-        self._saves_shared = saves_shared_model(self.folder, self.exchange)
+        self.saves_shared = saves_shared_model(self.folder, self.exchange)
         if not any(isinstance(callback, recovery.EpochEnd) for callback in callbacks_of(trainer)):
             callbacks_of(trainer).extend([Heartbeat(self), recovery.EpochEnd(self)])
         if trainer.progress_bar_callback is not None and self.center.index != 0:
@@ -163,10 +172,11 @@ class CoLearning(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rules.check_trainer(trainer, pl_module, self.schedule)
         self._rates = BaseRates(trainer.optimizers, self.learning_rate)
-        self._metrics = MetricsSplit()
-        self._averaging = self._make_averaging()
+        self.metrics = MetricsSplit()
+        alone = self.combine == "predictions"
+        self.averaging: Averaging = Ensemble(self.exchange) if alone else overlap.averaging_of(self)
         if self._loaded is not None:
-            self._averaging.load_state_dict(self._loaded)
+            self.averaging.load_state_dict(self._loaded)
             self._loaded = None
         if self.restarts.under_way:
             self.round_log.rewind(self.round)
@@ -181,14 +191,18 @@ class CoLearning(Callback):
             self.run_id = self.exchange.decide("run id", lambda: uuid.uuid4().hex)
             # w⁰ of Algorithm 1: everything, frozen parameters and counters included.
             self.exchange.broadcast([*pl_module.parameters(), *pl_module.buffers()])
-            self._averaging.start_from(pl_module)
+            self.averaging.start_from(pl_module)
             self.record = CenterRecord(self.center.name)
-        start = f"run {self.run_id[:8]}, round {self.round} of T={self.rule_epochs}" if self._resumed else "the start"
-        resume_files.check_same_place(start, self.exchange)
-        self.round_log.rewind(self.round)
+        place = f"run {self.run_id[:8]}, round {self.rounds_done} of T={self.rule_epochs}"
+        resume_files.check_same_place(place if self._resumed else "the start", self.exchange)
+        self.round_log.rewind(self.rounds_done)
         self.started = self._epoch_start = time.monotonic()
-        if self.rounds is not None and self.round >= self.rounds:
+        if self.rounds is not None and self.rounds_done >= self.rounds:
             trainer.should_stop = True  # a finished run was resumed
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.ended is not None and overlap.resume(self, trainer):
+            self._untaken = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.plan_round(trainer)
@@ -201,9 +215,7 @@ class CoLearning(Callback):
     def plan_round(self, trainer: pl.Trainer) -> None:
         """T_i as it will be trained, where a round begins."""
         if self.epoch_in_round == 0:
-            left = (trainer.max_epochs or -1) - self.epochs_done
-            self.local_epochs = min(self.rule_epochs, left) if left > 0 else self.rule_epochs
-            self.rates = []
+            self.local_epochs, self.rates = rules.planned_epochs(self, trainer), []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -212,11 +224,10 @@ class CoLearning(Callback):
         self._untaken = True
         if trainer.is_last_batch:
             self.read_clock()
-            if self.epoch_in_round == self.local_epochs - 1:
-                self.average(trainer, pl_module)
+            self._end_epoch(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._metrics.before_validation(trainer)
+        self.metrics.before_validation(trainer)
 
     def on_validation_batch_end(
         self,
@@ -227,19 +238,20 @@ class CoLearning(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.averaged and isinstance(self._averaging, Ensemble) and dataloader_idx == 0:
-            self._averaging.predict(trainer, pl_module, batch, batch_idx)
+        if self.averaged and isinstance(self.averaging, Ensemble) and dataloader_idx == 0:
+            self.averaging.predict(trainer, pl_module, batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._metrics.after_validation(trainer, shared=self.averaged and self._averaging.shares_model)
+        shared = (self.averaged or self.landed is not None) and self.averaging.shares_model
+        self.metrics.after_validation(trainer, shared)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A training_step that ends the epoch by returning -1 skips the last batch's hook.
-        if self.epoch_in_round == self.local_epochs - 1 and not self.averaged:
-            self.average(trainer, pl_module)
-        self.record.local_metrics, self.record.shared_metrics = self._metrics.split(trainer)
-        if self.averaged and isinstance(self._averaging, Ensemble):
-            self.record.shared_metrics = self._averaging.evaluate(trainer, pl_module)
+        self._end_epoch(trainer, pl_module)  # a training_step that returns -1 skips the last batch's hook
+        self.record.local_metrics, shared = self.metrics.split(trainer)
+        of = self.landed if self.landed is not None and not self.averaged else self
+        of.record.shared_metrics = shared
+        if self.averaged and isinstance(self.averaging, Ensemble):
+            self.record.shared_metrics = self.averaging.evaluate(trainer, pl_module)
         self.epochs_done += 1
         self.epoch_in_round += 1
 
@@ -249,8 +261,16 @@ class CoLearning(Callback):
         self.record.train_seconds += now - self._epoch_start
         self._epoch_start = now
 
+    def _end_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """What is due when a local epoch has been trained; nothing when it has been done already."""
+        if self.ended is not None and self.ended.round < self.round:
+            overlap.land(self, trainer)
+        if self.epoch_in_round == self.local_epochs - 1 and not self.averaged and self.ended is None:
+            self.average(trainer, module)
+
     def finish_epoch(self, trainer: pl.Trainer) -> None:
         """The books of a round, after every other callback has had its say. Called by :class:`EpochEnd`."""
+        overlap.finish_epoch(self, trainer)
         if self.averaged:
             self.close_books(trainer, stop=wants_stop(trainer))
         if self.stop_reason:
@@ -289,7 +309,8 @@ class CoLearning(Callback):
         return {name: getattr(self, name) for name in _STATE} | {
             "rates": list(self.rates),
             "record": asdict(self.record),
-            "averaging": self._averaging.state_dict(),
+            "ended": None if self.ended is None else asdict(self.ended),
+            "averaging": self.averaging.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -299,6 +320,7 @@ class CoLearning(Callback):
             setattr(self, name, state_dict[name])
         self.rates = list(state_dict["rates"])
         self.record = CenterRecord(**state_dict["record"])
+        self.ended = Books.of(state_dict.get("ended"))
         self._loaded = state_dict["averaging"]
         self._resumed = True
 
@@ -325,67 +347,46 @@ class CoLearning(Callback):
 
     # --- a round's end --------------------------------------------------------------------------------
 
-    def _make_averaging(self) -> Averaging:
-        if self.combine == "predictions":
-            return Ensemble(self.exchange)
-        return Averaging(self.exchange, self.optimizer_state, self.weighting, self.outer_optimizer, self.codec)
+    @property
+    def rounds_done(self) -> int:
+        """Rounds whose mean is there."""
+        return self.round - (self.ended is not None and self.ended.round < self.round)
+
+    def books(self, epochs_done: int) -> Books:
+        """Of the round that is trained."""
+        found = self.relative_change, self.rule_epochs
+        return Books(self.round, self.local_epochs, epochs_done, self.rates, self.record, *found)
 
     def average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False, absent: str = "") -> None:
         """Equations 2 and 4. Collective over the world."""
-        place = RunPlace(self.round, self.local_epochs, self.epochs_done, leaving)
-        decision = self._averaging.run(module, trainer.optimizers, self.record, place, self._decide, absent)
+        ending = self.books(self.epochs_done + 1)
+        leaving = leaving or (self.averaging.overlaps and wants_stop(trainer))
+        last = bookkeeping.is_last(self, ending, trainer)
+        place = RunPlace(self.round, self.local_epochs, self.epochs_done, leaving, last)
+        decide = functools.partial(bookkeeping.decide, self, ending)
+        decision = self.averaging.run(module, trainer.optimizers, self.record, place, decide, absent)
+        self._untaken = False
+        if decision is None:
+            self.ended = ending
+            return
         self.relative_change, self.rule_epochs, self.stop_reason = decision
-        if self.record.absent and (others := self._averaging.others_place) != place:
-            # This data center had been left out, and goes on from where the others are.
-            skip_epochs(trainer, others.epochs_done - self.epochs_done)
-            self.round, self.local_epochs, self.epochs_done = others.round, others.local_epochs, others.epochs_done
-            self.epoch_in_round = self.local_epochs - 1
-        self.averaged, self._untaken = True, False
-        if self._saves_shared or not self._averaging.shares_model:
-            path = self._averaging.checkpoint_path(self.folder, self.round_log.center_folder)
-            try:
-                resume_files.save_atomically(trainer, path, self.center, weights_only=True)
-            except OSError as error:
-                if self.stop_reason:
-                    raise  # the run's result
-                log.warning("%s could not be written: %s", path, error)
-
-    def _decide(self, change: float, leaves: bool) -> tuple[float, int, str]:
-        """The relative change, T_{i+1}, and why to stop. Runs on the first leader only."""
-        rate = self.rates[-1] if self.rates else 0.0
-        outcome = RoundOutcome(self.round, self.rule_epochs, change, self.epochs_done + 1, rate)
-        stop = "a data center's Trainer ended" if leaves else ""
-        if self.rounds is not None and self.round + 1 >= self.rounds:
-            stop = f"rounds={self.rounds}"
-        return change, rules.checked_epochs(self.rule.next(outcome)), stop
+        if self.record.absent and (others := self.averaging.others_place) != place:
+            catch_up(self, trainer, others)
+        self.averaged = True
+        save_shared_model(self, trainer)
 
     def close_books(self, trainer: pl.Trainer, stop: bool) -> None:
         """Log the round and step to the next. Collective over the world."""
-        statuses = self.exchange.meet(f"round {self.round}: report", (self.record, stop))
-        reports = [
-            statuses[c.leader].content or (CenterRecord(c.name, absent=statuses[c.leader].absent), False)
-            for c in self.center.topology.centers
-        ]
-        record = RoundRecord(
-            round=self.round,
-            local_epochs=self.local_epochs,
-            learning_rates=self.rates,
-            relative_change=self.relative_change or 0.0,
-            epochs_done=self.epochs_done,
-            next_local_epochs=self.rule_epochs,
-            centers=[report for report, _ in reports],
-        )
-        if not self.stop_reason and any(wants for _, wants in reports):
-            self.stop_reason = "a data center's Trainer ended"
-        self.round_log.append(record)
-        self.round_log.summarize(**summary_of(self), status="running")
-        announce(trainer, record, bool(self.stop_reason))
-        self.last_record = record
+        bookkeeping.close(self, self.books(self.epochs_done), trainer, stop)
+        self.begin_round()
+
+    def begin_round(self) -> None:
+        """Step to the next."""
         self.round += 1
         self.epoch_in_round = 0
         self.averaged = False
         self.record = CenterRecord(self.center.name)
-        self._metrics = MetricsSplit()
+        self.metrics = MetricsSplit()
 
     # --- checks and small things ----------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -11,6 +13,12 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.trainer.lightning_gaps import callbacks_of, rename_version
+from colearn_hpc.trainer.resume_points import save_atomically
+
+if TYPE_CHECKING:
+    from colearn_hpc.trainer.callback import CoLearning
+
+log = logging.getLogger("colearn_hpc")
 
 
 def separate_outputs(trainer: pl.Trainer, exchange: Exchange) -> None:
@@ -58,6 +66,24 @@ def saves_shared_model(folder: Path, exchange: Exchange) -> bool:
         exchange.center.index == 0
         or not statuses[exchange.center.topology.centers[exchange.center.index].leader].content
     )
+
+
+def save_shared_model(colearning: CoLearning, trainer: pl.Trainer) -> None:
+    """Write the module's weights where the round's model is kept. Collective over the data center.
+
+    Raises:
+        OSError: on the leader, when the disk refuses the run's result. Before that it is only a warning.
+    """
+    averaging = colearning.averaging
+    if not colearning.saves_shared and averaging.shares_model:
+        return
+    path = averaging.checkpoint_path(colearning.folder, colearning.round_log.center_folder)
+    try:
+        save_atomically(trainer, path, colearning.center, weights_only=True)
+    except OSError as error:
+        if colearning.stop_reason:
+            raise
+        log.warning("%s could not be written: %s", path, error)
 
 
 def _collides(exchange: Exchange, purpose: str, folder: str) -> bool:

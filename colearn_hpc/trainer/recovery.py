@@ -137,7 +137,7 @@ class EpochEnd(Checkpoint):
         """
         colearning, problem = self._colearning, ""
         folder = colearning.round_log.center_folder
-        path = path_of(folder, colearning.round, colearning.epochs_done, batches)
+        path = path_of(folder, colearning.rounds_done, colearning.epochs_done, batches)
         try:
             save_atomically(trainer, path, colearning.center)
         except OSError as error:

@@ -152,7 +152,7 @@ def summary_of(colearning: CoLearning) -> dict[str, Any]:
         "run_id": colearning.run_id,
         "centers": [center.name for center in colearning.center.topology.centers],
         "ranks": colearning.center.world_size,
-        "rounds": colearning.round,
+        "rounds": colearning.rounds_done,
         "epochs": colearning.epochs_done,
         "relative_change": colearning.relative_change,
         "seconds": round(time.monotonic() - colearning.started, 3),

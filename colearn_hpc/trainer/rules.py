@@ -104,13 +104,16 @@ def check_failures(
                 )
 
 
-def codec_of(exchange: Any, combine: str) -> str:
-    """The codec's name in ``exchange={"codec": name}``; ``"fp32"`` where nothing is said."""
+def exchange_of(exchange: Any, combine: str) -> tuple[str, bool]:
+    """The codec's name and whether to overlap, in ``exchange={"codec": name, "overlap": bool}``; ``"fp32"`` and not
+    where nothing is said."""
     if exchange is None:
-        return "fp32"
-    if not isinstance(exchange, dict) or set(exchange) - {"codec"}:
-        raise ConfigurationError(f'exchange must be a mapping with the key "codec", or None; found {exchange!r}')
-    codec = exchange.get("codec", "fp32")
+        return "fp32", False
+    if not isinstance(exchange, dict) or set(exchange) - {"codec", "overlap"}:
+        raise ConfigurationError(
+            f'exchange must be a mapping with the keys "codec" and "overlap", or None; found {exchange!r}'
+        )
+    codec, overlap = exchange.get("codec", "fp32"), exchange.get("overlap", False)
     if codec not in NAMES:
         raise ConfigurationError(f"exchange: codec must be one of {', '.join(NAMES)}; found {codec!r}")
     if codec != "fp32" and combine == "predictions":
@@ -118,7 +121,35 @@ def codec_of(exchange: Any, combine: str) -> str:
             f'exchange: codec={codec!r} is for weights on the wire, and with combine="predictions" none travel; drop '
             "one of the two"
         )
-    return codec
+    if not isinstance(overlap, bool):
+        raise ConfigurationError(f"exchange: overlap must be true or false; found {overlap!r}")
+    return codec, overlap
+
+
+def check_overlap(optimizer_state: str, combine: str, outer_optimizer: Any, on_failure: str) -> None:
+    """Raise a ConfigurationError for what a mean that comes an epoch late cannot be combined with."""
+    for name, value, clash, why in (
+        ("combine", combine, "predictions", "with it no weights travel. Drop one of the two"),
+        (
+            "optimizer_state",
+            optimizer_state,
+            "average",
+            'a correction of state that went on meanwhile may make a variance negative. Use "reset" or "keep"',
+        ),
+        (
+            "on_failure",
+            on_failure,
+            "continue_without",
+            'while a mean is under way nobody can be done without. Use "stop"',
+        ),
+    ):
+        if value == clash:
+            raise ConfigurationError(f'exchange: overlap=True cannot be combined with {name}="{value}": {why}')
+    if outer_optimizer is not None:
+        raise ConfigurationError(
+            f"exchange: overlap=True cannot be combined with outer_optimizer={describe(outer_optimizer)}: its step "
+            "begins where all data centers are, and they have gone on. Drop one of the two"
+        )
 
 
 def check_trainer(trainer: pl.Trainer, module: pl.LightningModule, schedule: LearningRateSchedule | None) -> None:
@@ -130,6 +161,12 @@ def check_trainer(trainer: pl.Trainer, module: pl.LightningModule, schedule: Lea
             f"{type(schedule).__name__}: the two would overwrite each other. Return only the optimizer, or use "
             'CoLearning(schedule="none")'
         )
+
+
+def planned_epochs(colearning: CoLearning, trainer: pl.Trainer) -> int:
+    """T of a round that begins after ``epochs_done``: what the rule says, cut short by the Trainer's limit."""
+    left = (trainer.max_epochs or -1) - colearning.epochs_done
+    return min(colearning.rule_epochs, left) if left > 0 else colearning.rule_epochs
 
 
 def checked_epochs(local_epochs: Any) -> int:
@@ -156,7 +193,8 @@ def _made(argument: str, name: str, makers: dict[str, Any]) -> Any:
 
 def settings_of(colearning: CoLearning) -> dict[str, str]:
     """The callback's arguments that all data centers must have in common, as text."""
-    return {
+    overlap = {"overlap": "True"} if colearning.overlaps else {}
+    return overlap | {
         "rounds": str(colearning.rounds),
         "schedule": describe(colearning.schedule),
         "local_epochs_rule": describe(colearning.rule),

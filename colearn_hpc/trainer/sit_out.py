@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from colearn_hpc.algorithm.shared_model import FlatModel
+from colearn_hpc.trainer.averaging import RunPlace
 from colearn_hpc.trainer.lightning_gaps import skip_epochs
 from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.round_log import CenterRecord
@@ -46,6 +47,13 @@ def sit_out(colearning: CoLearning, trainer: pl.Trainer, why: str) -> Leap:
     # The others' outcomes so far are in the state: they need not be told again.
     colearning.exchange.journal.clear()
     return Leap(colearning.state_dict(), FlatModel.of(module).pack())
+
+
+def catch_up(colearning: CoLearning, trainer: pl.Trainer, others: RunPlace) -> None:
+    """A data center that had been left out goes on from where the others are."""
+    skip_epochs(trainer, others.epochs_done - colearning.epochs_done)
+    colearning.round, colearning.epochs_done = others.round, others.epochs_done
+    colearning.local_epochs, colearning.epoch_in_round = others.local_epochs, others.local_epochs - 1
 
 
 def land(leap: Leap, colearning: CoLearning, trainer: pl.Trainer) -> None:

@@ -67,6 +67,23 @@ CASES = {
     "unknown schedule": option("colearning.schedule=clrr", "Given value: clrr", USAGE),
     "unknown rule": option("colearning.local_epochs_rule=ilee", "Given value: ilee", USAGE),
     "unknown state policy": option("colearning.optimizer_state=forget", "Got value: forget", USAGE),
+    "overlap without mean": Case(
+        'overlap=True cannot be combined with combine="predictions"',
+        ["--colearning.exchange={overlap: true}", "--method=ensemble"],
+    ),
+    "overlap of momenta": Case(
+        'overlap=True cannot be combined with optimizer_state="average"',
+        ["--colearning.exchange={overlap: true}", "--colearning.optimizer_state=average"],
+    ),
+    "overlap with somebody missing": Case(
+        'overlap=True cannot be combined with on_failure="continue_without"',
+        ["--colearning.exchange={overlap: true}", "--colearning.on_failure=continue_without"],
+    ),
+    "overlap and an outer optimizer": Case(
+        "overlap=True cannot be combined with outer_optimizer=OuterSGD(",
+        ["--colearning.exchange={overlap: true}", "--colearning.outer_optimizer=colearn_hpc.OuterSGD"],
+    ),
+    "overlap of what": option("colearning.exchange={overlap: 2}", "exchange: overlap must be true or false; found 2"),
     "no outer optimizer": option("colearning.outer_optimizer=torch.optim.SGD", "protocol OuterOptimizer", USAGE),
     "timeout negative": option("colearning.round_timeout=-1", "round_timeout must be a positive number"),
     "restarts negative": option("colearning.restarts=-1", "restarts must be a whole number, at least 0"),

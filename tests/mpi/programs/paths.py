@@ -15,7 +15,7 @@ from mpi4py import MPI
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.shared_model import FlatModel, relative_change, weighted_mean
 from colearn_hpc.mpi import pipeline
-from colearn_hpc.mpi.mean import take_mean
+from colearn_hpc.mpi.mean import begin_mean, take_mean
 from colearn_hpc.mpi.pipeline import Compression, Vector
 
 world = MPI.COMM_WORLD
@@ -73,6 +73,16 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
     fresh = None if chosen is None else Compression(chosen)
     take_mean(world, Late(mine), late, weights, mine.parameter_size, previous, fresh)
     assert torch.equal(late, result), "read before it was there"
+
+    # Begun, and moved on by each rank as often as it likes: some are ahead, some wait for others to begin.
+    passing = torch.full((mine.size,), math.nan, dtype=mine.dtype)
+    fresh = None if chosen is None else Compression(chosen)
+    seldom = 1 + mine.size % 7
+    under_way = begin_mean(world, mine, passing, weights, mine.parameter_size, previous, fresh, gathering=seldom)
+    for _ in range(3 * ME):
+        under_way.advance()
+    assert under_way.finish().bytes_sent == taken.bytes_sent
+    assert torch.equal(passing, result), "the way is not the same"
 
     giving = [k for k in range(K) if weights[k]]
     exact = weighted_mean([vectors[k] for k in giving], [weights[k] for k in giving])

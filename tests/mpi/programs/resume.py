@@ -3,7 +3,8 @@ stands, and prints each rank's digest of everything that must be equal after an 
 
 usage: resume.py RUN ROUNDS OPTIMIZER_STATE [SECONDS_PER_BATCH]
 
-Faults to rehearse stand in TEST_FAULTS, one a line, further arguments of CoLearning as JSON in TEST_SETTINGS.
+Faults to rehearse stand in TEST_FAULTS, one a line, further arguments of CoLearning as JSON in TEST_SETTINGS. In
+TEST_LEAVES stand a data center, an epoch, and a batch of it or "validation", after which its Trainer is told to stop.
 """
 
 import toy  # first: makes torchvision importable
@@ -38,6 +39,23 @@ class Noisy(toy.Toy):
         return torch.optim.Adam(self.parameters(), lr=0.02)
 
 
+class Leaves(pl.Callback):
+    """Ends one data center's Trainer, as max_time or early stopping would."""
+
+    def __init__(self, center, epoch, moment):
+        self.center, self.epoch, self.moment = center, int(epoch), moment
+
+    def stop(self, trainer, moment):
+        if (os.environ["COLEARN_CENTER"], trainer.current_epoch, moment) == (self.center, self.epoch, self.moment):
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.stop(trainer, str(batch_idx))
+
+    def on_validation_end(self, trainer, pl_module):
+        self.stop(trainer, "validation")
+
+
 toy.quiet()
 center = DataCenter.join(2)
 pl.seed_everything(5 + center.world_rank, verbose=False)
@@ -50,7 +68,8 @@ settings = {"local_epochs": 2, "epsilon": 0.3, "weighting": "examples"} | json.l
 )
 colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
 injector = FaultInjector(os.environ.get("TEST_FAULTS", "").split(), colearning)
-trainer = toy.trainer(center, colearning, injector)
+leaves = [Leaves(*os.environ["TEST_LEAVES"].split())] if "TEST_LEAVES" in os.environ else []
+trainer = toy.trainer(center, colearning, injector, *leaves)
 data = {
     "train_dataloaders": toy.loader(center.index, center.size, center.rank, shuffle=True),
     "val_dataloaders": toy.loader(center.index),
