@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from common import Participant, answer, median, parser, ranks, repeated, replica, report
 
+PIPELINE, WORK = "pipeline", ("read", "send", "sum", "norm", "divergence")
 MODELS = {"resnet": "ResNet-152's tensors, with BatchNorm buffers", "one": "one tensor", "small": "tensors of 1000"}
 
 
@@ -41,6 +42,10 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
     seconds = repeated(rounds, steps, world.Barrier)
     figures = {name: median(values) for name, values in seconds.items()}
     parts = {f"{name} (s)": median(values[1:]) for name, values in spent.items()}
+    if profile and world.size > 1:
+        # A pipeline that is not at work waits, or is between two steps of Python.
+        work = sum(parts[f"{name} (s)"] for name in WORK)
+        parts["wait (s)"] = max(0.0, parts.pop(f"{PIPELINE} (s)") - work)
     return {
         "centers": world.size,
         "floats": size,
@@ -86,7 +91,7 @@ def watch(spent: dict[str, list[float]]) -> None:
     timed(pipeline, "squares", "norm")
     timed(pipeline, "distances", "divergence")
     timed(pipeline.Pipeline, "_send", "send")
-    timed(pipeline.Pipeline, "_complete", "wait")
+    timed(pipeline.Pipeline, "run", PIPELINE)
     timed(averaging.Averaging, "_commit", "commit")
     timed(mean, "squares", "norm, one center")
 

@@ -51,7 +51,7 @@ def bars(title: str, rows: list[tuple[str, list[tuple[str, float]]]], unit: str,
 
 def stages(rows: list[dict[str, Any]]) -> str:
     """What a leader does in an exchange, beside the raw Allreduce."""
-    wanted = ("finite check", "read", "send", "wait", "sum", "norm", "commit")
+    wanted = ("finite check", "read", "send", "wait", "sum", "norm", "divergence", "commit")
     shown: list[tuple[str, list[tuple[str, float]]]] = []
     for row in rows:
         parts = [(name, row[f"{name} (s)"]) for name in wanted]
