@@ -43,6 +43,11 @@ def arrange(settings: Any) -> tuple[CentersSpec, str]:
         raise ConfigurationError(
             f"method {method} has no shared model for colearning.outer_optimizer to step from; drop one of the two"
         ).on_all_ranks()
+    exchange = settings["colearning"]["exchange"]
+    if method == "ensemble" and isinstance(exchange, dict) and exchange.get("overlap"):
+        raise ConfigurationError(
+            "method ensemble exchanges no weights, and colearning.exchange asks for overlap=True; drop one of the two"
+        ).on_all_ranks()
     replaced = _replace_rules(settings["colearning"])
     if method == "ensemble":
         return centers, f"method ensemble: data centers train alone, predictions are averaged{replaced}"
