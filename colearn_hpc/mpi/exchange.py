@@ -37,13 +37,14 @@ from colearn_hpc.errors import (
 )
 from colearn_hpc.mpi import pacing
 from colearn_hpc.mpi.center_link import CenterLink
+from colearn_hpc.mpi.compression import Compression
 from colearn_hpc.mpi.copies import copy_to_all
 from colearn_hpc.mpi.journal import Journal, Mean
 from colearn_hpc.mpi.leaders import FINISHED, Leaders, Outcome
 from colearn_hpc.mpi.mean import CHUNK, MeanUnderWay, Taken, begin_mean
 from colearn_hpc.mpi.messages import describe, difference, different_points, joined_errors
 from colearn_hpc.mpi.notices import StopNotices
-from colearn_hpc.mpi.pipeline import Compression, Source, Vector
+from colearn_hpc.mpi.pipeline import Source, Vector
 from colearn_hpc.mpi.stall import stall_watch
 from colearn_hpc.mpi.status import Status
 from colearn_hpc.mpi.topology import DataCenter

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from colearn_hpc.algorithm.shared_model import Squares, ratio_of_norms, squares
-from colearn_hpc.mpi.pipeline import Compression, Idle, Pipeline, Source
+from colearn_hpc.mpi.compression import Compression
+from colearn_hpc.mpi.pipeline import Idle, Pipeline, Source
 
 if TYPE_CHECKING:
     from mpi4py import MPI

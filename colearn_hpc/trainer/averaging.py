@@ -22,9 +22,9 @@ from colearn_hpc.algorithm.shared_model import (
     trainable_parameters,
 )
 from colearn_hpc.errors import ParticipantError
+from colearn_hpc.mpi.compression import Compression
 from colearn_hpc.mpi.exchange import Exchange
 from colearn_hpc.mpi.mean import Taken
-from colearn_hpc.mpi.pipeline import Compression
 from colearn_hpc.trainer.optimizers import OptimizerState, averaged_state, reset_state
 from colearn_hpc.trainer.round_log import CenterRecord
 

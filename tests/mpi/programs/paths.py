@@ -16,7 +16,8 @@ from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.shared_model import FlatModel, relative_change, weighted_mean
 from colearn_hpc.mpi import pipeline
 from colearn_hpc.mpi.mean import begin_mean, take_mean
-from colearn_hpc.mpi.pipeline import Compression, Vector
+from colearn_hpc.mpi.compression import Compression
+from colearn_hpc.mpi.pipeline import Vector
 
 world = MPI.COMM_WORLD
 K, ME = world.size, world.rank
