@@ -328,14 +328,7 @@ class Exchange:
             weighted_mean(list(rows), [1.0] * self.center.size, out=vector)
 
     def mean(self, vector: Tensor, weights: Sequence[float]) -> None:
-        """Replace the vectors by their weighted mean (eq. 2), in place. Collective over the leaders present.
-
-        See :meth:`take_mean`.
-
-        Args:
-            vector: contiguous CPU vector, shape ``(n,)``, the same n on all leaders.
-            weights: n_k per data center, in order; 0 for who takes the mean and gives nothing.
-        """
+        """:meth:`take_mean` of contiguous CPU vectors, shape ``(n,)``, in place. Collective over the leaders."""
         self.take_mean(Vector(vector), vector, weights)
 
     def take_mean(
