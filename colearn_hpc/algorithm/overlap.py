@@ -16,16 +16,13 @@ _BLOCK = 1 << 18  # elements worked on at a time
 
 
 @torch.no_grad()
-def correct(model: FlatModel, sent: Tensor, mean: Tensor) -> float:
+def correct(model: FlatModel, sent: Tensor, mean: Tensor) -> None:
     """Put the corrected model in the place of what was sent.
 
     Args:
         model: the local model w_k, as it is now.
         sent: s_k, shape ``(size,)``; becomes w_k + (w̄ - s_k) in the parameters, and the model's own in the rest.
         mean: w̄, shape ``(size,)``.
-
-    Returns:
-        ‖s_k - w̄‖² over the parameters. A figure for people: blocks of it are summed in the vectors' own precision.
 
     Raises:
         ValueError: the model has another size than it had when it was sent.
@@ -35,17 +32,15 @@ def correct(model: FlatModel, sent: Tensor, mean: Tensor) -> float:
             f"the model has {model.size} elements now, and {len(sent)} were sent: it changed while its mean was under "
             "way; with exchange: {overlap: true} do not freeze or unfreeze parameters in a round's first local epoch"
         )
-    distance, end = 0.0, model.parameter_size
+    end = model.parameter_size
     scratch = model.staging(min(_BLOCK, end))
     for start in range(0, end, _BLOCK):
         place = slice(start, min(start + _BLOCK, end))
         local = model.read(place.start, place.stop, scratch)
         step = torch.sub(mean[place], sent[place], out=sent[place])
-        distance += float(torch.dot(step, step))
         model.wait()
         step.add_(local)
     rest = sent[end:]
     local = model.read(end, model.size, rest)
     model.wait()
     rest.copy_(local)
-    return distance

@@ -20,7 +20,6 @@ Resume points hold what was sent, and a resumed run sends it again.
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -149,12 +148,11 @@ class OverlappedAveraging(Averaging):
         decision = exchange.decide(meeting, lambda: decide(self._change(model, result, taken), False))
 
         clock = time.monotonic()
-        distance = correct(model, sent, result)
+        correct(model, sent, result)
         model.unpack(result)
         self._under_way, self._aside = False, True
         if taken is not None:
-            after, record.bytes_sent = taken.squares.after, taken.bytes_sent
-            record.divergence = math.sqrt(distance / after) if after else math.inf if distance else 0.0
+            record.divergence, record.bytes_sent = taken.divergence, taken.bytes_sent
             self.previous, self._room = result, self.previous
             if self._compression is not None:
                 self._compression.commit()

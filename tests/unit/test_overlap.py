@@ -20,8 +20,7 @@ def test_the_correction():
     now, p = model.pack(), model.parameter_size
     assert p > 1 << 18 and model.size > p
     expected = now[:p] + (mean[:p] - sent[:p])
-    distance = float((mean[:p] - sent[:p]).double().square().sum())
-    assert correct(model, sent, mean) == pytest.approx(distance, rel=1e-5)
+    correct(model, sent, mean)
     assert torch.equal(sent[:p], expected) and torch.equal(sent[p:], now[p:])
     assert torch.equal(model.pack(), now), "the module itself is not touched"
 
