@@ -29,8 +29,8 @@ from colearn_hpc.mpi.compression import Compression
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SLICE = 1 << 17  # elements of a leader's slice of a chunk: 512 KiB stay in a core's cache
-CHUNK = 1 << 18  # elements of a chunk at most, over all leaders: what is not the result stays under 20 MB for any K
+SLICE = 1 << 16  # elements of a leader's slice of a chunk: 256 KiB stay in a core's cache, and on a link take turns
+CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not the result stays under 25 MB for any K
 GATHERING = 4  # chunks that are sent before the first one is waited for; each takes a slot's memory
 SPREADING = 8  # chunks of which the mean may be under way to all
 _TO_OWNER, _TO_ALL = 11, 12  # tags; not those of the leaders' meetings, which may be held while a mean is under way

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 D = TypeVar("D")
 
-# Chunks of 1 MiB that can move from one batch's end to the next.
+# Chunks that can move from one batch's end to the next.
 GATHERING = 16
 
 
