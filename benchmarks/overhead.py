@@ -75,10 +75,10 @@ class Clock(Callback):
             self.seconds = time.perf_counter() - self.start
 
 
-def trained(center: Any, callbacks: list[Any], batches: int) -> None:
+def trained(center: Any, callbacks: list[Any], batches: int, size: int = 32) -> None:
     from colearn_hpc import DataCenterEnvironment
 
-    x, y = torch.randn(32 * batches, 1, 8, 8), torch.zeros(32 * batches, dtype=torch.int64)
+    x, y = torch.randn(size * batches, 1, 8, 8), torch.zeros(size * batches, dtype=torch.int64)
     trainer = Trainer(
         devices=center.local_size,
         num_nodes=center.nodes,
@@ -87,10 +87,10 @@ def trained(center: Any, callbacks: list[Any], batches: int) -> None:
         callbacks=callbacks,
         **BARE,
     )
-    trainer.fit(Net(), DataLoader(TensorDataset(x, y), batch_size=32))
+    trainer.fit(Net(), DataLoader(TensorDataset(x, y), batch_size=size))
 
 
-def measure(layout: str, steps: int, rounds: int) -> dict[str, Any]:
+def measure(layout: str, steps: int, rounds: int, size: int) -> dict[str, Any]:
     """On every rank; the figures of the first."""
     from mpi4py import MPI
 
@@ -111,7 +111,7 @@ def measure(layout: str, steps: int, rounds: int) -> dict[str, Any]:
                     place = Path(run) / str(number)
                     callbacks.append(CoLearning(local_epochs=1000, run_dir=place, centers=center))
                 MPI.COMM_WORLD.Barrier()
-                trained(center, callbacks, steps + SKIPPED + 2)
+                trained(center, callbacks, steps + SKIPPED + 2, size)
                 if number:
                     rates[name].append(steps / clock.seconds)
         MPI.COMM_WORLD.Barrier()
@@ -178,6 +178,7 @@ def main() -> None:
     layouts = ["1x1", "2x1", "1x2"]
     options.add_argument("--layouts", nargs="+", default=layouts, help="centers x ranks of each (default: %(default)s)")
     options.add_argument("--steps", type=int, default=400, help="of each fit (default: %(default)s)")
+    options.add_argument("--batch", type=int, default=32, help="examples of a step (default: %(default)s)")
     options.add_argument("--rounds", type=int, default=7, help="of each, in turn (default: %(default)s)")
     options.add_argument("--starts", type=int, default=3, help="launches of each, in turn (default: %(default)s)")
     options.add_argument("--first-step", choices=["CoLearning", "DDP"], help="what a launch runs")
@@ -187,14 +188,13 @@ def main() -> None:
         return
     if chosen.worker:
         torch.set_num_threads(1)
-        answer(measure(chosen.layouts[0], chosen.steps, chosen.rounds))
+        answer(measure(chosen.layouts[0], chosen.steps, chosen.rounds, chosen.batch))
         return
     rows = []
     for layout in chosen.layouts:
         centers, each = map(int, layout.split("x"))
-        rows.append(
-            ranks(centers * each, __file__, "--layouts", layout, "--steps", chosen.steps, "--rounds", chosen.rounds)
-        )
+        options_of_workers = ["--steps", chosen.steps, "--rounds", chosen.rounds, "--batch", chosen.batch]
+        rows.append(ranks(centers * each, __file__, "--layouts", layout, *options_of_workers))
     report(rows, chosen, start_up=start_up(chosen.starts) if chosen.starts else None)
 
 
