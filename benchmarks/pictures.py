@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#bbbbbb", "#5f5f5f")
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f", "#bbbbbb", "#f0e442", "#5f5f5f")
 WIDTH, LEFT, BAR, STEP, TOP = 640, 190, 20, 30, 64
 
 
@@ -33,7 +33,7 @@ def bars(title: str, rows: list[tuple[str, list[tuple[str, float]]]], unit: str,
     for name in names:
         lines.append(f'<rect x="{x:.0f}" y="32" width="11" height="11" fill="{colors[name]}"/>')
         lines.append(f'<text x="{x + 15:.0f}" y="42">{escape(name)}</text>')
-        x += 30 + 6.6 * len(name)
+        x += 24 + 6.3 * len(name)
     for number, (label, parts) in enumerate(rows):
         y, x = TOP + STEP * number, float(LEFT)
         lines.append(f'<text x="{LEFT - 8}" y="{y + 14}" text-anchor="end">{escape(label)}</text>')
