@@ -58,8 +58,10 @@ def test_one_rank_that_cannot_begin_again_ends_it_for_all():
 
 def test_faults_are_read():
     text = "hang@center=dc1,rank=1,round=2,epoch=3,step=4,at=validation,seconds=1.5"
-    whole = {"kind": "hang", "center": "dc1", "rank": 1, "round": 2, "epoch": 3, "step": 4, "at": "validation"}
-    assert Fault.parse(text) == Fault(text, **whole, seconds=1.5, times=1)
+    ordered = Fault(
+        text, "hang", "dc1", rank=1, round=2, epoch=3, step=4, at="validation", times=1, seconds=1.5, device="eth0"
+    )
+    assert Fault.parse(text) == ordered
 
 
 @pytest.mark.parametrize(
