@@ -342,7 +342,7 @@ class Exchange:
     ) -> Taken:
         """Take the weighted mean of the leaders' vectors (eq. 2). Collective over the leaders.
 
-        See :func:`~colearn_hpc.mpi.mean.take_mean`, also for the arguments. To be called right after a meeting.
+        See :func:`~colearn_hpc.mpi.mean.begin_mean`, also for the arguments. To be called right after a meeting.
 
         Args:
             source: this leader's model, the same size on all leaders.

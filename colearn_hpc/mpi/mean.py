@@ -92,23 +92,6 @@ class MeanUnderWay:
 _under_way: set[MeanUnderWay] = set()
 
 
-def take_mean(
-    leaders: MPI.Comm,
-    source: Source,
-    result: Tensor,
-    weights: Sequence[float],
-    parameter_size: int | None = None,
-    previous: Tensor | None = None,
-    compression: Compression | None = None,
-    idle: Idle | None = None,
-) -> Taken:
-    """Take the mean of the leaders' vectors (eq. 2) and measure its change (eq. 4). Collective over ``leaders``.
-
-    See :func:`begin_mean` and :meth:`MeanUnderWay.finish` for the arguments.
-    """
-    return begin_mean(leaders, source, result, weights, parameter_size, previous, compression).finish(idle)
-
-
 def begin_mean(
     leaders: MPI.Comm,
     source: Source,
@@ -119,7 +102,8 @@ def begin_mean(
     compression: Compression | None = None,
     gathering: int | None = None,
 ) -> MeanUnderWay:
-    """Begin to take a mean. Collective over ``leaders``, but waits for nobody.
+    """Begin to take the mean of the leaders' vectors (eq. 2), and to measure its change (eq. 4). Collective over
+    ``leaders``, but waits for nobody: :meth:`MeanUnderWay.finish` does.
 
     An Allreduce in two halves, chunk by chunk: each leader is sent its slice of every vector, sums the slices
     in float64 in the order of the data centers, and sends the result to all. The bits therefore do not depend

@@ -8,14 +8,14 @@ import sys
 import torch
 from mpi4py import MPI
 
-from colearn_hpc.mpi.mean import take_mean
+from colearn_hpc.mpi.mean import begin_mean
 from colearn_hpc.mpi.pipeline import Vector
 
 world = MPI.COMM_WORLD
 size = int(sys.argv[1]) if len(sys.argv) > 1 else 600_000_000
 vector = torch.arange(size, dtype=torch.int32).view(torch.float32).fill_(0)
 vector.copy_(torch.arange(size, dtype=torch.int32).remainder_(1 << 20)).add_(world.rank)
-sent = take_mean(world, Vector(vector), vector, [1.0] * world.size).bytes_sent
+sent = begin_mean(world, Vector(vector), vector, [1.0] * world.size).finish().bytes_sent
 offset = (world.size - 1) / 2
 for start in range(0, size, 1 << 24):
     part = vector[start : start + (1 << 24)]

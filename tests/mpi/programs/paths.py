@@ -15,7 +15,7 @@ from mpi4py import MPI
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.shared_model import FlatModel, relative_change, weighted_mean
 from colearn_hpc.mpi import pipeline
-from colearn_hpc.mpi.mean import begin_mean, take_mean
+from colearn_hpc.mpi.mean import begin_mean
 from colearn_hpc.mpi.compression import Compression
 from colearn_hpc.mpi.pipeline import Vector
 
@@ -68,11 +68,11 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
     result = torch.full((mine.size,), math.nan, dtype=mine.dtype)
     chosen = codec_of(codec)
     compression = None if chosen is None else Compression(chosen)
-    taken = take_mean(world, mine, result, weights, mine.parameter_size, previous, compression)
+    taken = begin_mean(world, mine, result, weights, mine.parameter_size, previous, compression).finish()
 
     late = torch.empty_like(result)
     fresh = None if chosen is None else Compression(chosen)
-    take_mean(world, Late(mine), late, weights, mine.parameter_size, previous, fresh)
+    begin_mean(world, Late(mine), late, weights, mine.parameter_size, previous, fresh).finish()
     assert torch.equal(late, result), "read before it was there"
 
     # Begun, and moved on by each rank as often as it likes: some are ahead, some wait for others to begin.
@@ -92,10 +92,10 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
         assert torch.equal(result, exact), (shapes, weights)
         again = vectors[ME].clone()
         if weights[ME]:
-            take_mean(world, Vector(again), again, weights)  # in place
+            begin_mean(world, Vector(again), again, weights).finish()  # in place
             assert torch.equal(again, exact)
         else:
-            take_mean(world, Vector(again.fill_(math.nan)), again, weights)
+            begin_mean(world, Vector(again.fill_(math.nan)), again, weights).finish()
     else:
         assert torch.equal(result[p:], exact[p:]), "only parameters are encoded"
         largest = max((float((vectors[k][:p] - previous).abs().max()) for k in giving), default=0.0) if p else 0.0
@@ -147,7 +147,11 @@ for codec in BOUNDS:
         vector[567] = bad if ME == K - 1 else 1.0
         result, chosen = torch.empty(1000), codec_of(codec)
         compression = None if chosen is None else Compression(chosen)
-        assert not take_mean(world, Vector(vector), result, [1.0] * K, 1000, torch.zeros(1000), compression).finite
+        assert (
+            not begin_mean(world, Vector(vector), result, [1.0] * K, 1000, torch.zeros(1000), compression)
+            .finish()
+            .finite
+        )
 
 # Error feedback: what messages lacked so far, and nothing else, is missing in what all know.
 compression = Compression(codec_of("int8"))
@@ -156,7 +160,7 @@ steps = torch.zeros(5000, dtype=torch.float64)
 for number in range(20):
     local = [shared + torch.randn(5000, generator=torch.Generator().manual_seed(100 * number + k)) for k in range(K)]
     result = torch.empty(5000)
-    take_mean(world, Vector(local[ME]), result, [1.0] * K, 5000, shared, compression)
+    begin_mean(world, Vector(local[ME]), result, [1.0] * K, 5000, shared, compression).finish()
     compression.commit()
     steps += sum(w.double() - shared.double() for w in local) / K
     shared = result
