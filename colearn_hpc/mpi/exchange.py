@@ -19,13 +19,11 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-import torch
 from torch import Tensor
 
-from colearn_hpc.algorithm.shared_model import weighted_mean
 from colearn_hpc.errors import (
     ABORT_CODE,
     CenterBrokenError,
@@ -37,17 +35,14 @@ from colearn_hpc.errors import (
 )
 from colearn_hpc.mpi import pacing
 from colearn_hpc.mpi.center_link import CenterLink
-from colearn_hpc.mpi.compression import Compression
 from colearn_hpc.mpi.copies import copy_to_all
-from colearn_hpc.mpi.journal import Journal, Mean
+from colearn_hpc.mpi.journal import Journal
 from colearn_hpc.mpi.leaders import FINISHED, Leaders, Outcome
-from colearn_hpc.mpi.mean import CHUNK, MeanUnderWay, Taken, begin_mean
 from colearn_hpc.mpi.messages import describe, difference, different_points, joined_errors
 from colearn_hpc.mpi.notices import StopNotices
-from colearn_hpc.mpi.pipeline import Source, Vector
-from colearn_hpc.mpi.stall import stall_watch
 from colearn_hpc.mpi.status import Status
 from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.mpi.transfer import Transfer
 
 log = logging.getLogger("colearn_hpc")
 T = TypeVar("T")
@@ -60,26 +55,22 @@ class Exchange:
         center: this process's data center. Collective over the world (communicators are duplicated, so
             that no message can meet a user's own).
         timeout: seconds that a leader waits for the others at a meeting; None waits for ever.
+        lanes: how many ranks of each data center share the transfer of a mean; None: one per node.
 
     Attributes:
         link: the conversation inside the data center.
-        present: indices of the data centers that took part in the last meeting.
         journal: what this data center has heard since its last resume point.
+        transfer: the means.
         may_miss: go on without a data center that does not arrive at a round's end in time.
-        doing: "waiting" or "exchanging" while this rank does.
-        bytes_sent: payload this process sent to other data centers so far.
         verdict: the agreed text of the failure that ended the run.
     """
 
-    def __init__(self, center: DataCenter, timeout: float | None = None) -> None:
+    def __init__(self, center: DataCenter, timeout: float | None = None, lanes: int | None = 1) -> None:
         self.center = center
         self.timeout = timeout
-        self.doing = ""
-        self.bytes_sent = 0
         self.verdict = ""
-        self.present = tuple(range(len(center.topology.centers)))
         self.may_miss = False
-        self._under_way: MeanUnderWay | None = None
+        self._waiting = False
         self._committed = False  # the others count on this data center until the round's mean is in place
         self._world = center.world.Dup()
         self.link = CenterLink(center)
@@ -91,6 +82,12 @@ class Exchange:
         if self._leaders is not None:
             self._leaders.idle = self._idle
         self.journal = Journal()
+        self.transfer = Transfer(center, self.link, self.journal, lanes, timeout)
+
+    @property
+    def doing(self) -> str:
+        """ "waiting" or "exchanging" while this rank does, else nothing."""
+        return "exchanging" if self.transfer.waiting else "waiting" if self._waiting else ""
 
     # --- meetings -------------------------------------------------------------------------------------
 
@@ -187,9 +184,9 @@ class Exchange:
         self._committed |= arriving  # all ranks of this data center are here: none is in its user's code any more
         if statuses is not None:
             assert self._leaders is not None, "center_rank 0 is the leader"
-            self.doing = "waiting"
+            self._waiting = True
             outcome = self._leaders.meet(statuses, patience, arriving and self.may_miss)
-            self.doing = ""
+            self._waiting = False
         found = self.link.bcast(outcome)
         assert found is not None, "the leader brings an outcome"
         return found
@@ -197,14 +194,13 @@ class Exchange:
     def _idle(self) -> None:
         """What must not wait while this rank does."""
         self.stops.poll()  # a rank that is signalled while it waits tells those who still train
-        if self._under_way is not None:
-            self._under_way.advance()  # MPI moves nothing by itself
+        self.transfer.advance()
 
     def _judged(self, outcome: Outcome) -> list[Status]:
         """The statuses by world rank, unless somebody failed or stops."""
         if outcome.purpose == FINISHED:
             raise LeftOut
-        self.present = outcome.present
+        self.transfer.present = outcome.present
         statuses: list[Status] = []
         for center, found in zip(self.center.topology.centers, outcome.statuses, strict=True):
             left_out = Status(outcome.purpose, center.name, absent="did not arrive in time")
@@ -214,9 +210,8 @@ class Exchange:
             self.verdict = joined_errors(statuses, len(self.center.topology.centers))
             raise PeerError(self.verdict)
         if reasons := list(dict.fromkeys(s.stopping for s in statuses if s.stopping)):
-            if self._under_way is not None:
-                # Everyone is here and leaves, so it can come to its end; nobody may leave while messages are under way.
-                self.finish_mean()
+            # Everyone is here and leaves, so a mean can come to its end; nobody may leave while messages are under way.
+            self.transfer.abandon()
             # The most telling one: who was signalled, where that rank itself is here to say so.
             raise Interrupted(max(reasons, key=len))
         if len({s.purpose for s in statuses if not s.absent}) > 1:
@@ -315,80 +310,3 @@ class Exchange:
         Any dtype; CPU or GPU tensors. Every rank must bring the same shapes (see :meth:`compare`).
         """
         copy_to_all(self._world, self.center.topology.centers[0].leader, tensors)
-
-    # --- the round ------------------------------------------------------------------------------------
-
-    def mean_in_center(self, vector: Tensor) -> None:
-        """Put the mean over this data center's ranks into the leader's vector. Collective over the data center."""
-        if self.center.size == 1 or not vector.numel():
-            return
-        rows = torch.empty((self.center.size, *vector.shape), dtype=vector.dtype) if self.center.is_leader else None
-        self.link.enter().Gather(vector.numpy(), None if rows is None else rows.numpy(), 0)
-        if rows is not None:
-            weighted_mean(list(rows), [1.0] * self.center.size, out=vector)
-
-    def mean(self, vector: Tensor, weights: Sequence[float]) -> None:
-        """:meth:`take_mean` of contiguous CPU vectors, shape ``(n,)``, in place. Collective over the leaders."""
-        self.take_mean(Vector(vector), vector, weights)
-
-    def take_mean(
-        self,
-        source: Source,
-        result: Tensor,
-        weights: Sequence[float],
-        parameter_size: int | None = None,
-        previous: Tensor | None = None,
-        compression: Compression | None = None,
-    ) -> Taken:
-        """Take the weighted mean of the leaders' vectors (eq. 2). Collective over the leaders.
-
-        See :func:`~colearn_hpc.mpi.mean.begin_mean`, also for the arguments. To be called right after a meeting.
-
-        Args:
-            source: this leader's model, the same size on all leaders.
-            result: where the mean goes, shape ``(size,)``.
-            weights: n_k per data center, in order; 0 takes the mean without contributing to it.
-        """
-        if self._leaders is None:
-            raise AssertionError("only leaders exchange")
-        if self.journal.replaying:
-            mean = self.journal.again("mean")
-            assert isinstance(mean, Mean), "no meeting is called so"
-            result.copy_(mean.result)
-            if compression is not None:
-                compression.pending = mean.pending
-            return mean.taken
-        self.begin_mean(source, result, weights, parameter_size, previous, compression)
-        taken = self.finish_mean()
-        self.journal.note("mean", Mean(taken, result, None if compression is None else compression.pending))
-        return taken
-
-    def begin_mean(self, source: Source, result: Tensor, weights: Sequence[float], *more: Any) -> None:
-        """Begin what :meth:`take_mean` does, which says what these are: it goes on at every :meth:`progress`, and while
-        this rank waits. Until :meth:`finish_mean` nothing may write to them. Collective over the leaders."""
-        assert self._leaders is not None, "only leaders exchange"
-        comm, present = self._leaders.group(self.present), [weights[k] for k in self.present]
-        self._under_way = begin_mean(comm, source, result, present, *more)
-        self._under_way.advance()
-
-    def finish_mean(self) -> Taken:
-        """Wait until the mean is there. Collective over the leaders, right after a meeting."""
-        assert self._under_way is not None, "begin_mean comes first"
-        self.doing = "exchanging"
-        names = [self.center.topology.centers[k].name for k in self.present]
-        taken = self._under_way.finish(stall_watch(names, self.timeout))
-        self._under_way = None
-        self.bytes_sent += taken.bytes_sent
-        self.doing = ""
-        return taken
-
-    def distribute_in_center(self, vector: Tensor) -> None:
-        """Copy the leader's vector into every rank's, in place. Collective over the data center.
-
-        The others wait politely first: their leader may be busy with a slow link for minutes.
-        """
-        if self.center.size == 1:
-            return
-        comm = self.link.enter()
-        for block in vector.split(CHUNK):
-            comm.Bcast(block.numpy(), 0)

@@ -74,7 +74,6 @@ class Leaders:
         self.news = {k: News(heard=time.monotonic()) for k in self.members}
         self._inbox: dict[int, list[Status]] = {}
         self._outgoing: list[MPI.Request] = []
-        self._groups: dict[tuple[int, ...], MPI.Intracomm] = {}
         self._told = 0.0
         self._past: deque[str] = deque(maxlen=8)  # purposes of the last meetings
 
@@ -167,14 +166,6 @@ class Leaders:
         while missing - self._receive() and not waiting.over():
             self._pass_time(waiting, FINISHED)
         return [self.names[k] for k in sorted(missing - set(self._inbox))]
-
-    def group(self, present: tuple[int, ...]) -> MPI.Intracomm:
-        """A communicator of the leaders ``present``. Collective over them alone."""
-        if len(present) == len(self.names):
-            return self.comm
-        if present not in self._groups:
-            self._groups[present] = self.comm.Create_group(self.comm.Get_group().Incl(present))
-        return self._groups[present]
 
     # --- news -----------------------------------------------------------------------------------------
 

@@ -17,25 +17,37 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _NONE = Squares()
-CHUNK = 1 << 24  # elements per message inside a data center: counts stay far below 2^31 bytes
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What is known about a mean beside its value; the same on all leaders, but for bytes and divergence.
+    """What is known about a mean beside its value, or about a share of it; that of disjoint shares adds up.
 
     Attributes:
         bytes_sent: payload this process sent.
-        squares: the sums of eq. 4 over the whole of the parameters.
-        finite: whether nothing in the mean is NaN or ±Inf.
-        divergence: ‖w_k - w̄‖ / ‖w̄‖ of this leader's parameters, with a codec as they arrived; NaN without
-            a last shared model, or if it gave nothing.
+        squares: the sums of eq. 4 over the parameters; the same in all data centers.
+        finite: whether nothing in the mean is NaN or ±Inf; the same in all data centers.
+        distance: ‖w_k - w̄‖² of this data center's parameters, with a codec as they arrived; NaN without a last
+            shared model, or if it gave nothing.
     """
 
     bytes_sent: int
     squares: Squares
     finite: bool
-    divergence: float
+    distance: float
+
+    def __add__(self, other: Taken) -> Taken:
+        return Taken(
+            self.bytes_sent + other.bytes_sent,
+            self.squares + other.squares,
+            self.finite and other.finite,
+            self.distance + other.distance,
+        )
+
+    @property
+    def divergence(self) -> float:
+        """‖w_k - w̄‖ / ‖w̄‖; NaN where the distance is."""
+        return math.nan if math.isnan(self.distance) else ratio_of_norms(self.distance, self.squares.after)
 
 
 class MeanUnderWay:
@@ -84,8 +96,8 @@ class MeanUnderWay:
         total, others, distance, me = Squares(), Squares(), 0.0, self._leaders.Get_rank()
         for part, other, apart_there in self._leaders.allgather((mine, rest, apart)):
             total, others, distance = total + part, others + other, distance + apart_there[me]
-        divergence = ratio_of_norms(distance, total.after) if self._gave else math.nan
-        return Taken(sent, total, math.isfinite(total.after) and math.isfinite(others.after), divergence)
+        finite = math.isfinite(total.after) and math.isfinite(others.after)
+        return Taken(sent, total, finite, distance if self._gave else math.nan)
 
 
 # Their memory stays, even if a failure ends the run that has begun them: messages may still arrive in it.
@@ -134,7 +146,7 @@ def begin_mean(
         result.copy_(source.read(0, source.size, result))
         source.wait()
         mine = squares(result[:length], None if previous is None else previous[:length])
-        return MeanUnderWay(leaders, None, mine, squares(result[length:], None))
+        return MeanUnderWay(leaders, None, mine, squares(result[length:], None), previous is not None)
     if compression is not None:
         compression.prepare(length)
     pipeline = Pipeline(leaders, source, result, weights, length, previous, compression, gathering)

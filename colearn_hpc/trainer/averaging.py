@@ -78,7 +78,7 @@ class Averaging:
         codec: how parameters are written on the wire, see ``algorithm/codec.py``.
 
     Attributes:
-        previous: on leaders, the last shared model as a flat vector, parameters first. It is the vector that was
+        previous: on carriers, the last shared model as a flat vector, parameters first. It is the vector that was
             committed, not a copy, and is not written to before the next mean is committed.
         others_place: where the data centers were that gave to the last mean.
     """
@@ -108,7 +108,7 @@ class Averaging:
 
     def start_from(self, module: LightningModule) -> None:
         """Take the module as the shared model that round 0 starts from."""
-        if self.exchange.center.is_leader:
+        if self.exchange.transfer.carries:
             self.previous = FlatModel.of(module).pack()
 
     def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
@@ -122,7 +122,7 @@ class Averaging:
         return {"previous": self.previous, "outer": self._outer_state, "residual": residual}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.exchange.center.is_leader:
+        if self.exchange.transfer.carries:
             self.previous, self._outer_state = state["previous"], state["outer"]
             if self._compression is not None:
                 self._compression.residual = state.get("residual")
@@ -162,7 +162,7 @@ class Averaging:
         model = FlatModel(trainable_parameters(module), others)
         if not alone and center.size > 1:
             # DDP keeps parameters equal inside a data center, buffers not.
-            exchange.mean_in_center(model.stage_others())
+            exchange.transfer.mean_in_center(model.stage_others())
         arrivals = self.arrive(model, None, record, place, absent)
         return self.take(model, optimizers, arrivals, record, decide)
 
@@ -180,13 +180,13 @@ class Averaging:
             model: of the module, with what it offers.
             arrivals: what :meth:`arrive` returned.
         """
-        exchange, center = self.exchange, self.exchange.center
-        alone = len(center.topology.centers) == 1
-        clock, sent = time.monotonic(), exchange.bytes_sent
+        exchange, transfer = self.exchange, self.exchange.transfer
+        alone = len(exchange.center.topology.centers) == 1
+        clock = time.monotonic()
         result = self._result(model)
         taken, outer_state = None, None
-        if center.is_leader:
-            taken = exchange.take_mean(
+        if transfer.carries:
+            taken = transfer.take(
                 model, result, self._weights(arrivals), model.parameter_size, self._last(model), self._compression
             )
             if self.outer is not None and not alone:
@@ -195,8 +195,8 @@ class Averaging:
                 stepped, outer_state = self.outer.step(self._last(model), shared, self._outer_state)
                 shared.copy_(stepped)
         if not alone:
-            exchange.distribute_in_center(result)
-        record.exchange_seconds, record.bytes_sent = time.monotonic() - clock, exchange.bytes_sent - sent
+            taken = transfer.spread(result, taken)
+        record.exchange_seconds = time.monotonic() - clock
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
         leaves = any(arrival.place.leaving for arrival in arrivals.values())
@@ -223,7 +223,7 @@ class Averaging:
         if len(self.exchange.center.topology.centers) > 1:
             model.unpack(result)
         if taken is not None:
-            record.divergence = taken.divergence
+            record.divergence, record.bytes_sent = taken.divergence, taken.bytes_sent
             self.previous, self._room = result, self.previous
             if self._compression is not None:
                 self._compression.commit()
@@ -274,7 +274,7 @@ class Averaging:
         Raises:
             ParticipantError: the mean of finite models is not finite, because a codec could not hold a step.
         """
-        assert taken is not None, "only leaders take the mean"
+        assert taken is not None, "only carriers take the mean"
         if not taken.finite and (name := first_non_finite(result, model)):
             raise ParticipantError(
                 f"round {self.others_place.round}: NaN or Inf in the mean ({name}), though every model in it is "
@@ -286,7 +286,7 @@ class Averaging:
 
     def _last(self, model: FlatModel) -> Tensor:
         """The parameters of the last shared model."""
-        assert self.previous is not None, "only leaders hold the previous shared model"
+        assert self.previous is not None, "only carriers hold the last shared model"
         return self.previous[: model.parameter_size].to(model.dtype)
 
     def _check(self, arrivals: dict[int, Arrival], round_index: int) -> None:

@@ -70,7 +70,8 @@ class CoLearning(Callback):
         weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
         outer_optimizer: a rival of the plain mean, :class:`~colearn_hpc.algorithm.outer.OuterSGD`; None: the mean.
         exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8"}``, see ``algorithm/codec.py``;
-            ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlap.py``.
+            ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlap.py``;
+            ``{"lanes": 1}``: by leaders alone instead of a rank per node, see ``mpi/lanes.py``.
         combine: ``"weights"`` (eq. 2), or ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
@@ -116,7 +117,7 @@ class CoLearning(Callback):
         self.learning_rate = learning_rate
         self.optimizer_state: OptimizerState = optimizer_state
         self.weighting, self.combine, self.outer_optimizer = weighting, combine, outer_optimizer
-        self.codec, self.overlaps = rules.exchange_of(exchange, combine)
+        self.codec, self.overlaps, self.lanes = rules.exchange_of(exchange, combine, outer_optimizer)
         if self.overlaps:
             rules.check_overlap(optimizer_state, combine, outer_optimizer, on_failure)
         self.centers = centers
@@ -394,5 +395,5 @@ class CoLearning(Callback):
         """Find this process's place, once. Collective over the world."""
         if not hasattr(self, "exchange"):
             self.center = join_trainer(trainer, self.centers)
-            self.exchange = Exchange(self.center, self.round_timeout)
+            self.exchange = Exchange(self.center, self.round_timeout, self.lanes)
             self.exchange.may_miss = self.restarts.on_failure == "continue_without"

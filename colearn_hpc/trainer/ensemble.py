@@ -121,7 +121,7 @@ class Ensemble(Averaging):
             return {}  # not a leader
         probabilities, targets = whole
         mean = probabilities.reshape(-1)
-        exchange.mean(mean, [1.0] * len(digests))
+        exchange.transfer.mean_of_leaders(mean, [1.0] * len(digests))
         return metrics_of(module, mean.view(probabilities.shape), targets)
 
 

@@ -85,7 +85,7 @@ class OverlappedAveraging(Averaging):
             self._sent = model.pack(self._sent)
         assert self._sent is not None
         # DDP keeps parameters equal inside a data center, buffers not, and gives the leader's to all at the next batch.
-        self.exchange.mean_in_center(self._sent[model.parameter_size :])
+        self.exchange.transfer.mean_in_center(self._sent[model.parameter_size :])
         return self.send(module, optimizers, record, place, decide)
 
     def send(
@@ -105,8 +105,8 @@ class OverlappedAveraging(Averaging):
             self._aside = False
             return self.take(model, optimizers, arrivals, record, decide)
         self._under_way = True
-        if self.exchange.center.is_leader:
-            self.exchange.begin_mean(
+        if self.exchange.transfer.carries:
+            self.exchange.transfer.begin(
                 Vector(sent),
                 self._result(model),
                 self._weights(arrivals),
@@ -141,8 +141,8 @@ class OverlappedAveraging(Averaging):
         record.wait_seconds += time.monotonic() - clock
 
         clock, result = time.monotonic(), self._result(model)
-        taken = exchange.finish_mean() if exchange.center.is_leader else None
-        exchange.distribute_in_center(result)
+        taken = exchange.transfer.finish() if exchange.transfer.carries else None
+        taken = exchange.transfer.spread(result, taken)
         record.exchange_seconds += time.monotonic() - clock
         meeting = f"round {round_index}: mean"
         decision = exchange.decide(meeting, lambda: decide(self._change(model, result, taken), False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 
@@ -104,16 +104,26 @@ def check_failures(
                 )
 
 
-def exchange_of(exchange: Any, combine: str) -> tuple[str, bool]:
-    """The codec's name and whether to overlap, in ``exchange={"codec": name, "overlap": bool}``; ``"fp32"`` and not
-    where nothing is said."""
-    if exchange is None:
-        return "fp32", False
-    if not isinstance(exchange, dict) or set(exchange) - {"codec", "overlap"}:
-        raise ConfigurationError(
-            f'exchange must be a mapping with the keys "codec" and "overlap", or None; found {exchange!r}'
-        )
-    codec, overlap = exchange.get("codec", "fp32"), exchange.get("overlap", False)
+class ExchangeSettings(NamedTuple):
+    """How the mean travels.
+
+    Attributes:
+        codec: how parameters are written on the wire.
+        overlap: while the next round's first local epoch is trained.
+        lanes: ranks of a data center that share the transfer; None: one per node.
+    """
+
+    codec: str = "fp32"
+    overlap: bool = False
+    lanes: int | None = None
+
+
+def exchange_of(exchange: Any, combine: str, outer_optimizer: Any) -> ExchangeSettings:
+    """The settings in ``exchange={"codec": name, "overlap": bool, "lanes": number}``, and what goes without saying."""
+    known = ", ".join(f'"{name}"' for name in ExchangeSettings._fields)
+    if exchange is not None and (not isinstance(exchange, dict) or set(exchange) - set(ExchangeSettings._fields)):
+        raise ConfigurationError(f"exchange must be a mapping with the keys {known}, or None; found {exchange!r}")
+    codec, overlap, lanes = found = ExchangeSettings(**(exchange or {}))
     if codec not in NAMES:
         raise ConfigurationError(f"exchange: codec must be one of {', '.join(NAMES)}; found {codec!r}")
     if codec != "fp32" and combine == "predictions":
@@ -123,7 +133,18 @@ def exchange_of(exchange: Any, combine: str) -> tuple[str, bool]:
         )
     if not isinstance(overlap, bool):
         raise ConfigurationError(f"exchange: overlap must be true or false; found {overlap!r}")
-    return codec, overlap
+    if lanes is not None and (not isinstance(lanes, int) or isinstance(lanes, bool) or lanes < 1):
+        raise ConfigurationError(f"exchange: lanes must be a whole number, at least 1, or null; found {lanes!r}")
+    for alone, why in (
+        (combine == "predictions", 'combine="predictions": no weights travel'),
+        (outer_optimizer is not None, "an outer_optimizer: its state is the leader's"),
+        (codec == "int8", 'codec="int8": what its messages lack is the leader\'s to remember'),
+    ):
+        if alone and lanes is not None and lanes > 1:
+            raise ConfigurationError(f"exchange: lanes={lanes} cannot be combined with {why}. Drop one of the two")
+        if alone:
+            found = found._replace(lanes=1)
+    return found
 
 
 def check_overlap(optimizer_state: str, combine: str, outer_optimizer: Any, on_failure: str) -> None:

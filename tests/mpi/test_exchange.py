@@ -47,10 +47,11 @@ def test_failure_of_the_decision(launch):
     assert done.code == 0 and done.out.count("data center dc0: Traceback") == 2 and done.out.count("ZeroDivision") == 3
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_mean(launch, ranks):
-    """Sizes around every boundary of the chunks, weights, several dtypes; the same bits on all leaders."""
-    assert launch(ranks, "mean.py", timeout=120).ok().count("all equal") == ranks
+@pytest.mark.parametrize(("centers", "ranks_per_center"), [(2, 1), (5, 1), (3, 2), (2, 3), (1, 2)])
+def test_mean(launch, centers, ranks_per_center):
+    """Sizes around every boundary of the chunks, weights, several dtypes, lanes; the same bits on all ranks."""
+    ranks = centers * ranks_per_center
+    assert launch(ranks, "mean.py", ranks_per_center, timeout=120).ok().count("all equal") == ranks
 
 
 @pytest.mark.parametrize(("ranks", "seed"), [(2, 0), (3, 1), (5, 2)])

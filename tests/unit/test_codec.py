@@ -97,6 +97,9 @@ def test_unknown_codec():
     [
         ({"codec": "zip"}, "exchange: codec must be one of fp32, bf16, fp16, int8; found 'zip'"),
         ({"codecs": "int8"}, "exchange must be a mapping"),
+        ({"lanes": 0}, "exchange: lanes must be a whole number, at least 1, or null; found 0"),
+        ({"lanes": True}, "exchange: lanes must be a whole number"),
+        ({"lanes": 2, "codec": "int8"}, 'exchange: lanes=2 cannot be combined with codec="int8"'),
         ("int8", "exchange must be a mapping"),
     ],
 )

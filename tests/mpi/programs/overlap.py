@@ -46,7 +46,8 @@ def train(out: Path, case: str, rounds: int, comm: MPI.Comm) -> list:
     centers, local_epochs, epsilon = case.split(":")
     center = DataCenter.join(int(centers), comm)
     settings = {"local_epochs": int(local_epochs), "epsilon": float(epsilon), "decay": 0.25}
-    colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, exchange={"overlap": True}, **settings)
+    exchange = {"overlap": True, "lanes": center.size}  # as with each rank on a node of its own
+    colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, exchange=exchange, **settings)
     trajectory = Trajectory(colearning)
     module = toy.Toy(toy.network(seed=center.world_rank))  # w⁰ is world rank 0's: all others start elsewhere
     trainer = toy.trainer(center, colearning, trajectory)

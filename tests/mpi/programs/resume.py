@@ -63,9 +63,9 @@ net = nn.Sequential(
     nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, toy.CLASSES)
 )
 module = Noisy(net)
-settings = {"local_epochs": 2, "epsilon": 0.3, "weighting": "examples"} | json.loads(
-    os.environ.get("TEST_SETTINGS", "{}")
-)
+settings = {"local_epochs": 2, "epsilon": 0.3, "weighting": "examples"}
+settings |= {"exchange": {"lanes": 2}}  # as with each rank on a node of its own
+settings |= json.loads(os.environ.get("TEST_SETTINGS", "{}"))
 colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
 injector = FaultInjector(os.environ.get("TEST_FAULTS", "").split(), colearning)
 leaves = [Leaves(*os.environ["TEST_LEAVES"].split())] if "TEST_LEAVES" in os.environ else []

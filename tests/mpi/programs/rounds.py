@@ -33,7 +33,8 @@ class Trajectory(Callback):
 
 def train(out: Path, centers: int, rounds: int, comm: MPI.Comm) -> list:
     center = DataCenter.join(centers, comm)
-    colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, **SETTINGS)
+    lanes = {"lanes": center.size}  # as with each rank on a node of its own
+    colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, exchange=lanes, **SETTINGS)
     trajectory = Trajectory(colearning)
     module = toy.Toy(toy.network(seed=center.world_rank))  # w⁰ is world rank 0's: all others start elsewhere
     trainer = toy.trainer(center, colearning, trajectory)
