@@ -1,4 +1,4 @@
-"""Data centers as network namespaces of this machine: each with one link, of a given bandwidth, to a common bridge.
+"""Data centers as network namespaces of this machine: each node with a link, of a given bandwidth, to a common bridge.
 
 Needs root, ip and tc (iproute2).
 """
@@ -32,6 +32,7 @@ class Namespaces:
         folder: for the launch agent.
         retries: net.ipv4.tcp_retries2 in all of them; 0: the kernel's own (15: about 15 minutes).
         congestion: TCP's congestion control on the links; empty: the machine's own.
+        nodes: namespaces per data center. Between those of one, ``megabits`` do not hold.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class Namespaces:
         folder: Path,
         retries: int = 0,
         congestion: str = "",
+        nodes: int = 1,
     ) -> None:
         if os.geteuid() or not all(shutil.which(tool) for tool in ("ip", "tc")):
             sys.exit("this needs root, ip and tc: it makes network namespaces")
         self.name, self.network, self.centers, self.megabits, self.retries = name, network, centers, megabits, retries
-        self.congestion = congestion
-        self.hosts = [f"{name}{k}" for k in range(centers)]
+        self.congestion, self.nodes = congestion, nodes
+        self.hosts = [f"{name}{k}" for k in range(centers * nodes)]
         self._bridge = f"{name}-br"
         self._agent = folder / "agent.sh"
         self._agent.write_text(AGENT)
@@ -71,11 +73,24 @@ class Namespaces:
                 _ip(f"-n {host} route replace {self.network}.0/24 dev eth0 congctl {self.congestion}")
             if self.retries:
                 _ip(f"netns exec {host} sysctl -qw net.ipv4.tcp_retries2={self.retries}")
-            if self.megabits:
+            if self.megabits and self.nodes == 1:
                 limit = f"root tbf rate {self.megabits}mbit burst {max(128, self.megabits)}kb latency 100ms"
-                subprocess.run(["tc", "-n", host, *f"qdisc add dev eth0 {limit}".split()], check=True)
-                subprocess.run(["tc", *f"qdisc add dev {host}-l {limit}".split()], check=True)
+                _tc(f"-n {host} qdisc add dev eth0 {limit}")
+                _tc(f"qdisc add dev {host}-l {limit}")
+            elif self.megabits:
+                self._limit_outside("-n " + host, "eth0", "dst", k)
+                self._limit_outside("", f"{host}-l", "src", k)
         return self
+
+    def _limit_outside(self, where: str, device: str, end: str, k: int) -> None:
+        """Limit what does not stay in the data center of node ``k``."""
+        _tc(f"{where} qdisc add dev {device} root handle 1: htb default 1")
+        _tc(f"{where} class add dev {device} parent 1: classid 1:1 htb rate {self.megabits}mbit")
+        _tc(f"{where} class add dev {device} parent 1: classid 1:2 htb rate 20gbit")
+        first = k // self.nodes * self.nodes
+        for other in range(first, first + self.nodes):
+            match = f"u32 match ip {end} {self.network}.{other + 1}/32 flowid 1:2"
+            _tc(f"{where} filter add dev {device} parent 1: protocol ip {match}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -131,6 +146,10 @@ class Namespaces:
 
 def _ip(arguments: str) -> None:
     subprocess.run(["ip", *arguments.split()], check=True)
+
+
+def _tc(arguments: str) -> None:
+    subprocess.run(["tc", *arguments.split()], check=True)
 
 
 def _alive(pid: int) -> bool:

@@ -99,7 +99,7 @@ class Participant:
 
     Args:
         codec: how parameters are written on the wire.
-        exchange: of another participant of this rank; None makes one.
+        exchange: of another participant of this rank; None makes one, where each rank is a data center.
     """
 
     def __init__(self, codec: str, exchange: Any = None) -> None:
