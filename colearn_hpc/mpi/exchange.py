@@ -74,6 +74,8 @@ class Exchange:
         self._committed = False  # the others count on this data center until the round's mean is in place
         self._world = center.world.Dup()
         self.link = CenterLink(center)
+        self.journal = Journal()
+        self.transfer = Transfer(center, self.link, self.journal, lanes, timeout)
         self._leaders = (
             Leaders(center.leaders, [c.name for c in center.topology.centers]) if center.leaders is not None else None
         )
@@ -81,12 +83,10 @@ class Exchange:
         self.link.idle = self._idle
         if self._leaders is not None:
             self._leaders.idle = self._idle
-        self.journal = Journal()
-        self.transfer = Transfer(center, self.link, self.journal, lanes, timeout)
 
     @property
     def doing(self) -> str:
-        """ "waiting" or "exchanging" while this rank does, else nothing."""
+        """What this rank waits in: "waiting" for others or "exchanging"; nothing where it does not wait."""
         return "exchanging" if self.transfer.waiting else "waiting" if self._waiting else ""
 
     # --- meetings -------------------------------------------------------------------------------------
