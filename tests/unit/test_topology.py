@@ -1,8 +1,13 @@
 """Who belongs to which data center: the pure core, without MPI."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from colearn_hpc.errors import TopologyError
+from colearn_hpc.mpi.pipeline import SLICE
 from colearn_hpc.mpi.topology import (
     CenterRanks,
     Declaration,
@@ -121,3 +126,13 @@ def test_declared_by_heterogeneous_component():
 )
 def test_hostlists(text, hosts):
     assert expand_hostlist(text) == hosts
+
+
+@pytest.mark.parametrize(("environ", "limit"), [({}, 528384), ({"OMPI_MCA_btl_tcp_eager_limit": "7"}, 7)])
+def test_open_mpi_sends_slices_without_asking(environ, limit):
+    """Unless somebody has chosen otherwise; a slice of float64 and its header fit."""
+    code = "import os, colearn_hpc.mpi; print(os.environ['OMPI_MCA_btl_tcp_eager_limit'])"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OMPI_MCA_btl")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | environ, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == limit
+    assert "OMPI_MCA_btl_tcp_eager_limit" in environ or limit > 8 * SLICE + 64
