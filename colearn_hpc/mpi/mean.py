@@ -134,7 +134,7 @@ def begin_mean(
         result.copy_(source.read(0, source.size, result))
         source.wait()
         mine = squares(result[:length], None if previous is None else previous[:length])
-        return MeanUnderWay(leaders, None, mine, squares(result[length:], None))
+        return MeanUnderWay(leaders, None, mine, squares(result[length:], None), gave=previous is not None)
     if compression is not None:
         compression.prepare(length)
     pipeline = Pipeline(leaders, source, result, weights, length, previous, compression, gathering)
