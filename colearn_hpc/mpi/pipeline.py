@@ -123,9 +123,9 @@ class Pipeline:
             raise ValueError("the mean of no participants is undefined: every data center has weight 0")
         self._previous, self._compression = previous, compression
         self._chunks = list(_chunks(source.size, parameter_size, self._centers))
-        # A coded slice of the mean waits in a slot until it is applied.
         self._gathering = GATHERING if gathering is None else gathering
         self._spreading = self._gathering if compression else max(SPREADING, self._gathering)
+        # A coded slice of the mean waits in a slot until it is applied.
         slots = self._gathering + 2 + (self._spreading if compression else 0)
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._requests: dict[int, list[tuple[int, MPI.Request]]] = {}  # by chunk: with whom
