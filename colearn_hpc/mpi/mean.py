@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from colearn_hpc.algorithm.shared_model import Squares, ratio_of_norms, squares
+from colearn_hpc.algorithm.shared_model import squares
+from colearn_hpc.algorithm.slice_sums import Squares, ratio_of_norms
 from colearn_hpc.mpi.compression import Compression
 from colearn_hpc.mpi.pipeline import Idle, Pipeline, Source
 
