@@ -129,6 +129,7 @@ class Pipeline:
         slots = self._gathering + 2 + (self._spreading if compression else 0)
         self._width = max((_length(c, 0) for c in self._chunks), default=0)
         self._sums = SliceSums(self._width)
+        self._decoded = torch.empty((self._centers if compression else 0, self._width))
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._requests: dict[int, list[tuple[int, MPI.Request]]] = {}  # by chunk: with whom
         self.sent = 0
@@ -277,9 +278,9 @@ class Pipeline:
             if k == self._me:
                 rows.append(self._step(chunk, slot, k))
             else:
-                rows.append(torch.empty(length))
+                rows.append(self._decoded[k, :length])
                 codec.decode(self._row(slot, k, length, True), rows[-1])
-        mean = self._sums.mean(rows, self._given, torch.empty(length))
+        mean = self._sums.mean(rows, self._given, self._decoded[self._me, :length])
         self._measure(chunk, rows, mean)
         if compression.residual is not None:
             mean.add_(compression.residual[place])
