@@ -72,7 +72,8 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
 
 def watch(spent: dict[str, list[float]]) -> None:
     """Book wall time by stage, on this rank. It includes the time in which another rank has the core."""
-    from colearn_hpc.mpi import mean, pipeline
+    from colearn_hpc.algorithm import slice_sums
+    from colearn_hpc.mpi import pipeline
     from colearn_hpc.trainer import averaging
 
     def timed(owner: Any, name: str, label: str) -> None:
@@ -98,13 +99,12 @@ def watch(spent: dict[str, list[float]]) -> None:
     averaging.Averaging.run = run  # type: ignore[method-assign]
     timed(averaging, "first_non_finite", "finite check")
     timed(pipeline.Pipeline, "_read", "read")
-    timed(pipeline, "weighted_mean", "sum")
-    timed(pipeline, "squares", "norm")
-    timed(pipeline, "distances", "divergence")
+    timed(slice_sums.SliceSums, "mean", "sum")
+    timed(slice_sums.SliceSums, "squares", "norm")
+    timed(slice_sums.SliceSums, "distances", "divergence")
     timed(pipeline.Pipeline, "_send", "send")
     timed(pipeline.Pipeline, "run", PIPELINE)
     timed(averaging.Averaging, "_commit", "commit")
-    timed(mean, "squares", "norm, one center")
 
 
 def main() -> None:
