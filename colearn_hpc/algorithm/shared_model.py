@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from colearn_hpc.algorithm.slice_sums import SliceSums, Squares, check_weights
+
 _BLOCK = 1 << 15  # elements worked on at a time: they and their float64 copies stay in a core's cache
 
 
@@ -196,29 +198,6 @@ def float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, b) for name, b in module.named_buffers() if b.is_floating_point() or b.is_complex()]
 
 
-@dataclass(frozen=True)
-class Squares:
-    """Sums of squares over a slice of the parameters, in float64; those of disjoint slices add up.
-
-    Attributes:
-        change: ‖w̄ⁱ - w̄ⁱ⁻¹‖².
-        before: ‖w̄ⁱ⁻¹‖².
-        after: ‖w̄ⁱ‖²; not finite if and only if something in w̄ⁱ is not (or overflows float64).
-    """
-
-    change: float = 0.0
-    before: float = 0.0
-    after: float = 0.0
-
-    def __add__(self, other: Squares) -> Squares:
-        return Squares(self.change + other.change, self.before + other.before, self.after + other.after)
-
-    @property
-    def relative_change(self) -> float:
-        """``‖w̄ⁱ - w̄ⁱ⁻¹‖ / ‖w̄ⁱ⁻¹‖`` of eq. 4; 0 when nothing changed, ``inf`` when something came from all zeros."""
-        return ratio_of_norms(self.change, self.before)
-
-
 @torch.no_grad()
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None) -> Tensor:
     """Equation 2: ``Σ_k n_k w_k / Σ_k n_k`` in float64, summed in the order of ``rows``.
@@ -231,68 +210,24 @@ def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor 
     Raises:
         ValueError: no row, or a weight that is not a positive finite number.
     """
-    if not rows:
-        raise ValueError("the mean of no participants is undefined")
-    if not all(w > 0 and math.isfinite(w) for w in weights):
-        raise ValueError(f"weights of the mean must be positive and finite, found {list(weights)}")
+    check_weights(weights)
     if len(rows) != len(weights):
         raise ValueError(f"{len(rows)} rows, but {len(weights)} weights")
     result = torch.empty_like(rows[0]) if out is None else out
-    total = float(sum(weights))
-    scratch = torch.empty(min(_BLOCK, len(result)), dtype=torch.float64)
-    blocks = [row.split(_BLOCK) for row in rows]
-    for number, target in enumerate(result.split(_BLOCK)):
-        accumulated = scratch[: len(target)]
-        for k, weight in enumerate(weights):
-            if k == 0:
-                accumulated.copy_(blocks[k][number])
-                if weight != 1:
-                    accumulated.mul_(weight)
-            else:
-                accumulated.add_(blocks[k][number], alpha=weight)
-        # Multiplying by a power of two is the same division, and faster.
-        target.copy_(accumulated.mul_(1 / total) if math.frexp(total)[0] == 0.5 else accumulated.div_(total))
+    sums = SliceSums(min(_BLOCK, len(result)))
+    for target, *blocks in zip(*(v.split(_BLOCK) for v in (result, *rows)), strict=True):
+        sums.mean(blocks, weights, target)
     return result
 
 
 @torch.no_grad()
 def squares(new: Tensor, old: Tensor | None) -> Squares:
-    """The sums of squares of eq. 4 over a slice, in blocks that stay in cache: fit for a slice that was just computed.
-
-    Args:
-        new: of w̄ⁱ, shape ``(n,)``.
-        old: of w̄ⁱ⁻¹, shape ``(n,)``; None if only ``after`` is wanted.
-    """
-    change = before = after = 0.0
-    size = min(_BLOCK, len(new))
-    first, second = torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.float64)
-    for number, block in enumerate(new.split(_BLOCK)):
-        fresh = first[: len(block)].copy_(block)
-        after += float(torch.dot(fresh, fresh))
-        if old is not None:
-            last = second[: len(block)].copy_(old[number * _BLOCK : number * _BLOCK + len(block)])
-            before += float(torch.dot(last, last))
-            fresh.sub_(last)
-            change += float(torch.dot(fresh, fresh))
-    return Squares(change, before, after)
-
-
-@torch.no_grad()
-def distances(rows: Sequence[Tensor], mean: Tensor) -> list[float]:
-    """``‖w_k - w̄‖²`` of each row, in blocks that stay in cache.
-
-    A figure for people: blocks of it are summed in the rows' own precision.
-
-    Args:
-        rows: of w_k, each of shape ``(n,)``.
-        mean: of w̄, shape ``(n,)``.
-    """
-    step = torch.empty(min(_BLOCK, len(mean)), dtype=mean.dtype)
-    found = []
-    for row in rows:
-        pairs = zip(row.split(_BLOCK), mean.split(_BLOCK), strict=True)
-        found.append(sum(_square(torch.sub(w, m, out=step[: w.shape[0]])) for w, m in pairs))
-    return found
+    """:meth:`SliceSums.squares` of vectors of any length, shape ``(n,)``."""
+    sums, total = SliceSums(min(_BLOCK, len(new))), Squares()
+    for start in range(0, len(new), _BLOCK):
+        place = slice(start, start + _BLOCK)
+        total += sums.squares(new[place], None if old is None else old[place])
+    return total
 
 
 def relative_change(new: Tensor, old: Tensor) -> float:
@@ -327,19 +262,6 @@ def first_non_finite(vector: Tensor | None, model: FlatModel) -> str:
         if not is_finite(source if vector is None else vector[entry.offset : entry.offset + entry.length]):
             return entry.name
     return ""
-
-
-def _square(vector: Tensor) -> float:
-    """``‖v‖²`` of a short vector."""
-    square = float(torch.dot(vector, vector))
-    return square if math.isfinite(square) else float(vector.double().square().sum())
-
-
-def ratio_of_norms(difference: float, reference: float) -> float:
-    """The quotient of two norms from their squares; 0 / 0 is 0."""
-    if reference == 0:
-        return 0.0 if difference == 0 else math.inf
-    return math.sqrt(difference / reference)
 
 
 def _real(tensor: Tensor) -> Tensor:

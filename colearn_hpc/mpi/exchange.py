@@ -160,8 +160,9 @@ class Exchange:
         self._meet(Status("stop", self.center.name, stopping=self.stops.reason or "a signal"), None)
         raise AssertionError("a meeting with somebody stopping ends the run")
 
-    def progress(self, text: str, now: bool = False) -> None:
-        """Let the leaders who may be waiting know how far this data center is. Cheap enough for every batch.
+    def progress(self, text: Callable[[], str], now: bool = False) -> None:
+        """Let the leaders who may be waiting know how far this data center is. Cheap enough for every batch:
+        ``text`` is called only when it is to be sent.
 
         A mean that is under way goes on.
         """

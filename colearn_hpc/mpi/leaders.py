@@ -91,7 +91,7 @@ class Leaders:
             RoundTimeoutError: on whoever has lost patience. A first leader that is missing cannot be done without.
         """
         purpose = statuses[0].purpose
-        self.tell("waiting", purpose, now=True)
+        self.tell(lambda: "waiting", purpose, now=True)
         preside = self._preside if self.index == 0 else self._attend
         outcome = preside(statuses, patience, may_miss)
         self._past.append(outcome.purpose)
@@ -169,14 +169,14 @@ class Leaders:
 
     # --- news -----------------------------------------------------------------------------------------
 
-    def tell(self, text: str, waiting_at: str = "", now: bool = False) -> None:
+    def tell(self, text: Callable[[], str], waiting_at: str = "", now: bool = False) -> None:
         """Tell the other leaders how far this data center is, at most every few seconds. Never blocks."""
         if not now and time.monotonic() - self._told < pacing.NEWS_INTERVAL:
             return
         self._told = time.monotonic()
         for k in range(len(self.names)):
             if k != self.index:
-                self._send((text, waiting_at), k, _NEWS)
+                self._send((text(), waiting_at), k, _NEWS)
 
     def listen(self) -> None:
         """Take in what the others have told. Never blocks."""

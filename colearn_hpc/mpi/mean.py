@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from colearn_hpc.algorithm.shared_model import Squares, ratio_of_norms, squares
+from colearn_hpc.algorithm.shared_model import squares
+from colearn_hpc.algorithm.slice_sums import Squares, ratio_of_norms
 from colearn_hpc.mpi.compression import Compression
 from colearn_hpc.mpi.pipeline import Idle, Pipeline, Source
 
@@ -146,7 +147,7 @@ def begin_mean(
         result.copy_(source.read(0, source.size, result))
         source.wait()
         mine = squares(result[:length], None if previous is None else previous[:length])
-        return MeanUnderWay(leaders, None, mine, squares(result[length:], None), previous is not None)
+        return MeanUnderWay(leaders, None, mine, squares(result[length:], None), gave=previous is not None)
     if compression is not None:
         compression.prepare(length)
     pipeline = Pipeline(leaders, source, result, weights, length, previous, compression, gathering)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from colearn_hpc import faults
 from colearn_hpc.algorithm.codec import BLOCK
-from colearn_hpc.algorithm.shared_model import Squares, distances, squares, weighted_mean
+from colearn_hpc.algorithm.slice_sums import SliceSums, Squares, check_weights
 from colearn_hpc.mpi.compression import Compression
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class _Slot:
 
     staged: Tensor  # (chunk,): the chunk, where it does not lie in one piece
     inbox: Tensor  # (K, bytes): rows of the own slice, then slices of the mean
+    rows: list[Tensor]  # K times the same memory as numbers
     outbox: Tensor  # (K, bytes) with a codec, else empty
     steps: Tensor  # (chunk,) with a codec, else empty: what is encoded
     values: list[Tensor] = field(default_factory=list)  # the chunk by owner
@@ -117,16 +118,18 @@ class Pipeline:
         # Everyone starts with another neighbour, or all would send to the first at once.
         self._others = [(self._me + i) % self._centers for i in range(1, self._centers)]
         self._source, self._result = source, result
-        self._weights = weights
         self._giving = [k for k in range(self._centers) if weights[k]]
-        if not self._giving:
-            raise ValueError("the mean of no participants is undefined: every data center has weight 0")
+        self._given = [weights[k] for k in self._giving]
+        check_weights(self._given)
         self._previous, self._compression = previous, compression
         self._chunks = list(_chunks(source.size, parameter_size, self._centers))
-        # A coded slice of the mean waits in a slot until it is applied.
         self._gathering = GATHERING if gathering is None else gathering
         self._spreading = self._gathering if compression else max(SPREADING, self._gathering)
+        # A coded slice of the mean waits in a slot until it is applied.
         slots = self._gathering + 2 + (self._spreading if compression else 0)
+        self._width = max((_length(c, 0) for c in self._chunks), default=0)
+        self._sums = SliceSums(self._width)
+        self._decoded = torch.empty((self._centers if compression else 0, self._width))
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._requests: dict[int, list[tuple[int, MPI.Request]]] = {}  # by chunk: with whom
         self.sent = 0
@@ -219,7 +222,7 @@ class Pipeline:
                 message = self._coded_mean(chunk, slot)
             else:
                 rows = [slot.values[k] if k == self._me else self._row(slot, k, length, False) for k in self._giving]
-                message = weighted_mean(rows, [self._weights[k] for k in self._giving], out=target)
+                message = self._sums.mean(rows, self._given, target)
                 self._measure(chunk, rows, target)
             for k in self._others:
                 self._send(number, message, k, _TO_ALL)
@@ -228,14 +231,14 @@ class Pipeline:
                 here = self._row(slot, k, theirs, True) if self._coded(chunk) else self._result[_place(chunk, k)]
                 self._receive(number, here, k, _TO_ALL)
         if chunk.parameters:
-            self.squares += squares(target, None if self._previous is None else self._previous[place])
+            self.squares += self._sums.squares(target, None if self._previous is None else self._previous[place])
         else:
-            self.rest += squares(target, None)
+            self.rest += self._sums.squares(target, None)
 
     def _measure(self, chunk: _Chunk, rows: Sequence[Tensor], mean: Tensor) -> None:
         """How far each leader's slice was from the mean, while both are in cache."""
         if chunk.parameters and self._previous is not None:
-            for k, distance in zip(self._giving, distances(rows, mean), strict=True):
+            for k, distance in zip(self._giving, self._sums.distances(rows, mean), strict=True):
                 self.distances[k] += distance
 
     def _collect(self, number: int) -> Iterator[Awaited]:
@@ -275,9 +278,9 @@ class Pipeline:
             if k == self._me:
                 rows.append(self._step(chunk, slot, k))
             else:
-                rows.append(torch.empty(length))
+                rows.append(self._decoded[k, :length])
                 codec.decode(self._row(slot, k, length, True), rows[-1])
-        mean = weighted_mean(rows, [self._weights[k] for k in self._giving])
+        mean = self._sums.mean(rows, self._given, self._decoded[self._me, :length])
         self._measure(chunk, rows, mean)
         if compression.residual is not None:
             mean.add_(compression.residual[place])
@@ -337,16 +340,18 @@ class Pipeline:
         if coded:
             assert self._compression is not None
             return slot.inbox[k, : self._compression.codec.nbytes(length)]
-        return slot.inbox[k, : length * self._result.element_size()].view(self._result.dtype)
+        return slot.rows[k][:length]
 
     def _slot(self) -> _Slot:
         # A single element with its scale can be longer than the element.
-        width = max((_length(c, 0) for c in self._chunks), default=0) + 1
+        width = self._width + 1
         size, dtype, codec = self._centers * width, self._result.dtype, self._compression and self._compression.codec
         row = -(-max(width * self._result.element_size(), codec.nbytes(width) if codec else 0) // 64) * 64
+        inbox = torch.empty((self._centers, row), dtype=torch.uint8)
         return _Slot(
             staged=torch.empty(size, dtype=dtype, pin_memory=self._source.on_gpu),
-            inbox=torch.empty((self._centers, row), dtype=torch.uint8),
+            inbox=inbox,
+            rows=list(inbox.view(dtype)),
             outbox=torch.empty((self._centers if codec else 0, row), dtype=torch.uint8),
             steps=torch.empty(size if codec else 0),
         )

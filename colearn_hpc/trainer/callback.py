@@ -32,7 +32,6 @@ from colearn_hpc.trainer.books import Books
 from colearn_hpc.trainer.ensemble import Ensemble
 from colearn_hpc.trainer.environment import join_trainer
 from colearn_hpc.trainer.fingerprint import check_unchanged, fingerprint
-from colearn_hpc.trainer.heartbeat import Heartbeat
 from colearn_hpc.trainer.lightning_gaps import callbacks_of, wants_stop
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, first_rate
@@ -149,6 +148,7 @@ class CoLearning(Callback):
         self.last_record: RoundRecord | None = None
         self._epoch_start = 0.0
         self.started = 0.0
+        self.examples = 0  # that this process has trained on since it began
 
     # --- Lightning's hooks, in the order in which they run --------------------------------------------
 
@@ -165,7 +165,7 @@ class CoLearning(Callback):
             return  # the others are far from here
         self.saves_shared = saves_shared_model(self.folder, self.exchange)
         if not any(isinstance(callback, recovery.EpochEnd) for callback in callbacks_of(trainer)):
-            callbacks_of(trainer).extend([Heartbeat(self), recovery.EpochEnd(self)])
+            callbacks_of(trainer).append(recovery.EpochEnd(self))
         if trainer.progress_bar_callback is not None and self.center.index != 0:
             trainer.progress_bar_callback.disable()  # one bar for the run
         separate_outputs(trainer, self.exchange)
@@ -221,7 +221,8 @@ class CoLearning(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.record.examples += batch_size(batch)
+        self.record.examples += (size := batch_size(batch))
+        self.examples += size
         self._untaken = True
         if trainer.is_last_batch:
             self.read_clock()

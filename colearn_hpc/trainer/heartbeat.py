@@ -17,7 +17,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from colearn_hpc.errors import Interrupted
-from colearn_hpc.trainer.metrics import batch_size
 from colearn_hpc.trainer.round_log import jsonable, write_atomically
 
 if TYPE_CHECKING:
@@ -29,7 +28,10 @@ INTERVAL = 3.0  # s between two beats
 
 
 class Heartbeat(Callback):
-    """Notes where training stands, and lets a thread write it down. Added by :class:`CoLearning`.
+    """Notes where training stands, and lets a thread write it down.
+
+    Part of :class:`~colearn_hpc.trainer.recovery.EpochEnd`, and no callback of its own: for Lightning to call a
+    callback's hooks at every batch costs more than what they do.
 
     Fields of the file: ``state`` (starting, training, validating, waiting, exchanging, finished, interrupted, failed),
     ``round``, ``local_epoch`` (from 1) of ``local_epochs``, ``batch`` of ``batches``, ``samples_per_second`` over the
@@ -40,7 +42,7 @@ class Heartbeat(Callback):
     def __init__(self, colearning: CoLearning) -> None:
         self._colearning = colearning
         self._state = "starting"
-        self._batch, self._examples = 0, 0
+        self._batch = 0
         self._batches: int | None = None
         self._loss: Any = None
         self._rate = 0.0  # batches per second
@@ -71,7 +73,6 @@ class Heartbeat(Callback):
     ) -> None:
         self._batch = batch_idx + 1
         self._seen_batches += 1
-        self._examples += batch_size(batch)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         # Kept as it is: to read a GPU's number here would wait for the batch.
         self._loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
@@ -124,22 +125,23 @@ class Heartbeat(Callback):
 
     def _tell(self) -> None:
         """Let those who may be waiting know; by messages, because they need not see this data center's files."""
+        self._colearning.exchange.progress(self._text)
+
+    def _text(self) -> str:
         colearning, left = self._colearning, self._seconds_left()
-        epoch = min(colearning.epoch_in_round + 1, colearning.local_epochs)
+        epoch = f"{min(colearning.epoch_in_round + 1, colearning.local_epochs)} of {colearning.local_epochs}"
         batch = f"batch {self._batch} of {self._batches or '?'}"
         soon = "" if left is None else f", about {left:.0f} s to the round's end"
-        colearning.exchange.progress(
-            f"{self._state} round {colearning.round}, local epoch {epoch} of {colearning.local_epochs}, {batch}{soon}"
-        )
+        return f"{self._state} round {colearning.round}, local epoch {epoch}, {batch}{soon}"
 
     def _measure(self) -> None:
         """Rates since the last beat in which a batch ended."""
         before, examples, batches = self._last
-        now = time.monotonic()
+        now, examples_now = time.monotonic(), self._colearning.examples
         if self._seen_batches > batches:
             self._rate = (self._seen_batches - batches) / (now - before)
-            self._samples_rate = (self._examples - examples) / (now - before) * self._colearning.center.size
-            self._last = (now, self._examples, self._seen_batches)
+            self._samples_rate = (examples_now - examples) / (now - before) * self._colearning.center.size
+            self._last = (now, examples_now, self._seen_batches)
         elif self._state != "training" or self._colearning.exchange.doing:
             self._last = (now, examples, batches)  # waiting is no training time
 

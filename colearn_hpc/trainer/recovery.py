@@ -20,6 +20,7 @@ from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, trai
 from colearn_hpc.errors import Interrupted, ParticipantError
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.fingerprint import check_data
+from colearn_hpc.trainer.heartbeat import Heartbeat
 from colearn_hpc.trainer.lightning_gaps import add_running_sums, restart_epoch
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
 from colearn_hpc.trainer.resume_points import list_resume_points, obsolete, path_of, save_atomically
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("colearn_hpc")
 
 
-class EpochEnd(Checkpoint):
-    """Closes a local epoch after everyone else: the round's books, then the resume point. Stops the run when asked to.
+class EpochEnd(Heartbeat, Checkpoint):
+    """Closes a local epoch after everyone else: the round's books, then the resume point. Stops the run when asked to,
+    and is its heartbeat.
 
     A ``Checkpoint`` by class, because Lightning calls those last; added by :class:`CoLearning`.
     """
@@ -40,13 +42,14 @@ class EpochEnd(Checkpoint):
     best_model_path = ""  # Lightning asks the first Checkpoint for it; without ModelCheckpoint that is this one
 
     def __init__(self, colearning: CoLearning) -> None:
-        self._colearning = colearning
+        super().__init__(colearning)
         self._generators: list[dict[str, Any]] = []  # as they were before the epoch's data iterator was made
         self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
         self._resumed = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         if self._resumed:
             # Here, and not later: the first epoch's data iterator, made next, already draws.
             set_generators(self._generators[self._colearning.center.rank])
@@ -87,6 +90,7 @@ class EpochEnd(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._sums:
             add_running_sums(trainer, self._sums)
         colearning = self._colearning
@@ -114,9 +118,11 @@ class EpochEnd(Checkpoint):
             self._stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
         signals.forget()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, Interrupted):
             signals.served()
             if self._colearning.center.is_first:

@@ -115,7 +115,7 @@ class Restarts:
         if self.verdict.action == "restart":
             what = f"restarting ({self.verdict.number} of {self.limit} in this round)"
             last_line = self.verdict.text.splitlines()[-1]
-            exchange.progress(f"{what}: {last_line}", now=True)
+            exchange.progress(lambda: f"{what}: {last_line}", now=True)
             if exchange.center.is_leader:
                 log.info("%s", self.verdict.text)
                 log.warning("%s, %s: %s", exchange.center.name, what, last_line)

@@ -166,4 +166,6 @@ for number in range(20):
     shared = result
 # A residual is at most half a scale's step, 20 rounds later as well: errors do not add up.
 assert float((shared.double() - steps).abs().max()) < 0.1, float((shared.double() - steps).abs().max())
+alone = begin_mean(MPI.COMM_SELF, Vector(torch.ones(3)), torch.empty(3), [1.0]).finish()
+assert alone.finite and math.isnan(alone.divergence)
 print("all paths equal", flush=True)
