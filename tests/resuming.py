@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Finished, Launch
+from launched import Finished, Launch
 
 RANKS = 4  # 2 data centers x 2
 
