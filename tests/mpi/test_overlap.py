@@ -96,7 +96,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def interrupted(launch, folder):
-    """How the runs were interrupted, by fault or variant; the last copy of a run folder stands beside it."""
+    """How each run was interrupted, by its fault; "T=1" and "int8" twice. Two copies of the last go other ways."""
     found = {
         fault: start(launch, folder / fault, fault) for fault in [*KILLED.values(), *FAILURES] if fault != UNDER_WAY
     }

@@ -103,6 +103,8 @@ def apart(into, **case):
     """Train with what is said in a file of its own."""
     into, rank = Path(into), os.environ["OMPI_COMM_WORLD_RANK"]
     into.mkdir(parents=True, exist_ok=True)
+    if rank == "0":
+        print(f"{into.name} is {case}", file=sys.stderr, flush=True)  # the last one is where it hangs, if it does
     terminal = os.dup(2)
     with (into / f"{rank}.err").open("w") as file:
         os.dup2(file.fileno(), 2)
