@@ -29,8 +29,9 @@ demo: $(VENV)/.base
 	$(BIN)/colearn-hpc report runs/quickstart
 	@echo "shared model: runs/quickstart/shared.ckpt"
 
+# Two test files at a time: one waits for a Slurm or for a data center, the other has the cores. The longest come first.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

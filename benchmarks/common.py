@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from colearn_hpc._torchvision import make_torchvision_importable
+from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc.cli.launch import find_mpirun
 
-make_torchvision_importable()  # before Lightning
+import_torchmetrics()  # before Lightning
 
 REPOSITORY = Path(__file__).parents[1]
 

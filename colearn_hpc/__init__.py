@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from colearn_hpc._torchvision import make_torchvision_importable
+from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc._version import __version__
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'colearn_hpc' has no attribute {name!r}")
-    # Lightning imports torchvision wherever it finds one, and a CUDA build of it dies beside a CPU build of torch.
-    if name != "DataCenter":
-        make_torchvision_importable()
+    if _HOMES[name].startswith("colearn_hpc.trainer."):
+        import_torchmetrics()  # before Lightning does: with a torchvision that does not load, and without scipy.signal
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from launched import Finished, Launch
 
 from colearn_hpc._torchvision import make_torchvision_importable
 from colearn_hpc.cli.launch import find_mpirun
@@ -27,22 +28,16 @@ PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 REPOSITORY = Path(__file__).parent.parent
 
 
-@dataclass
-class Finished:
-    """What a launch left: exit code, output, and the processes that should not be there any more."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What goes side by side (``-n 2``) are files, for a module's fixtures are dear; but a machine has one Slurm."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    code: int
-    out: str
-    err: str
-    orphans: list[int]
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "cluster" if nodeid.startswith("tests/cluster/") else nodeid.partition("::")[0]
 
-    def ok(self) -> str:
-        """The output of a launch that succeeded; fails the test with everything said if it did not."""
-        assert self.code == 0, f"exit code {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
-        return self.out
-
-
-Launch = Callable[..., Finished]
+    return ByFile(config, log)
 
 
 def _processes(marker: str) -> list[int]:

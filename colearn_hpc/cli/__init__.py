@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from colearn_hpc._torchvision import make_torchvision_importable
+from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc._version import __version__
 
 # command -> (module with a main(argv), what it does)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before the heavy imports: a warning of the batch system that finds no handler kills.
         importlib.import_module("colearn_hpc.trainer.signals").listen()
     if COMMANDS[command][0] == "fit":
-        make_torchvision_importable()  # before Lightning, which imports torchvision wherever it finds one
+        import_torchmetrics()  # before Lightning does: with a torchvision that does not load, and without scipy.signal
     module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
     # `fit` and its siblings are subcommands of one LightningCLI, which wants to see their name.
     return int(module.main(arguments if COMMANDS[command][0] == "fit" else arguments[1:]))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 
@@ -9,12 +10,12 @@ import numpy as np
 import oracle
 import pytest
 import toy
-from test_resume import digests, lines
-from test_signals import FIT, left, points, signal_rank, starts, when_trained
+from resuming import RANKS, digests, lines, one_model, together, train
+from test_signals import FIT, fit_together, left, points, signal_rank, starts, when_trained
 
 from colearn_hpc.errors import RESUME_CODE
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(1800)]  # fixtures start many times
 ROUNDS = 5
 # K:T_0:epsilon. T doubles and is never 1; it is always 1; it is 1 and then 2; nobody to overlap with.
 CASES = ["2:2:0.21", "3:1:0", "3:1:0.05", "1:2:0.21"]
@@ -57,198 +58,212 @@ def test_the_cases_are_what_they_say():
     assert [[t for t, _ in expected(case)[1]] for case in CASES[:3]] == [[2, 4, 4, 4, 4], [1] * 5, [1, 2, 2, 2, 2]]
 
 
-# --- interruptions ------------------------------------------------------------------------------------
+# --- interruptions and failures -------------------------------------------------------------------------
 
-RANKS = 4  # 2 data centers x 2
 VARIANTS = {
-    "T=2": ("keep", {"exchange": {"overlap": True}}),
-    "T=1": ("keep", {"exchange": {"overlap": True}, "local_epochs": 1, "epsilon": 0}),
-    "int8": ("reset", {"exchange": {"overlap": True, "codec": "int8"}}),
+    "T=2": {"exchange": {"overlap": True}},
+    "T=1": {"exchange": {"overlap": True}, "local_epochs": 1, "epsilon": 0},
+    "int8": {"exchange": {"overlap": True, "codec": "int8"}, "state": "reset"},
 }
-
-
-def train(launch, run, variant, faults="", pause=0.0, rounds=4, during=None, **env):
-    state, settings = VARIANTS[variant]
-    env |= {"TEST_SETTINGS": json.dumps(settings), "TEST_FAULTS": faults}
-    return launch(RANKS, "resume.py", run, rounds, state, pause, env=env, timeout=120, during=during)
-
-
-@pytest.fixture(scope="module")
-def whole(launch, tmp_path_factory):
-    """The run of a variant that nobody disturbed."""
-    found = {}
-
-    def of(variant):
-        if variant not in found:
-            folder = tmp_path_factory.mktemp("whole")
-            found[variant] = folder, digests(train(launch, folder, variant))
-        return found[variant]
-
-    return of
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_all_end_with_one_model(whole, variant):
-    folder, found = whole(variant)
-    assert len({line.split("shared ")[1] for line in found if "shared" in line}) == 1
-    assert [line["round"] for line in lines(folder)] == [0, 1, 2, 3]
-    assert all(c["divergence"] > 0 and c["bytes_sent"] > 0 for line in lines(folder) for c in line["centers"])
-    assert all(c["shared_metrics"] for line in lines(folder)[:2] for c in line["centers"])
-
-
+UNDER_WAY = "kill@center=dc1,rank=1,round=1,epoch=0,step=2"
 KILLED = {
-    "while the mean is under way": "kill@center=dc1,rank=1,round=1,epoch=0,step=2",
+    "while the mean is under way": UNDER_WAY,
     "when it has just left": "kill@center=dc0,rank=0,round=0,epoch=1,step=1,at=validation",
     "when it has just come": "kill@center=dc0,rank=1,round=1,epoch=0,step=1,at=validation",
     "when one has it in its resume point": "kill@center=dc1,rank=0,round=1,epoch=0,at=checkpoint",
     "in the exchange": "kill@center=dc1,rank=0,round=0,epoch=1,at=exchange",
     "when T is known": "kill@center=dc0,rank=0,round=1,epoch=1,step=1",
 }
+TWICE = f"{UNDER_WAY} kill@center=dc0,rank=0,round=2,epoch=0,at=checkpoint"
+FAILURES = [
+    "raise@center=dc1,rank=1,round=1,epoch=0,step=1",
+    "raise@center=dc0,rank=0,round=1,epoch=0,step=3",
+    "raise@center=dc1,rank=0,round=0,epoch=1,at=exchange",
+]
+NONE_UNDER_WAY = "raise@center=dc1,rank=1,round=1,epoch=1,step=1"
+LEAVES = ["dc1 1 1", "dc1 1 3", "dc0 1 validation", "dc1 2 1", "dc0 2 3", "dc1 2 validation"]
 
 
-@pytest.mark.parametrize("moment", KILLED)
-def test_killed_and_resumed(launch, tmp_path, whole, moment):
-    folder, found = whole("T=2")
-    assert train(launch, tmp_path, "T=2", KILLED[moment]).code != 0
-    assert digests(train(launch, tmp_path, "T=2", KILLED[moment])) == found
-    assert lines(tmp_path) == lines(folder)
+def start(launch, run, faults, variant="T=2", **more):
+    """A run that somebody interrupts."""
+    return train(launch, run, 4, faults=faults, **VARIANTS[variant], **more)
 
 
-@pytest.mark.parametrize("variant", ["T=1", "int8"])
-def test_killed_and_resumed_twice(launch, tmp_path, whole, variant):
-    """T=1: under way always. int8: what messages lacked is sent again as well."""
-    folder, found = whole(variant)
-    faults = "kill@center=dc1,rank=1,round=1,epoch=0,step=2 kill@center=dc0,rank=0,round=2,epoch=0,at=checkpoint"
-    assert [train(launch, tmp_path, variant, faults).code != 0 for _ in range(2)] == [True, True]
-    assert digests(train(launch, tmp_path, variant, faults)) == found
-    assert lines(tmp_path) == lines(folder)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("overlap")
 
 
-def test_one_is_sent_again_and_the_other_is_not_there_yet(launch, tmp_path, whole):
-    """dc1 falls back to before the round's end: dc0 sends again what its point holds, and waits for it."""
-    folder, found = whole("T=2")
-    place, fault = tmp_path / "centers" / "dc1", KILLED["while the mean is under way"]
+@pytest.fixture(scope="module")
+def interrupted(launch, folder):
+    """How each run was interrupted, by its fault; "T=1" and "int8" twice. Two copies of the last go other ways."""
+    found = {
+        fault: start(launch, folder / fault, fault) for fault in [*KILLED.values(), *FAILURES] if fault != UNDER_WAY
+    }
+    found |= {v: [start(launch, folder / v, TWICE, v) for _ in range(2)] for v in ("T=1", "int8")}
+    run = folder / UNDER_WAY
+    place = run / "centers" / "dc1"
     earlier, newest = (place / f"resume-round000000-epoch00000{epochs}.ckpt" for epochs in (1, 2))
 
     def keep(process):
         while not earlier.exists():
             assert process.poll() is None, "the run never came that far"
             time.sleep(0.01)
-        (tmp_path / "kept").hardlink_to(earlier)
+        (folder / "kept").hardlink_to(earlier)
 
-    assert train(launch, tmp_path, "T=2", fault, 0.1, during=keep).code != 0
-    newest.unlink()
-    (tmp_path / "kept").rename(earlier)
-    assert (tmp_path / "centers" / "dc0" / newest.name).exists()
-    assert digests(train(launch, tmp_path, "T=2", fault)) == found and lines(tmp_path) == lines(folder)
+    found[UNDER_WAY] = start(launch, run, UNDER_WAY, pause=0.1, during=keep)
+    shutil.copytree(run, folder / "fewer")
+    # dc1 falls back to before the round's end, dc0 does not.
+    behind = shutil.copytree(run, folder / "behind")
+    (behind / newest.relative_to(run)).unlink()
+    (folder / "kept").rename(behind / earlier.relative_to(run))
+    assert (behind / "centers" / "dc0" / newest.name).exists()
+    return found
 
 
-def test_resumed_for_fewer_rounds(launch, tmp_path):
+@pytest.fixture(scope="module")
+def ended(launch, folder, interrupted):
+    """All runs that come to their end."""
+    cases = {fault: {"faults": fault, **VARIANTS["T=2"]} for fault in [*KILLED.values(), *FAILURES]}
+    cases |= {variant: {"faults": TWICE, **VARIANTS[variant]} for variant in ("T=1", "int8")}
+    cases["behind"] = {"faults": UNDER_WAY, **VARIANTS["T=2"]}
+    cases["fewer"] = {"faults": UNDER_WAY, "rounds": 1, **VARIANTS["T=2"]}
+    cases["one round"] = {"rounds": 1, **VARIANTS["T=2"]}
+    cases |= {f"whole {variant}": settings for variant, settings in VARIANTS.items()}
+    cases["none under way"] = {"faults": NONE_UNDER_WAY, **VARIANTS["T=2"]}
+    cases |= {f"{v} {leaves}": {"leaves": leaves, **VARIANTS[v]} for v in ("T=2", "T=1") for leaves in LEAVES}
+    return together(launch, folder, {name: {"run": folder / name, "rounds": 4} | of for name, of in cases.items()})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_end_with_one_model(folder, ended, variant):
+    assert one_model(ended[f"whole {variant}"])
+    found = lines(folder / f"whole {variant}")
+    assert [line["round"] for line in found] == [0, 1, 2, 3]
+    assert all(c["divergence"] > 0 and c["bytes_sent"] > 0 for line in found for c in line["centers"])
+    assert all(c["shared_metrics"] for line in found[:2] for c in line["centers"])
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_killed_and_resumed(folder, interrupted, ended, moment):
+    fault = KILLED[moment]
+    assert interrupted[fault].code != 0
+    assert digests(ended[fault]) == digests(ended["whole T=2"])
+    assert lines(folder / fault) == lines(folder / "whole T=2")
+
+
+@pytest.mark.parametrize("variant", ["T=1", "int8"])
+def test_killed_and_resumed_twice(folder, interrupted, ended, variant):
+    """T=1: under way always. int8: what messages lacked is sent again as well."""
+    assert [done.code != 0 for done in interrupted[variant]] == [True, True]
+    assert digests(ended[variant]) == digests(ended[f"whole {variant}"])
+    assert lines(folder / variant) == lines(folder / f"whole {variant}")
+
+
+def test_one_is_sent_again_and_the_other_is_not_there_yet(folder, ended):
+    """dc1 falls back to before the round's end: dc0 sends again what its point holds, and waits for it."""
+    assert digests(ended["behind"]) == digests(ended["whole T=2"])
+    assert lines(folder / "behind") == lines(folder / "whole T=2")
+
+
+def test_resumed_for_fewer_rounds(folder, ended):
     """The round whose mean was under way is the last one after all: its mean is the result."""
-    fault = KILLED["while the mean is under way"]
-    assert train(launch, tmp_path / "parts", "T=2", fault).code != 0
-    found = [digests(train(launch, tmp_path / "parts", "T=2", fault, rounds=1))]
-    found.append(digests(train(launch, tmp_path / "whole", "T=2", rounds=1)))
+    found = [digests(ended["fewer"]), digests(ended["one round"])]
     shared = [{line.split("shared ")[1] for line in said if "shared" in line} for said in found]
     assert shared[0] == shared[1] and len(shared[0]) == 1
-    one, other = lines(tmp_path / "parts"), lines(tmp_path / "whole")
+    one, other = lines(folder / "fewer"), lines(folder / "one round")
     assert [r["relative_change"] for r in one] == [r["relative_change"] for r in other] and len(one) == 1
 
 
-# --- failures -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        "raise@center=dc1,rank=1,round=1,epoch=0,step=1",
-        "raise@center=dc0,rank=0,round=1,epoch=0,step=3",
-        "raise@center=dc1,rank=0,round=0,epoch=1,at=exchange",
-    ],
-)
-def test_a_failure_while_the_mean_is_under_way(launch, tmp_path, whole, fault):
+@pytest.mark.parametrize("fault", FAILURES)
+def test_a_failure_while_the_mean_is_under_way(interrupted, ended, fault):
     """... ends the run on all ranks, as one in an exchange does, and the next start goes on."""
-    done = train(launch, tmp_path, "T=2", fault)
+    done = interrupted[fault]
     assert done.code in (1, 86) and done.orphans == []
     assert done.err.count("RuntimeError: rehearsed: " + fault) >= 1 and "restarting" not in done.err
-    assert digests(train(launch, tmp_path, "T=2", fault)) == whole("T=2")[1]
+    assert digests(ended[fault]) == digests(ended["whole T=2"])
 
 
-def test_a_failure_while_none_is_under_way(launch, tmp_path, whole):
+def test_a_failure_while_none_is_under_way(ended):
     """... is restarted in place, as ever."""
-    done = train(launch, tmp_path, "T=2", "raise@center=dc1,rank=1,round=1,epoch=1,step=1")
-    assert digests(done) == whole("T=2")[1] and "dc1, restarting (1 of 3 in this round)" in done.err
+    done = ended["none under way"]
+    assert digests(done) == digests(ended["whole T=2"]) and "dc1, restarting (1 of 3 in this round)" in done.err
 
 
 def test_no_restart_where_the_point_was_not_written(launch, tmp_path):
     """dc1 could not write the point after its mean had come: the one before asks for a mean that the others have done
     with, so a failure ends the run instead of leading back there."""
     faults = "nospace@center=dc1,rank=0,round=1,epoch=0,at=checkpoint raise@center=dc1,rank=1,round=1,epoch=1,step=1"
-    done = train(launch, tmp_path, "T=2", faults)
+    done = start(launch, tmp_path, faults)
     assert done.code in (1, 86) and done.orphans == []
     assert "restarting" not in done.err and "please report" not in done.err, done.err
 
 
-# --- Trainers that end --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("variant", ["T=2", "T=1"])
-@pytest.mark.parametrize("leaves", ["dc1 1 1", "dc1 1 3", "dc0 1 validation", "dc1 2 1", "dc0 2 3", "dc1 2 validation"])
-def test_one_trainer_ends(launch, tmp_path, variant, leaves):
+@pytest.mark.parametrize("leaves", LEAVES)
+def test_one_trainer_ends(folder, ended, variant, leaves):
     """In mid-epoch, at the last batch, in validation; while a mean is under way or not: all end with one model."""
-    done = train(launch, tmp_path, variant, TEST_LEAVES=leaves)
-    told = {line.split(maxsplit=2)[2] for line in digests(done) if " shared " in line or " place " in line}
-    assert len(told) == 2, "one model and one place in the run on all four ranks"
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    run = folder / f"{variant} {leaves}"
+    assert one_model(ended[run.name])
+    summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["stopped_by"] == "a data center's Trainer ended"
-    records = lines(tmp_path)
+    records = lines(run)
     assert [record["round"] for record in records] == list(range(len(records))) and 1 <= len(records) < 4
     assert summary["rounds"] == len(records)
 
 
 # --- signals ------------------------------------------------------------------------------------------
 
+FLAGS = ["--colearning.exchange={overlap: true}", "--model.workers=1", "--resume"]
+T_2 = [*FLAGS, "--colearning.local_epochs=2"]
+T_1 = [*FLAGS, "--colearning.local_epochs=1", "--colearning.epsilon=0", "--colearning.rounds=8"]
+
+
+def fit(launch, folder, *arguments, during):
+    arguments = [*FIT, f"--runs={folder}", *arguments]
+    return launch(RANKS, "-m colearn_hpc", *arguments, env={"PYTHONPATH": "tests/mpi/programs"}, during=during)
+
 
 @pytest.fixture(scope="module")
-def fit(launch):
-    def start(folder, local_epochs, *arguments, during=None):
-        overlap = ["--colearning.exchange={overlap: true}", f"--colearning.local_epochs={local_epochs}"]
-        arguments = [*FIT, *overlap, "--model.workers=1", f"--runs={folder}", *arguments]
-        env = {"PYTHONPATH": "tests/mpi/programs"}
-        return launch(RANKS, "-m colearn_hpc", *arguments, env=env, during=during)
-
-    return start
-
-
-def test_stopped_while_the_mean_is_under_way(fit, tmp_path):
-    fit(tmp_path / "whole", 2).ok()
-    run = tmp_path / "run"
+def stopped(launch, folder):
+    """While a mean is under way."""
+    run = folder / "stopped"
     stop = when_trained(run, 2, lambda process: process.send_signal(signal.SIGUSR1))
-    stopped = fit(tmp_path, 2, "--resume", "--model.pause=0.25", during=stop)
-    assert stopped.code == RESUME_CODE and not stopped.orphans and "Traceback" not in stopped.err, stopped.err
-    found = points(run)
-    assert found.keys() == {"dc0", "dc1"}
-    assert all(re.fullmatch(r"resume-round000000-epoch000002-batch0000000\d.ckpt", name) for name in found.values())
-    fit(tmp_path, 2, "--resume").ok()
-    assert left(run) == left(tmp_path / "whole" / "run")
+    return fit(launch, folder, *T_2, "--name=stopped", "--model.pause=0.25", during=stop), points(run)
 
 
-def test_signalled_again_and_again(fit, tmp_path):
+@pytest.fixture(scope="module")
+def signalled(launch, folder):
     """TERM to one rank, with T = 1: every moment after the first epoch is one with a mean under way."""
-    settings = ["--colearning.epsilon=0", "--colearning.rounds=8"]
-    fit(tmp_path / "whole", 1, *settings).ok()
-    run, codes = tmp_path / "run", []
+    log, codes = folder / "signalled" / "centers" / "dc0" / "log.txt", []
     for victim, delay in ((0, 0.5), (3, 1.0), (2, 1.3)):
 
         def stop(process, victim=victim, delay=delay):
-            log = run / "centers" / "dc0" / "log.txt"
             before = starts(log)
             while starts(log) == before and process.poll() is None:
                 time.sleep(0.02)
             time.sleep(delay)
             signal_rank(process.pid, victim, signal.SIGTERM)
 
-        codes.append(fit(tmp_path, 1, *settings, "--resume", "--model.pause=0.1", during=stop).code)
-    assert set(codes) <= {0, RESUME_CODE} and RESUME_CODE in codes, codes
-    fit(tmp_path, 1, *settings, "--resume").ok()
-    assert left(run) == left(tmp_path / "whole" / "run")
+        codes.append(fit(launch, folder, *T_1, "--name=signalled", "--model.pause=0.1", during=stop).code)
+    return codes
+
+
+@pytest.fixture(scope="module")
+def resumed(launch, folder, stopped, signalled):
+    """Both continued, and two that nobody stopped."""
+    runs = {"stopped": T_2, "signalled": T_1, "T=2, whole": T_2, "T=1, whole": T_1}
+    return fit_together(launch, RANKS, folder, {name: [*runs[name], f"--name={name}"] for name in runs})
+
+
+def test_stopped_while_the_mean_is_under_way(folder, stopped, resumed):
+    done, found = stopped
+    assert done.code == RESUME_CODE and not done.orphans and "Traceback" not in done.err, done.err
+    assert found.keys() == {"dc0", "dc1"}
+    assert all(re.fullmatch(r"resume-round000000-epoch000002-batch0000000\d.ckpt", name) for name in found.values())
+    assert left(folder / "stopped") == left(folder / "T=2, whole")
+
+
+def test_signalled_again_and_again(folder, signalled, resumed):
+    assert set(signalled) <= {0, RESUME_CODE} and RESUME_CODE in signalled, signalled
+    assert left(folder / "signalled") == left(folder / "T=1, whole")

@@ -1,78 +1,100 @@
 """An interrupted run ends with the bits of one that was not."""
 
-import json
 import shutil
 import signal
 import time
 
 import pytest
+from resuming import RANKS, digests, lines, together, train
 
-pytestmark = pytest.mark.mpi
-RANKS = 4  # 2 data centers x 2
-
-
-def digests(finished):
-    return sorted(line for line in finished.ok().splitlines() if line.startswith("rank"))
-
-
-def lines(folder):
-    """rounds.jsonl without what a clock measured."""
-    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    for record in records:
-        for center in record["centers"]:
-            for key in ("train_seconds", "wait_seconds", "exchange_seconds"):
-                del center[key]
-    return records
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(1800)]  # fixtures start many times
+ROUNDS = 4
+INT8 = {"exchange": {"codec": "int8"}}  # with error feedback
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(launch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, digests(launch(RANKS, "resume.py", folder, 4, "keep"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
 
 
-def test_all_ranks_hold_one_model(uninterrupted):
-    _, found = uninterrupted
-    weights = {line.split("weights ")[1] for line in found if "weights" in line}
-    assert len(weights) == 1 and len(found) == 5 * RANKS
+@pytest.fixture(scope="module")
+def killed(launch, folder):
+    """A run that was killed in mid-round."""
+    run = folder / "killed"
 
-
-def test_four_rounds_are_two_and_two(launch, tmp_path, uninterrupted):
-    launch(RANKS, "resume.py", tmp_path, 2, "keep").ok()
-    assert digests(launch(RANKS, "resume.py", tmp_path, 4, "keep")) == uninterrupted[1]
-    assert lines(tmp_path) == lines(uninterrupted[0])
-    assert [line["round"] for line in lines(tmp_path)] == [0, 1, 2, 3]
-    assert lines(tmp_path)[-1]["local_epochs"] > 2, "the setting must double T at least once"
-
-
-def test_killed_in_mid_round(launch, tmp_path, uninterrupted):
     def kill(process):
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("centers/dc0/resume-round000001-epoch000004.ckpt")):
+        while not list(run.glob("centers/dc0/resume-round000001-epoch000004.ckpt")):
             assert time.monotonic() < deadline and process.poll() is None, "the run never came that far"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
 
-    killed = launch(RANKS, "resume.py", tmp_path, 4, "keep", 0.05, during=kill)
-    assert killed.code != 0
-    assert len(lines(tmp_path)) < 4
-    assert digests(launch(RANKS, "resume.py", tmp_path, 4, "keep")) == uninterrupted[1]
-    assert lines(tmp_path) == lines(uninterrupted[0])
+    done = train(launch, run, ROUNDS, pause=0.05, during=kill)
+    return done, len(lines(run))
 
 
-def test_one_center_behind(launch, tmp_path, uninterrupted):
-    """Killed between the averaging and its resume point: the others go back to before the averaging with it."""
-    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
-    newest = max((tmp_path / "centers" / "dc1").glob("resume-round000004-*.ckpt"))
+@pytest.fixture(scope="module")
+def first(launch, folder, killed):
+    """What comes before the interruptions, and a resume in processes that have done nothing else."""
+    cases = {
+        "killed": {"run": folder / "killed", "rounds": ROUNDS},
+        "uninterrupted": {"run": folder / "uninterrupted", "rounds": ROUNDS},
+        "two": {"run": folder / "parts", "rounds": 2},
+        "int8": {"run": folder / "int8", "rounds": ROUNDS, **INT8},
+        "int8, two": {"run": folder / "int8-parts", "rounds": 2, **INT8},
+    }
+    return together(launch, folder / "first", cases)
+
+
+@pytest.fixture(scope="module")
+def second(launch, folder, first):
+    """What comes after them, in other processes."""
+    behind = shutil.copytree(folder / "uninterrupted", folder / "behind")
+    newest = max((behind / "centers" / "dc1").glob("resume-round000004-*.ckpt"))
     newest.unlink()
-    assert digests(launch(RANKS, "resume.py", tmp_path, 4, "keep")) == uninterrupted[1]
+    cases = {
+        "and two": {"run": folder / "parts", "rounds": ROUNDS},
+        "behind": {"run": behind, "rounds": ROUNDS},
+        "int8, and two": {"run": folder / "int8-parts", "rounds": ROUNDS, **INT8},
+    }
+    return together(launch, folder / "second", cases)
 
 
-def test_what_a_codec_owes_is_resumed(launch, tmp_path):
+@pytest.fixture(scope="module")
+def uninterrupted(first):
+    return digests(first["uninterrupted"])
+
+
+def test_all_ranks_hold_one_model(uninterrupted):
+    weights = {line.split("weights ")[1] for line in uninterrupted if "weights" in line}
+    assert len(weights) == 1 and len(uninterrupted) == 5 * RANKS
+
+
+def test_four_rounds_are_two_and_two(folder, first, second, uninterrupted):
+    first["two"].ok()
+    assert digests(second["and two"]) == uninterrupted
+    found = lines(folder / "parts")
+    assert found == lines(folder / "uninterrupted")
+    assert [line["round"] for line in found] == [0, 1, 2, 3]
+    assert found[-1]["local_epochs"] > 2, "the setting must double T at least once"
+
+
+def test_killed_in_mid_round(folder, killed, first, uninterrupted):
+    done, rounds = killed
+    assert done.code != 0 and rounds < ROUNDS
+    assert digests(first["killed"]) == uninterrupted
+    assert lines(folder / "killed") == lines(folder / "uninterrupted")
+
+
+def test_one_center_behind(second, uninterrupted):
+    """Killed between the averaging and its resume point: the others go back to before the averaging with it."""
+    assert digests(second["behind"]) == uninterrupted
+
+
+def test_what_a_codec_owes_is_resumed(folder, first, second):
     """int8 with error feedback: what messages lacked before the interruption is added after it."""
-    env = {"TEST_SETTINGS": '{"exchange": {"codec": "int8"}}'}
-    whole = digests(launch(RANKS, "resume.py", tmp_path / "whole", 4, "keep", env=env))
-    launch(RANKS, "resume.py", tmp_path / "parts", 2, "keep", env=env).ok()
-    assert digests(launch(RANKS, "resume.py", tmp_path / "parts", 4, "keep", env=env)) == whole
-    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    whole = digests(first["int8"])
+    first["int8, two"].ok()
+    assert digests(second["int8, and two"]) == whole
+    assert lines(folder / "int8-parts") == lines(folder / "int8")
     assert len({line.split("weights ")[1] for line in whole if "weights" in line}) == 1, "one model on all ranks"

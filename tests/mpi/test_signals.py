@@ -14,32 +14,10 @@ import torch
 
 from colearn_hpc.errors import RESUME_CODE
 
-pytestmark = pytest.mark.mpi
-FIT = ["fit", "--model", "noisy.Noisy", "--colearning.rounds=3", "--colearning.local_epochs=2", "--name=run"]
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(1800)]  # fixtures start many times
+FIT = ["fit", "--model", "noisy.Noisy", "--colearning.rounds=3", "--colearning.local_epochs=2"]
 FIT += ["--colearning.epsilon=0.3", "--colearning.optimizer_state=keep", "--trainer.accelerator=cpu"]
 FIT += ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--centers=2"]
-
-
-@pytest.fixture(scope="module")
-def fit(launch):
-    def run(ranks, folder, *arguments, during=None):
-        env = {"PYTHONPATH": "tests/mpi/programs"}
-        return launch(ranks, "-m colearn_hpc", *FIT, f"--runs={folder}", *arguments, env=env, during=during)
-
-    return run
-
-
-@pytest.fixture(scope="module", params=[(2, 0), (4, 1)], ids=["1 rank each", "2 ranks each, workers"])
-def whole(fit, request, tmp_path_factory):
-    """How to start it, and the run that nobody stopped."""
-    ranks, workers = request.param
-    folder = tmp_path_factory.mktemp("whole")
-
-    def start(folder, *arguments, during=None):
-        return fit(ranks, folder, f"--model.workers={workers}", *arguments, during=during)
-
-    start(folder).ok()
-    return ranks, start, folder / "run"
 
 
 def left(run):
@@ -86,31 +64,64 @@ def when_trained(run, epochs, then):
     return during
 
 
-def test_stopped_in_mid_epoch(whole, tmp_path):
+@pytest.fixture(scope="module")
+def fit(launch):
+    def run(ranks, folder, *arguments, during=None):
+        env = {"PYTHONPATH": "tests/mpi/programs"}
+        return launch(ranks, "-m colearn_hpc", *FIT, f"--runs={folder}", *arguments, env=env, during=during)
+
+    return run
+
+
+def fit_together(launch, ranks, folder, runs):
+    """Runs that come to their end, one after the other in the same processes: starting ranks costs more than training
+    them.
+
+    Args:
+        folder: with the run folders.
+        runs: of each its arguments.
+
+    Returns:
+        What each run's ranks said.
+    """
+    cases = {name: {"arguments": [*FIT, f"--runs={folder}", *arguments]} for name, arguments in runs.items()}
+    said = folder / "said"
+    said.mkdir()
+    (said / "cases.json").write_text(json.dumps(cases))
+    launch(ranks, "exit_codes.py", said / "cases.json", timeout=480).ok()
+    found = {name: "".join(path.read_text() for path in sorted((said / name).glob("*.err"))) for name in runs}
+    for name in runs:
+        assert [path.read_text() for path in (said / name).glob("*.code")] == ["0"] * ranks, found[name]
+    return found
+
+
+@pytest.fixture(scope="module", params=[(2, 0), (4, 1)], ids=["1 rank each", "2 ranks each, workers"])
+def start(fit, request, tmp_path_factory):
+    """How to start a run by its name, in a folder of all of them."""
+    ranks, workers = request.param
+    folder = tmp_path_factory.mktemp("signals")
+
+    def one(name, *arguments, during=None):
+        return fit(ranks, folder, f"--name={name}", f"--model.workers={workers}", "--resume", *arguments, during=during)
+
+    one.ranks, one.workers, one.folder = ranks, workers, folder
+    return one
+
+
+@pytest.fixture(scope="module")
+def stopped(start):
     """By USR1, as a batch script passes it on; each data center stops where it is, not at the same batch."""
-    _, start, uninterrupted = whole
-    run = tmp_path / "run"
+    run = start.folder / "stopped"
     stop = when_trained(run, 3, lambda process: process.send_signal(signal.SIGUSR1))
     # No resume point is there: --resume starts anew.
-    stopped = start(tmp_path, "--resume", "--model.pause=0.25", during=stop)
-    assert stopped.code == RESUME_CODE, stopped.err
-    assert stopped.err.count("start again with --resume") == 1, stopped.err
-    assert "Traceback" not in stopped.err and not stopped.orphans
-    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
-    found = points(run)
-    assert found.keys() == {"dc0", "dc1"}
-    assert all(re.fullmatch(r"resume-round000001-epoch000003-batch0000000\d.ckpt", name) for name in found.values())
-    assert start(tmp_path, "--resume").code == 0
-    assert left(run) == left(uninterrupted)
-    # A finished run is finished.
-    start(tmp_path, "--resume").ok()
-    assert left(run) == left(uninterrupted)
+    done = start("stopped", "--model.pause=0.25", during=stop)
+    return done, json.loads((run / "summary.json").read_text()), points(run)
 
 
-def test_killed_before_all_had_a_point(whole, tmp_path):
-    """In the first round one data center has a resume point and the other has none: both start anew."""
-    _, start, uninterrupted = whole
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def killed(start):
+    """In the first round one data center has a resume point and the other has none."""
+    run = start.folder / "killed"
 
     def kill(process):
         deadline = time.monotonic() + 200
@@ -119,24 +130,21 @@ def test_killed_before_all_had_a_point(whole, tmp_path):
             time.sleep(0.01)
         process.kill()
 
-    assert start(tmp_path, "--resume", "--model.pause=0.2", during=kill).code != 0
+    done = start("killed", "--model.pause=0.2", during=kill)
     for point in run.glob("centers/dc1/resume-*.ckpt"):
         point.unlink()
     assert list(run.glob("centers/dc0/resume-round000000-*.ckpt"))
-    found = start(tmp_path, "--resume")
-    assert "starting anew" in found.err
-    assert found.code == 0
-    assert left(run) == left(uninterrupted)
+    return done
 
 
-def test_one_rank_is_signalled_again_and_again(whole, tmp_path):
+@pytest.fixture(scope="module")
+def signalled(start):
     """TERM to any single rank, at random moments: epochs, averaging, validation, waiting for the slower one."""
-    ranks, start, uninterrupted = whole
-    run = tmp_path / "run"
-    moments = random.Random(ranks)
+    run = start.folder / "signalled"
+    moments = random.Random(start.ranks)
     codes = []
     for _ in range(3):
-        victim = moments.randrange(ranks)
+        victim = moments.randrange(start.ranks)
         delay = moments.uniform(0.0, 1.5)
 
         def stop(process, victim=victim, delay=delay):
@@ -148,7 +156,37 @@ def test_one_rank_is_signalled_again_and_again(whole, tmp_path):
             time.sleep(delay)
             signal_rank(process.pid, victim, signal.SIGTERM)
 
-        codes.append(start(tmp_path, "--resume", "--model.pause=0.06", during=stop).code)
-    assert set(codes) <= {0, RESUME_CODE} and RESUME_CODE in codes, codes
-    assert start(tmp_path, "--resume").code == 0
-    assert left(run) == left(uninterrupted)
+        codes.append(start("signalled", "--model.pause=0.06", during=stop).code)
+    return codes
+
+
+@pytest.fixture(scope="module")
+def resumed(launch, start, stopped, killed, signalled):
+    """All of them continued, and a run that nobody stopped."""
+    names = {name: name for name in ("stopped", "killed", "signalled", "whole")} | {"finished": "stopped"}
+    runs = {case: [f"--name={name}", f"--model.workers={start.workers}", "--resume"] for case, name in names.items()}
+    return fit_together(launch, start.ranks, start.folder, runs)
+
+
+def test_stopped_in_mid_epoch(start, stopped, resumed):
+    done, summary, found = stopped
+    assert done.code == RESUME_CODE, done.err
+    assert done.err.count("start again with --resume") == 1, done.err
+    assert "Traceback" not in done.err and not done.orphans
+    assert summary["status"] == "interrupted"
+    assert found.keys() == {"dc0", "dc1"}
+    assert all(re.fullmatch(r"resume-round000001-epoch000003-batch0000000\d.ckpt", name) for name in found.values())
+    # It was resumed twice: a finished run is finished.
+    assert left(start.folder / "stopped") == left(start.folder / "whole")
+
+
+def test_killed_before_all_had_a_point(start, killed, resumed):
+    """Both start anew."""
+    assert killed.code != 0
+    assert "starting anew" in resumed["killed"]
+    assert left(start.folder / "killed") == left(start.folder / "whole")
+
+
+def test_one_rank_is_signalled_again_and_again(start, signalled, resumed):
+    assert set(signalled) <= {0, RESUME_CODE} and RESUME_CODE in signalled, signalled
+    assert left(start.folder / "signalled") == left(start.folder / "whole")

@@ -1,10 +1,11 @@
-"""Trains two data centers with dropout, shuffling and BatchNorm for ROUNDS rounds, continuing where the run folder
-stands, and prints each rank's digest of everything that must be equal after an interruption.
+"""Trains two data centers with dropout, shuffling and BatchNorm, case after case in the same processes, each continuing
+where its run folder stands. Of each case every rank prints a digest of everything that must be equal after an
+interruption.
 
-usage: resume.py RUN ROUNDS OPTIMIZER_STATE [SECONDS_PER_BATCH]
+usage: resume.py CASES
 
-Faults to rehearse stand in TEST_FAULTS, one a line, further arguments of CoLearning as JSON in TEST_SETTINGS. In
-TEST_LEAVES stand a data center, an epoch, and a batch of it or "validation", after which its Trainer is told to stop.
+CASES is a JSON list of arguments of :func:`train`. A case with ``into`` leaves what a rank prints and says in that
+folder, RANK.out and RANK.err; RANK.out comes when the rank has finished.
 """
 
 import toy  # first: makes torchvision importable
@@ -23,15 +24,16 @@ from torch import nn
 from colearn_hpc import CoLearning, DataCenter
 from colearn_hpc.trainer.inject import FaultInjector
 
-run, rounds, state = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-pause = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
-
 
 class Noisy(toy.Toy):
     """Draws from every generator that a resume must restore."""
 
+    def __init__(self, net, pause):
+        super().__init__(net)
+        self.pause = pause
+
     def training_step(self, batch, batch_idx):
-        time.sleep(pause)
+        time.sleep(self.pause)
         x = batch[0] + 0.01 * float(np.random.rand()) + 0.01 * torch.rand(1)
         return super().training_step((x, batch[1]), batch_idx)
 
@@ -56,34 +58,67 @@ class Leaves(pl.Callback):
         self.stop(trainer, "validation")
 
 
+def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", **settings):
+    """Returns the digests, a line each.
+
+    Args:
+        run: the run folder.
+        rounds: of the whole run.
+        state: ``optimizer_state``.
+        pause: seconds for every batch.
+        faults: to be rehearsed.
+        leaves: a data center, an epoch, and a batch of it or "validation", after which its Trainer is told to stop.
+        settings: further arguments of CoLearning.
+    """
+    center = DataCenter.join(2)
+    pl.seed_everything(5 + center.world_rank, verbose=False)
+    net = nn.Sequential(
+        nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, toy.CLASSES)
+    )
+    module = Noisy(net, pause)
+    settings = {"local_epochs": 2, "epsilon": 0.3, "weighting": "examples"} | settings
+    settings = {"exchange": {"lanes": 2}} | settings  # as with each rank on a node of its own
+    colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
+    injector = FaultInjector(faults.split(), colearning)
+    trainer = toy.trainer(center, colearning, injector, *([Leaves(*leaves.split())] if leaves else []))
+    data = {
+        "train_dataloaders": toy.loader(center.index, center.size, center.rank, shuffle=True),
+        "val_dataloaders": toy.loader(center.index),
+    }
+    colearning.fit(trainer, module, ckpt_path=colearning.resume_path(), **data)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # the next case makes worlds of its own
+    del os.environ["COLEARN_CENTER"]
+    found = {
+        "weights": module.state_dict().values(),
+        "shared": (value for value in module.state_dict().values() if value.is_floating_point()),
+        "generators": (torch.get_rng_state(), np.random.get_state()[1]),
+        "momenta": (value for entry in trainer.optimizers[0].state.values() for value in entry.values()),
+        "place": (colearning.round, colearning.epochs_done, colearning.rule_epochs),
+    }
+    digests = {name: sha256(b"".join(np.asarray(v).tobytes() for v in values)) for name, values in found.items()}
+    return "".join(f"rank {center.world_rank} {name} {digest.hexdigest()}\n" for name, digest in digests.items())
+
+
+def apart(into, **case):
+    """Train with what is said in a file of its own."""
+    into, rank = Path(into), os.environ["OMPI_COMM_WORLD_RANK"]
+    into.mkdir(parents=True, exist_ok=True)
+    if rank == "0":
+        print(f"{into.name} is {case}", file=sys.stderr, flush=True)  # the last one is where it hangs, if it does
+    terminal = os.dup(2)
+    with (into / f"{rank}.err").open("w") as file:
+        os.dup2(file.fileno(), 2)
+        said = train(**case)
+        sys.stderr.flush()
+    os.dup2(terminal, 2)
+    os.close(terminal)
+    (into / f"{rank}.out").write_text(said)
+
+
 toy.quiet()
-center = DataCenter.join(2)
-pl.seed_everything(5 + center.world_rank, verbose=False)
-net = nn.Sequential(
-    nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, toy.CLASSES)
-)
-module = Noisy(net)
-settings = {"local_epochs": 2, "epsilon": 0.3, "weighting": "examples"}
-settings |= {"exchange": {"lanes": 2}}  # as with each rank on a node of its own
-settings |= json.loads(os.environ.get("TEST_SETTINGS", "{}"))
-colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
-injector = FaultInjector(os.environ.get("TEST_FAULTS", "").split(), colearning)
-leaves = [Leaves(*os.environ["TEST_LEAVES"].split())] if "TEST_LEAVES" in os.environ else []
-trainer = toy.trainer(center, colearning, injector, *leaves)
-data = {
-    "train_dataloaders": toy.loader(center.index, center.size, center.rank, shuffle=True),
-    "val_dataloaders": toy.loader(center.index),
-}
-colearning.fit(trainer, module, ckpt_path=colearning.resume_path(), **data)
-
-
-def say(what, *values):
-    digest = sha256(b"".join(np.asarray(value).tobytes() for value in values)).hexdigest()
-    print(f"rank {center.world_rank} {what} {digest}", flush=True)
-
-
-say("weights", *module.state_dict().values())
-say("shared", *(value for value in module.state_dict().values() if value.is_floating_point()))
-say("generators", torch.get_rng_state(), np.random.get_state()[1])
-say("momenta", *(value for entry in trainer.optimizers[0].state.values() for value in entry.values()))
-say("place", colearning.round, colearning.epochs_done, colearning.rule_epochs)
+for case in json.loads(sys.argv[1]):
+    if "into" in case:
+        apart(**case)
+    else:
+        print(train(**case), end="", flush=True)

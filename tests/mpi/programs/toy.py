@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 
-from colearn_hpc._torchvision import make_torchvision_importable
+from colearn_hpc._torchmetrics import import_torchmetrics
 
-make_torchvision_importable()  # before Lightning
+import_torchmetrics()  # before Lightning
 
 import pytorch_lightning as pl
 import torch

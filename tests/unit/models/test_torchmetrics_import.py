@@ -1,0 +1,48 @@
+"""What the quick import of torchmetrics leaves behind; in a fresh process each, as imports happen once."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", f"import gc, sys\n{code}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "from colearn_hpc import CoLearning",
+        "from colearn_hpc.cli import main\ntry: main(['fit', '--help'])\nexcept SystemExit: pass",
+    ],
+)
+def test_scipy_signal_comes_when_it_is_asked_for(start):
+    checks = """
+taken = "scipy.signal" in sys.modules
+import scipy, scipy.signal
+from torchmetrics.audio import PermutationInvariantTraining
+assert scipy.signal.windows.hamming(3).size == 3 and sys.modules["scipy.signal"] is scipy.signal
+print(taken, "torchmetrics" in sys.modules)
+"""
+    assert run(start + checks) == "False True"
+
+
+def test_garbage_is_collected_again_but_for_what_was_imported():
+    assert (
+        run("from colearn_hpc import CoLearning\nprint(gc.isenabled(), gc.get_freeze_count() > 10**5)") == "True True"
+    )
+
+
+def test_nothing_of_the_users_is_kept():
+    """He had torch already, and so maybe tensors in a cycle."""
+    code = (
+        "import torch\ngc.disable()\nfrom colearn_hpc import CoLearning\nprint(gc.isenabled(), gc.get_freeze_count())"
+    )
+    assert run(code) == "False 0"
+
+
+def test_names_without_lightning_take_no_torchmetrics():
+    assert run("from colearn_hpc import CyclicalLR; print('torchmetrics' in sys.modules)") == "False"
