@@ -53,6 +53,10 @@ def queue(cluster: Cluster) -> list[str]:
     return [job for job in cluster("squeue", "--noheader", "-o", "%i %j").splitlines() if job.split()[1] in RUNS]
 
 
+def attempts(out: Path) -> list[list]:
+    return [json.loads((out / "runs" / run / "attempt.json").read_text())["attempts"] for run in RUNS]
+
+
 def test_interrupted_and_continued(cluster, here, tmp_path):
     file = study_file(tmp_path)
     script = edited(SLURM / "colearn.sbatch", tmp_path)
@@ -62,11 +66,12 @@ def test_interrupted_and_continued(cluster, here, tmp_path):
     logs = [out / "runs" / run / "centers" / "dc1" / "log.txt" for run in RUNS]
     while first.poll() is None and not all(log.exists() and "training from" in log.read_text() for log in logs):
         time.sleep(0.1)
+    before = attempts(out)  # none, but where a rank crashed in MPI's own start
     first.send_signal(signal.SIGTERM)
     _, said = first.communicate()
     assert first.returncode == 130, said
     assert queue(cluster) == [], "its jobs end with it"
-    assert not any(json.loads((out / "runs" / run / "attempt.json").read_text())["attempts"] for run in RUNS)
+    assert attempts(out) == before, "an interruption is no attempt"
 
     second = start(cluster, file, out, *options)
     _, said = second.communicate()
