@@ -43,7 +43,7 @@ class Place:
 def deal(places: Sequence[Place], lanes: int | None = None) -> list[list[int]]:
     """Who carries what: the world ranks of each lane, in the order of the data centers.
 
-    Lane 0 are the leaders. The first lanes of a data center are on different nodes.
+    Lane 0 are the leaders. The first lanes of a data center are on different nodes. One data center alone has one lane.
 
     Args:
         places: by world rank.
@@ -63,6 +63,8 @@ def deal(places: Sequence[Place], lanes: int | None = None) -> list[list[int]]:
     }
     nodes = {k: len({places[r].node_rank for r in members[k]}) for k in centers}
     count = min(nodes.values()) if lanes is None else lanes
+    if len(centers) == 1:
+        count = 1  # nothing travels
     for k in centers:
         if len(members[k]) < count:
             raise TopologyError(

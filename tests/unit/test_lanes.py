@@ -29,6 +29,11 @@ def test_a_number_of_lanes():
     assert deal(ranks([2, 2], [2, 2]), 1) == [[0, 4]]
 
 
+def test_one_data_center_has_nobody_to_send_to():
+    assert deal(ranks([2, 2])) == [[0]]
+    assert deal(ranks([2, 2]), 2) == [[0]]
+
+
 def test_ranks_dealt_in_turn():
     """World ranks of a data center need not be consecutive (``mpirun --map-by node``)."""
     places = [Place(0, 0, 0), Place(1, 0, 0), Place(0, 1, 0), Place(1, 1, 0), Place(0, 0, 1), Place(1, 0, 1)]

@@ -26,7 +26,7 @@ weights = [1.0 + k for k in range(centers)]
 for lanes in range(1, ranks_per_center + 1):
     exchange = Exchange(center, lanes=lanes)
     transfer = exchange.transfer
-    assert world.allreduce(transfer.carries) == centers * lanes
+    assert world.allreduce(transfer.carries) == (centers * lanes if centers > 1 else 1)
     for size in (0, 1, 2, 3, centers, 63, 64, 65, 127, 128, 129, 255, 256, 257, 513, 1000):
         for dtype in (torch.float32, torch.float64):
             rows = [np.random.default_rng(k).standard_normal(size).astype(str(dtype)[6:]) for k in range(centers)]
