@@ -21,7 +21,7 @@ SMALL = ["--parameters", "20000"]
             ["--centers", "3", *SMALL, "--rounds", "1", "--codec", "int8", "--tensors", "small"],
             "raw (s)",
         ),
-        ("memory.py", ["--centers", "2", *SMALL, "--codec", "fp32"], "peak / model"),
+        ("memory.py", ["--centers", "2", "--parameters", "1000000", "--codec", "fp32"], "peak / model"),
         ("scaling.py", ["--centers", "2", "--fixed", "20000", *SMALL, "--at", "2", "--rounds", "1"], "ours / raw"),
         ("overhead.py", ["--layouts", "1x2", "--steps", "5", "--rounds", "1", "--starts", "0"], "with / without"),
     ],
