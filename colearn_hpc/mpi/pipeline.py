@@ -29,7 +29,7 @@ from colearn_hpc.mpi.compression import Compression
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SLICE = 1 << 16  # elements of a leader's slice of a chunk: 256 KiB stay in a core's cache, and on a link take turns
+SLICE = 1 << 15  # elements of a leader's slice of a chunk: 128 KiB stay in a core's cache, and on a link take turns
 CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not the result stays under 25 MB for any K
 GATHERING = 4  # chunks that are sent before the first one is waited for; each takes a slot's memory
 SPREADING = 8  # chunks of which the mean may be under way to all
