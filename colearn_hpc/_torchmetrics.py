@@ -1,7 +1,8 @@
 """Imports torchmetrics, and torch with it, in half the time: every rank of every job waits for that.
 
 torchmetrics 1.9, which Lightning imports, takes the whole of ``scipy.signal`` only to give it an alias of an old name
-that nothing in torchmetrics uses any more. While it is imported a stand-in that has the name already takes that place.
+that nothing in torchmetrics uses any more. While it is imported a stand-in that has the name already takes that place;
+should another version want more of it, it gets that from the real one.
 
 The garbage collector looks at all that thousands of modules make, again and again and once more at the process's end,
 and finds nothing. It is off meanwhile, and leaves alone afterwards what is there.
@@ -11,6 +12,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -52,8 +54,18 @@ def _stand_in() -> Iterator[None]:
         return
     module: Any = ModuleType(_NAME)
     module.hamming = None
+    module.__getattr__ = _of_the_real_one
     sys.modules[_NAME] = module
     try:
         yield
     finally:
+        if sys.modules[_NAME] is module:
+            del sys.modules[_NAME]
+
+
+def _of_the_real_one(name: str) -> Any:
+    if name.startswith("__"):  # the import system asks for __path__ and the like, and takes no for an answer
+        raise AttributeError(name)
+    if sys.modules.get(_NAME) is not None and sys.modules[_NAME].__spec__ is None:  # still the stand-in
         del sys.modules[_NAME]
+    return getattr(import_module(_NAME), name)

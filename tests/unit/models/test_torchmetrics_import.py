@@ -30,6 +30,18 @@ print(taken, "torchmetrics" in sys.modules)
     assert run(start + checks) == "False True"
 
 
+def test_another_version_may_want_more_of_it():
+    code = """
+from colearn_hpc import _torchmetrics
+with _torchmetrics._stand_in():
+    import scipy.signal
+    from scipy.signal import convolve
+import scipy.signal
+print(convolve is sys.modules["scipy.signal"].convolve, scipy.signal.windows.hamming(3).size)
+"""
+    assert run(code) == "True 3"
+
+
 def test_garbage_is_collected_again_but_for_what_was_imported():
     assert (
         run("from colearn_hpc import CoLearning\nprint(gc.isenabled(), gc.get_freeze_count() > 10**5)") == "True True"
