@@ -98,4 +98,8 @@ def test_centers_named_by_hand(cluster, pmix, tmp_path):
     first, second = runs.values()
     assert [center["name"] for center in lines(first)[0]["centers"]] == ["dc1", "dc0"], "by leaders' ranks"
     assert bits(first) == bits(second)
-    assert lines(first) == lines(second)
+    two_lanes, one_lane = lines(first), lines(second)
+    # A figure for people, in float32: on two nodes its slices are others.
+    apart = [[center.pop("divergence") for line in run for center in line["centers"]] for run in (two_lanes, one_lane)]
+    assert apart[0] == pytest.approx(apart[1], rel=1e-5)
+    assert two_lanes == one_lane
