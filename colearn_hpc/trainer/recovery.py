@@ -21,7 +21,7 @@ from colearn_hpc.errors import Interrupted, ParticipantError
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.fingerprint import check_data
 from colearn_hpc.trainer.heartbeat import Heartbeat
-from colearn_hpc.trainer.lightning_gaps import add_running_sums, pass_over_empty_hooks, restart_epoch
+from colearn_hpc.trainer.lightning_gaps import add_running_sums, restart_epoch
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
 from colearn_hpc.trainer.resume_points import list_resume_points, obsolete, path_of, save_atomically
 from colearn_hpc.trainer.sit_out import land
@@ -47,8 +47,6 @@ class EpochEnd(Heartbeat, Checkpoint):
         self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
         self._resumed = False
-        for callback in (self, colearning):
-            pass_over_empty_hooks(callback)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
