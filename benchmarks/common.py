@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -25,6 +26,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 def environment() -> dict[str, str]:
     """For ranks that share this machine: one thread each, and mpirun as root where that is who we are."""
+    # How Open MPI is to send: `-m mpi4py` starts it before a rank can say so itself.
+    importlib.import_module("colearn_hpc.mpi")
     paths = [str(REPOSITORY), str(REPOSITORY / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     return dict(os.environ) | {
         "OMP_NUM_THREADS": "1",
