@@ -48,13 +48,3 @@ def one_model(done: Finished) -> bool:
     """Whether all ranks stand at one place in the run, with one shared model."""
     told = {line.split(maxsplit=2)[2] for line in digests(done) if " shared " in line or " place " in line}
     return len(told) == 2
-
-
-def lines(run: Path) -> list[dict]:
-    """rounds.jsonl without what a clock measured."""
-    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    for record in records:
-        for center in record["centers"]:
-            for key in ("train_seconds", "wait_seconds", "exchange_seconds"):
-                del center[key]
-    return records

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import torch
+from run_folders import shared_bits
 
 REPOSITORY = Path(__file__).parents[2]
 SLURM = REPOSITORY / "slurm"
@@ -100,15 +99,4 @@ def array(words: list[str]) -> str:
 def bits(run: Path) -> str:
     """Digest of a finished run's shared model."""
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
-    state = torch.load(run / "shared.ckpt", map_location="cpu")["state_dict"]
-    return sha256(b"".join(state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
-
-
-def lines(run: Path) -> list[dict]:
-    """rounds.jsonl without what a clock measured."""
-    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    for record in records:
-        for center in record["centers"]:
-            for key in ("train_seconds", "wait_seconds", "exchange_seconds"):
-                del center[key]
-    return records
+    return shared_bits(run)

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SLURM, Cluster, array, bits, edited, fit, lines
+from run_folders import lines
+from slurm_cluster import SLURM, Cluster, array, bits, edited, fit
 
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1"]
 REQUEUES = 3

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from slurm_cluster import SLURM, array, bits, edited, fit, lines
+from run_folders import lines
+from slurm_cluster import SLURM, array, bits, edited, fit
 
 from colearn_hpc.cli.launch import find_mpirun, mpirun_command
 

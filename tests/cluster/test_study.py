@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from slurm_cluster import PROGRAMS, REPOSITORY, SLURM, Cluster, bits, edited, lines
+from run_folders import lines
+from slurm_cluster import PROGRAMS, REPOSITORY, SLURM, Cluster, bits, edited
 
 from colearn_hpc.cli.launch import find_mpirun
 

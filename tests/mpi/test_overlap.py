@@ -10,7 +10,8 @@ import numpy as np
 import oracle
 import pytest
 import toy
-from resuming import RANKS, digests, lines, one_model, together, train
+from resuming import RANKS, digests, one_model, together, train
+from run_folders import lines
 from test_signals import FIT, fit_together, left, points, signal_rank, starts, when_trained
 
 from colearn_hpc.errors import RESUME_CODE

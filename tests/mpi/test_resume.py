@@ -5,7 +5,8 @@ import signal
 import time
 
 import pytest
-from resuming import RANKS, digests, lines, together, train
+from resuming import RANKS, digests, together, train
+from run_folders import lines
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(1800)]  # fixtures start many times
 ROUNDS = 4

@@ -6,11 +6,10 @@ import random
 import re
 import signal
 import time
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import torch
+from run_folders import lines, shared_bits
 
 from colearn_hpc.errors import RESUME_CODE
 
@@ -22,13 +21,7 @@ FIT += ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--cent
 
 def left(run):
     """What must be equal: the shared model, and the books without what a clock measured."""
-    state = torch.load(run / "shared.ckpt", map_location="cpu")["state_dict"]
-    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    for record in records:
-        for center in record["centers"]:
-            for key in ("train_seconds", "wait_seconds", "exchange_seconds"):
-                del center[key]
-    return sha256(b"".join(state[key].numpy().tobytes() for key in sorted(state))).hexdigest(), records
+    return shared_bits(run), lines(run)
 
 
 def points(run):
