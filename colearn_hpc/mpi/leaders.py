@@ -173,10 +173,10 @@ class Leaders:
         """Tell the other leaders how far this data center is, at most every few seconds. Never blocks."""
         if not now and time.monotonic() - self._told < pacing.NEWS_INTERVAL:
             return
-        self._told = time.monotonic()
+        self._told, news = time.monotonic(), (text(), waiting_at)
         for k in range(len(self.names)):
             if k != self.index:
-                self._send((text(), waiting_at), k, _NEWS)
+                self._send(news, k, _NEWS)
 
     def listen(self) -> None:
         """Take in what the others have told. Never blocks."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 
-from colearn_hpc.algorithm.codec import NAMES
+from colearn_hpc.algorithm.codec import NAMES, codec_of
 from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, ExponentialLR, LearningRateSchedule
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, LocalEpochsRule
 from colearn_hpc.errors import ConfigurationError
@@ -135,10 +135,11 @@ def exchange_of(exchange: Any, combine: str, outer_optimizer: Any) -> ExchangeSe
         raise ConfigurationError(f"exchange: overlap must be true or false; found {overlap!r}")
     if lanes is not None and (not isinstance(lanes, int) or isinstance(lanes, bool) or lanes < 1):
         raise ConfigurationError(f"exchange: lanes must be a whole number, at least 1, or null; found {lanes!r}")
+    coder = codec_of(codec)
     for alone, why in (
         (combine == "predictions", 'combine="predictions": no weights travel'),
         (outer_optimizer is not None, "an outer_optimizer: its state is the leader's"),
-        (codec == "int8", 'codec="int8": what its messages lack is the leader\'s to remember'),
+        (coder is not None and coder.feedback, f'codec="{codec}": what its messages lack is the leader\'s to remember'),
     ):
         if alone and lanes is not None and lanes > 1:
             raise ConfigurationError(f"exchange: lanes={lanes} cannot be combined with {why}. Drop one of the two")
