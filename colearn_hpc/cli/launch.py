@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -115,6 +117,18 @@ def rank_environment(environ: Mapping[str, str], ranks: int, threads: int | None
     return environment
 
 
+@contextmanager
+def session_folder() -> Iterator[dict[str, str]]:
+    """Variables that give one Open MPI mpirun a folder of its own for its session, which goes with it.
+
+    By default that folder is named after mpirun's process id, and a killed mpirun leaves it behind: the next one that
+    happens to get that id ends with "The PMIx server's listener thread failed to start", code 213.
+    """
+    # Ranks of a killed mpirun may still be ending, and writing.
+    with tempfile.TemporaryDirectory(prefix="colearn-mpi-", ignore_cleanup_errors=True) as folder:
+        yield {"PRTE_MCA_prte_tmpdir_base": folder, "OMPI_MCA_orte_tmpdir_base": folder}  # Open MPI 5, 4
+
+
 def run(command: Sequence[str], environment: dict[str, str], gently: bool = False) -> tuple[int, bool]:
     """Run in the foreground, passing signals on; returns the exit code, and whether a signal asked for the end.
 
@@ -124,17 +138,18 @@ def run(command: Sequence[str], environment: dict[str, str], gently: bool = Fals
         gently: the ranks know SIGUSR1 as "write your resume point and leave", so the first SIGTERM goes on as that:
             mpirun takes TERM as an order to kill them.
     """
-    process = subprocess.Popen(command, env=environment)
-    asked = False
+    with session_folder() as variables:
+        process = subprocess.Popen(command, env=environment | variables)
+        asked = False
 
-    def pass_on(received: int, _: FrameType | None) -> None:
-        nonlocal asked
-        first, asked = not asked, True
-        process.send_signal(signal.SIGUSR1 if gently and first and received == signal.SIGTERM else received)
+        def pass_on(received: int, _: FrameType | None) -> None:
+            nonlocal asked
+            first, asked = not asked, True
+            process.send_signal(signal.SIGUSR1 if gently and first and received == signal.SIGTERM else received)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, pass_on)
-    code = process.wait()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, pass_on)
+        code = process.wait()
     return (128 - code if code < 0 else code), asked
 
 

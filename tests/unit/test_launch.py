@@ -55,6 +55,13 @@ def launcher():
     return [sys.executable, "-m", "colearn_hpc", "launch", "--centers", "2", "--"]
 
 
+def wait_for(count, folder, pattern):
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(pattern))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_exit_code_comes_back(launcher, tmp_path):
     script = tmp_path / "fail.py"
     script.write_text("import sys; sys.exit(7)")
@@ -77,13 +84,32 @@ def test_signals_reach_the_ranks(launcher, tmp_path, number):
         "time.sleep(100)\n"
     )
     process = subprocess.Popen([*launcher, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("ready*"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(2, tmp_path, "ready*")
     os.kill(process.pid, number)
     assert process.wait(timeout=60) != 0
     assert {path.name for path in tmp_path.glob("stopped*") if path.read_bytes()} == {"stopped0", "stopped1"}
+
+
+def test_a_killed_mpirun_leaves_nothing_behind(launcher, tmp_path):
+    """Open MPI's own folder is named after mpirun's process id: left behind, it fails the next mpirun of that id."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    script = tmp_path / "kill.py"
+    script.write_text(
+        "import os, pathlib, signal, time\n"
+        "rank = os.environ['OMPI_COMM_WORLD_RANK']\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "if rank == '1':\n"
+        "    (folder / 'ready').touch()\n"
+        "    time.sleep(100)\n"
+        "while not (folder / 'ready').exists():\n"
+        "    time.sleep(0.05)\n"
+        "(folder / 'seen').write_text('\\n'.join(map(str, (folder / 'tmp').rglob('ompi.*'))))\n"
+        "os.kill(os.getppid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([*launcher, str(script)], capture_output=True, env=os.environ | {"TMPDIR": str(temporary)})
+    assert done.returncode == 128 + signal.SIGKILL
+    assert (tmp_path / "seen").read_text() and not list(temporary.rglob("ompi.*"))
 
 
 def test_help_and_version(capsys):
