@@ -12,11 +12,17 @@ RANKS = 4  # 2 data centers x 2
 
 
 def train(
-    launch: Launch, run: Path, rounds: int, timeout: float = 120, during: Callable | None = None, **case
+    launch: Launch,
+    run: Path,
+    rounds: int,
+    timeout: float = 120,
+    during: Callable | None = None,
+    ranks: int = RANKS,
+    **case,
 ) -> Finished:
     """One run, in a start of its own."""
     cases = [{"run": str(run), "rounds": rounds} | case]
-    return launch(RANKS, "resume.py", json.dumps(cases), timeout=timeout, during=during)
+    return launch(ranks, "resume.py", json.dumps(cases), timeout=timeout, during=during)
 
 
 def together(launch: Launch, folder: Path, cases: dict[str, dict]) -> dict[str, Finished]:

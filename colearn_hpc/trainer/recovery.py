@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, trainable_parameters
-from colearn_hpc.errors import Interrupted, ParticipantError
+from colearn_hpc.errors import FingerprintError, Interrupted, ParticipantError
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.fingerprint import check_data
 from colearn_hpc.trainer.heartbeat import Heartbeat
@@ -52,7 +53,7 @@ class EpochEnd(Heartbeat, Checkpoint):
         super().on_fit_start(trainer, pl_module)
         if self._resumed:
             # Here, and not later: the first epoch's data iterator, made next, already draws.
-            set_generators(self._generators[self._colearning.center.rank])
+            set_rank_generators(self._generators, self._colearning.center.rank)
         else:
             self._generators = self._colearning.exchange.link.gather(generators()) or []
         if self._colearning.resume_points:
@@ -73,7 +74,8 @@ class EpochEnd(Heartbeat, Checkpoint):
         colearning.data = check_data(trainer, colearning.data)
         log.info("training from round %d, epoch %d, batch %d", colearning.round, colearning.epochs_done, batch)
         if self._resumed:
-            set_generators(self._generators[colearning.center.rank])
+            self._check_ranks()
+            set_rank_generators(self._generators, colearning.center.rank)
             restart_epoch(trainer, batch)
         if self._middle:
             mine = self._middle["ranks"][colearning.center.rank]
@@ -167,6 +169,25 @@ class EpochEnd(Heartbeat, Checkpoint):
                 f"{colearning.epochs_done - 1}; lower the learning rate or clip gradients"
             )
 
+    def _check_ranks(self) -> None:
+        """A data center may be resumed with more ranks or fewer, though not in the middle of an epoch."""
+        center, before = self._colearning.center, len(self._generators)
+        if center.size == before:
+            return
+        if self._middle:
+            raise FingerprintError(
+                f"this resume point is from the middle of an epoch that data center {center.name} trained with "
+                f"{before} rank(s), and now it has {center.size}; resume with {before} until the next local epoch's "
+                "end, whose point can be resumed with any number"
+            )
+        if center.is_leader:
+            log.warning(
+                "data center %s goes on with %d rank(s) instead of %d: it draws other batches than it would have",
+                center.name,
+                center.size,
+                before,
+            )
+
     def _stop(self) -> NoReturn:
         exchange = self._colearning.exchange
         log.info("resume point written, leaving: %s", exchange.stops.reason)
@@ -188,6 +209,16 @@ def generators() -> dict[str, Any]:
     }
 
 
+def set_rank_generators(states: Sequence[dict[str, Any]], rank: int) -> None:
+    """Put back this rank's generators; a rank that the data center did not have before gets streams of its own."""
+    set_generators(states[rank % len(states)])
+    if rank >= len(states):
+        seed = int(torch.randint(2**31, ()).item()) + rank
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
 def set_generators(state: dict[str, Any]) -> None:
     """Put back what :func:`generators` returned."""
     random.setstate((3, tuple(state["python"]), None))
@@ -195,4 +226,4 @@ def set_generators(state: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

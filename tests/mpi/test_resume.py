@@ -99,3 +99,38 @@ def test_what_a_codec_owes_is_resumed(folder, first, second):
     assert digests(second["int8, and two"]) == whole
     assert lines(folder / "int8-parts") == lines(folder / "int8")
     assert len({line.split("weights ")[1] for line in whole if "weights" in line}) == 1, "one model on all ranks"
+
+
+def test_with_more_ranks_and_with_fewer(launch, folder):
+    """Data centers may grow and shrink: other batches, one shared model all the same, and no round twice."""
+    run = folder / "grows"
+    for rounds, ranks in ((1, 2), (2, 4), (3, 2)):
+        done = train(launch, run, rounds, ranks=ranks, exchange={})
+        told = {line.split(" ", 2)[2] for line in digests(done) if "shared " in line or "place " in line}
+        assert len(told) == 2, done.out
+        assert len({line for line in digests(done) if "generators " in line}) == ranks
+        if rounds > 1:
+            assert f"goes on with {ranks // 2} rank(s) instead of {2 if ranks == 2 else 1}" in done.err
+    assert [line["round"] for line in lines(run)] == [0, 1, 2]
+
+
+def test_not_in_the_middle_of_an_epoch(launch, folder):
+    run = folder / "middle"
+
+    def stop(process):
+        deadline = time.monotonic() + 120
+        while not list(run.glob("centers/dc0/resume-*-epoch000001.ckpt")):
+            assert time.monotonic() < deadline and process.poll() is None, "the run never came that far"
+            time.sleep(0.02)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGUSR1)
+
+    def written():
+        return {path: path.stat().st_mtime_ns for path in run.glob("centers/*/resume-*")}
+
+    train(launch, run, ROUNDS, pause=0.5, during=stop, ranks=2, exchange={})
+    points = written()
+    assert any("batch" in path.name for path in points), points
+    done = train(launch, run, ROUNDS, exchange={})
+    assert done.code == 1 and "from the middle of an epoch" in done.err, done.err
+    assert not done.orphans and points == written()
