@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import uuid
@@ -32,6 +33,7 @@ from colearn_hpc.mpi.topology import DataCenter
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _PACKAGES = ("torch", "pytorch-lightning", "mpi4py", "h5py", "numpy", "torchmetrics")
 _SLOW_LINK = 50e6  # bytes/s: a model of 100 MB then takes seconds a round
+_FORKS_BADLY = [(3, 11, micro) for micro in range(10)]  # CPython's gh-112275
 _LITTLE_DISK = 10e9
 _SKEW = 2.0  # s
 
@@ -307,4 +309,11 @@ def _versions(everyone: Sequence[Rank]) -> Finding:
     if different:
         text = f"{'; '.join(different)}; runs refuse to start like that: use one environment everywhere"
         return Finding(FAIL, "versions", text)
-    return Finding(OK, "versions", ", ".join(f"{name} {number}" for name, number in everyone[0].versions.items()))
+    text = ", ".join(f"{name} {number}" for name, number in everyone[0].versions.items())
+    python = tuple(int(number) for number in re.findall(r"\d+", everyone[0].versions.get("python", ""))[:3])
+    if python in _FORKS_BADLY:
+        text += (
+            "; a data loader's worker may, rarely, hang when this Python forks it: 3.11.10 and 3.12 have that mended"
+        )
+        return Finding(WARN, "versions", text)
+    return Finding(OK, "versions", text)

@@ -9,6 +9,8 @@ Light to import: the handlers should stand before the heavy libraries are loaded
 from __future__ import annotations
 
 import atexit
+import multiprocessing
+import multiprocessing.util  # it ends workers at exit; what is registered after it comes before it
 import signal
 import threading
 from types import FrameType
@@ -31,6 +33,15 @@ def listen() -> None:
             before = signal.signal(number, _note)
             if before is not _note:
                 _previous.setdefault(number, before)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """The interpreter would TERM data loaders' workers and wait for them, for ever if one hangs in its fork, with our
+    handler and no turn to run it: CPython before 3.11.10 and 3.12 can (gh-112275)."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def received() -> str:

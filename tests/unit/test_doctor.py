@@ -62,6 +62,8 @@ def test_versions():
     assert doctor._versions([RANK, RANK]).level == OK
     found = doctor._versions([RANK, replace(RANK, host="n2", versions={"torch": "2.8"})])
     assert found.level == FAIL and "torch 2.8 on n2, 2.9 on n1" in found.text
+    for python, level in (("3.11.9", WARN), ("3.11.10", OK), ("3.12.0rc1", OK), ("3.14.2", OK)):
+        assert doctor._versions([replace(RANK, versions={"python": python})]).level == level, python
 
 
 def test_messages():
