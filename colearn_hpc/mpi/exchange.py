@@ -70,7 +70,7 @@ class Exchange:
         self.timeout = timeout
         self.verdict = ""
         self.may_miss = False
-        self._waiting = False
+        self._waiting, self._looked = False, 0.0
         self._committed = False  # the others count on this data center until the round's mean is in place
         self._world = center.world.Dup()
         self.link = CenterLink(center)
@@ -161,12 +161,17 @@ class Exchange:
         raise AssertionError("a meeting with somebody stopping ends the run")
 
     def progress(self, text: Callable[[], str], now: bool = False) -> None:
-        """Let the leaders who may be waiting know how far this data center is. Cheap enough for every batch:
-        ``text`` is called only when it is to be sent.
+        """Let the leaders who may be waiting know how far this data center is, now and then. Cheap enough for every
+        batch: ``text`` is called only when it is to be sent.
 
-        A mean that is under way goes on.
+        A mean that is under way goes on, every time.
         """
-        self._idle()
+        self.transfer.advance()
+        moment = time.monotonic()
+        if not now and moment - self._looked < pacing.LOOK_INTERVAL:
+            return
+        self._looked = moment
+        self.stops.poll()
         if self._leaders is not None:
             self._leaders.tell(text, now=now)
             self._leaders.listen()

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from colearn_hpc.mpi import pacing
+
 if TYPE_CHECKING:
     from colearn_hpc.mpi.center_link import CenterLink
     from colearn_hpc.mpi.topology import DataCenter
@@ -37,13 +39,21 @@ class StopNotices:
         self._world = center.world.Dup()
         self._link = link
         self._sent = False
-        self._calls, self._asked, self._asked_every = 0, time.monotonic(), 0
+        self._looked = 0.0
+        self._calls, self._asked, self._asked_every, self._agreed = 0, time.monotonic(), 0, False
 
     def poll(self) -> str:
-        """Why to stop, as far as this rank knows. Never blocks; passes this process's own signal on, once."""
+        """Why to stop, as far as this rank knows. Never blocks; passes this process's own signal on, once.
+
+        Cheap enough for every batch: messages are looked for now and then.
+        """
+        signal, now = self.signal(), time.monotonic()
+        if not signal and now - self._looked < pacing.LOOK_INTERVAL:
+            return self.reason
+        self._looked = now
         from mpi4py import MPI
 
-        if (signal := self.signal()) and not self._sent:
+        if signal and not self._sent:
             self._sent = True
             self.reason = self.reason or f"{signal} at data center {self._center.name} ({self._center.host})"
             for other in self._center.topology.centers:
@@ -57,7 +67,7 @@ class StopNotices:
         return self.reason
 
     def agreed(self) -> bool:
-        """Whether any rank of this data center knows a reason. Collective over the data center.
+        """Whether any rank of this data center knows a reason; once yes, always yes. Collective over the data center.
 
         The ranks of a data center stop at the same batch, because the next one's gradients take them all. A sum over
         them at every batch would show where cores are shared; so they agree on how many calls come in half a second,
@@ -66,17 +76,19 @@ class StopNotices:
         Raises:
             CenterBrokenError: a rank of this data center failed.
         """
-        if self._center.size == 1:
-            return bool(self.poll())
+        if self._agreed or self._center.size == 1:
+            return self._agreed or bool(self.poll())
         self._calls += 1
         if self._calls < self._asked_every:
             return False
         now = time.monotonic()
         usual = int(0.5 * self._calls / max(now - self._asked, 1e-3))
-        known, self._asked_every = self._link.largest(bool(self.poll()), min(usual, _MOST_CALLS))
-        self._calls, self._asked = 0, now
-        return bool(known)
+        # Two calls may come close together, as at an epoch's end: no leap from that.
+        usual = min(usual, 2 * self._asked_every + 1, _MOST_CALLS)
+        known, self._asked_every = self._link.largest(bool(self.poll()), usual)
+        self._calls, self._asked, self._agreed = 0, now, bool(known)
+        return self._agreed
 
     def regrouped(self) -> None:
         """The data center begins again: its ranks count their calls from here."""
-        self._calls, self._asked, self._asked_every = 0, time.monotonic(), 0
+        self._calls, self._asked, self._asked_every, self._agreed = 0, time.monotonic(), 0, False

@@ -58,25 +58,24 @@ class Heartbeat(Callback):
             self._thread = threading.Thread(target=self._beat, name="colearn-heartbeat", daemon=True)
             self._thread.start()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._state = "training"
+        self._count_batches(trainer)  # an epoch resumed in its middle has no start
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._batch = 0
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._state = "training"  # here, and not at the epoch's start: an epoch resumed in its middle has none
-        batches = trainer.num_training_batches
-        self._batches = int(batches) if batches != float("inf") else None
+        self._count_batches(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # At every batch: as little as can be.
         self._batch = batch_idx + 1
         self._seen_batches += 1
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         # Kept as it is: to read a GPU's number here would wait for the batch.
-        self._loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
-        self._tell()
+        self._loss = loss.detach() if isinstance(loss, torch.Tensor) and loss.requires_grad else loss
+        self._colearning.exchange.progress(self._text)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._state = "validating"
@@ -90,7 +89,10 @@ class Heartbeat(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._tell()
+        self._colearning.exchange.progress(self._text)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._state = "training"
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end("finished")
@@ -123,11 +125,12 @@ class Heartbeat(Callback):
         epochs = self._colearning.local_epochs - self._colearning.epoch_in_round
         return max(0.0, (epochs * self._batches - self._batch) / self._rate)
 
-    def _tell(self) -> None:
-        """Let those who may be waiting know; by messages, because they need not see this data center's files."""
-        self._colearning.exchange.progress(self._text)
+    def _count_batches(self, trainer: pl.Trainer) -> None:
+        batches = trainer.num_training_batches
+        self._batches = int(batches) if batches != float("inf") else None
 
     def _text(self) -> str:
+        """For those who may be waiting; by messages, because they need not see this data center's files."""
         colearning, left = self._colearning, self._seconds_left()
         epoch = f"{min(colearning.epoch_in_round + 1, colearning.local_epochs)} of {colearning.local_epochs}"
         batch = f"batch {self._batch} of {self._batches or '?'}"

@@ -20,6 +20,27 @@ def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
+# What Lightning calls at every batch.
+_BATCH_HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+)
+
+
+def pass_over_empty_hooks(callback: Callback) -> None:
+    """Have Lightning skip the callback's hooks that do nothing: 2.6 takes 6 µs to call one, and passes over what is not
+    callable. Hooks of a subclass stay, and so does what their ``super()`` means."""
+    for name in _BATCH_HOOKS:
+        if getattr(type(callback), name) is getattr(Callback, name):
+            setattr(callback, name, None)
+
+
 def rename_version(logger: CSVLogger | TensorBoardLogger, suffix: str) -> None:
     """Append to a logger's version, after it has made its folder: 2.6 makes it before a callback's first hook."""
     base = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"

@@ -37,6 +37,8 @@ class MetricsSplit:
 def batch_size(batch: Any) -> int:
     """Examples in a batch: the length of the first tensor in it, at any depth; 0 if there is none."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
+        return int(batch.shape[0]) if batch.ndim else 1
+    if isinstance(batch, list) and batch and (size := batch_size(batch[0])):  # nearly always; this is for every batch
+        return size
     items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
     return next((size for item in items if (size := batch_size(item))), 0)

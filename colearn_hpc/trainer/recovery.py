@@ -22,7 +22,7 @@ from colearn_hpc.errors import FingerprintError, Interrupted, ParticipantError
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.fingerprint import check_data
 from colearn_hpc.trainer.heartbeat import Heartbeat
-from colearn_hpc.trainer.lightning_gaps import add_running_sums, restart_epoch
+from colearn_hpc.trainer.lightning_gaps import add_running_sums, pass_over_empty_hooks, restart_epoch
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
 from colearn_hpc.trainer.resume_points import list_resume_points, obsolete, path_of, save_atomically
 from colearn_hpc.trainer.sit_out import land
@@ -48,6 +48,8 @@ class EpochEnd(Heartbeat, Checkpoint):
         self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
         self._resumed = False
+        for callback in (self, colearning):
+            pass_over_empty_hooks(callback)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -64,6 +66,7 @@ class EpochEnd(Heartbeat, Checkpoint):
         self._take_back_signals()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._take_back_signals()
         colearning = self._colearning
         leap = colearning.restarts.leap
@@ -96,9 +99,9 @@ class EpochEnd(Heartbeat, Checkpoint):
         if self._sums:
             add_running_sums(trainer, self._sums)
         colearning = self._colearning
-        if not colearning.resume_points or not is_safe_point(trainer, batch_idx):
+        if not colearning.resume_points or not colearning.exchange.stops.agreed():
             return
-        if colearning.exchange.stops.agreed():
+        if is_safe_point(trainer, batch_idx):
             colearning.read_clock()
             mine = epoch_metrics(trainer, pl_module) | {"generators": generators()}
             mine["sums"] |= self._sums

@@ -23,7 +23,7 @@ SMALL = ["--parameters", "20000"]
         ),
         ("memory.py", ["--centers", "2", "--parameters", "1000000", "--codec", "fp32"], "peak / model"),
         ("scaling.py", ["--centers", "2", "--fixed", "20000", *SMALL, "--at", "2", "--rounds", "1"], "ours / raw"),
-        ("overhead.py", ["--layouts", "1x2", "--steps", "5", "--rounds", "1", "--starts", "0"], "with / without"),
+        ("overhead.py", ["--layouts", "1x2", "--steps", "5", "--rounds", "1", "--starts", "0"], "blocks in turn"),
     ],
 )
 def test_a_benchmark_runs(script, options, figure, tmp_path):

@@ -14,6 +14,7 @@ from colearn_hpc import CoLearning, ConstantLR, CyclicalLR, FixedEpochs, Increas
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.trainer import rules
 from colearn_hpc.trainer.fingerprint import fingerprint
+from colearn_hpc.trainer.lightning_gaps import pass_over_empty_hooks
 from colearn_hpc.trainer.metrics import batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, averaged_state, first_rate, reset_state
 from colearn_hpc.trainer.progress import table
@@ -118,6 +119,33 @@ def test_generators_come_back():
 
 
 # --- arguments ----------------------------------------------------------------------------------------
+
+
+def test_lightning_passes_over_empty_hooks(tmp_path):
+    """... and still calls what a subclass has, with what its super() means."""
+
+    class Counts(pl.Callback):
+        seen = 0
+
+        def on_after_backward(self, trainer, pl_module):
+            super().on_after_backward(trainer, pl_module)
+            self.seen += 1
+
+    counts = Counts()
+    pass_over_empty_hooks(counts)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        limit_val_batches=1,
+        callbacks=[counts],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(BoringModel())
+    assert counts.seen == 3 and counts.on_before_backward is None
 
 
 def test_names_mean_rules():
@@ -233,6 +261,7 @@ def test_rates_of_groups_keep_their_ratio():
         (torch.zeros(4, 2), 4),
         ([torch.zeros(3), 1], 3),
         ({"name": "x", "image": (torch.zeros(7, 1),)}, 7),
+        ([torch.zeros(0, 3), torch.zeros(5)], 5),
         (torch.tensor(1.0), 1),
         ("text", 0),
         ([], 0),
