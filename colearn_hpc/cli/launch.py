@@ -139,7 +139,7 @@ def run(command: Sequence[str], environment: dict[str, str], gently: bool = Fals
             mpirun takes TERM as an order to kill them.
     """
     with session_folder() as variables:
-        process = subprocess.Popen(command, env=environment | variables)
+        process = subprocess.Popen(command, env=variables | environment)  # the site's own setting wins
         asked = False
 
         def pass_on(received: int, _: FrameType | None) -> None:

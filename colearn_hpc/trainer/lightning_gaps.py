@@ -34,8 +34,8 @@ _BATCH_HOOKS = (
 
 
 def pass_over_empty_hooks(callback: Callback) -> None:
-    """Have Lightning skip the callback's hooks that do nothing: 2.6 takes 6 µs to call one, and passes over what is not
-    callable. Hooks of a subclass stay, and so does what their ``super()`` means."""
+    """Have Lightning skip the callback's hooks that do nothing: 2.6 takes 2 µs and more for each, and passes over what
+    is not callable. Hooks of a subclass stay, and so does what their ``super()`` means."""
     for name in _BATCH_HOOKS:
         if getattr(type(callback), name) is getattr(Callback, name):
             setattr(callback, name, None)
