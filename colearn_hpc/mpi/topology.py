@@ -302,10 +302,12 @@ def _sizes(spec: CentersSpec, world_size: int) -> list[int] | None:
     if isinstance(spec, bool) or not isinstance(spec, int | list | tuple):
         raise TopologyError(f"centers must be a number, a list of sizes, or left out; found {spec!r}")
     if isinstance(spec, int):
-        if spec < 1 or world_size % spec:
+        if spec < 1:
+            raise TopologyError(f"centers={spec}: there must be at least 1 data center; leave it out for one per rank")
+        if world_size % spec:
             raise TopologyError(
                 f"centers={spec} cannot share {world_size} rank{'s'[: world_size != 1]} equally; start a multiple of "
-                f"{max(spec, 1)} ranks (mpirun, srun or `colearn-hpc launch`), or give sizes, e.g. centers=[4, 4, 2]"
+                f"{spec} ranks (mpirun, srun or `colearn-hpc launch`), or give sizes, e.g. centers=[4, 4, 2]"
             )
         return [world_size // spec] * spec
     if not spec or not all(isinstance(size, int) and size >= 1 for size in spec):

@@ -91,7 +91,7 @@ CASES = {
     "unknown fault": option("inject=[explode@center=dc0]", "cannot be read; write e.g."),
     "unknown method": option("method=vanila", "Got value: vanila", USAGE),
     # Data centers
-    "no centers": option("centers=0", "centers=0 cannot share 2 ranks"),
+    "no centers": option("centers=0", "centers=0: there must be at least 1 data center"),
     "three centers": option("centers=3", "centers=3 cannot share 2 ranks"),
     "centers no number": option("centers=two", "Given value: two", USAGE),
     "an empty center": option("centers=[1,0,1]", "sizes must be whole numbers of ranks, at least 1 each"),
