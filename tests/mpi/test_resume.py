@@ -7,6 +7,7 @@ import time
 import pytest
 from resuming import RANKS, digests, together, train
 from run_folders import lines
+from test_signals import when_trained
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(1800)]  # fixtures start many times
 ROUNDS = 4
@@ -117,17 +118,10 @@ def test_with_more_ranks_and_with_fewer(launch, folder):
 def test_not_in_the_middle_of_an_epoch(launch, folder):
     run = folder / "middle"
 
-    def stop(process):
-        deadline = time.monotonic() + 120
-        while not list(run.glob("centers/dc0/resume-*-epoch000001.ckpt")):
-            assert time.monotonic() < deadline and process.poll() is None, "the run never came that far"
-            time.sleep(0.02)
-        time.sleep(0.6)
-        process.send_signal(signal.SIGUSR1)
-
     def written():
         return {path: path.stat().st_mtime_ns for path in run.glob("centers/*/resume-*")}
 
+    stop = when_trained(run, 1, lambda process: process.send_signal(signal.SIGUSR1), patience=120)
     train(launch, run, ROUNDS, pause=0.5, during=stop, ranks=2, exchange={})
     points = written()
     assert any("batch" in path.name for path in points), points

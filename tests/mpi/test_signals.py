@@ -43,11 +43,11 @@ def signal_rank(launcher, rank, number):
             continue
 
 
-def when_trained(run, epochs, then):
+def when_trained(run, epochs, then, patience=200):
     """Wait for the point after so many local epochs in dc0, and call ``then`` in the middle of the next one."""
 
     def during(process):
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + patience
         while not list(run.glob(f"centers/dc0/resume-round*-epoch{epochs:06d}.ckpt")):
             assert time.monotonic() < deadline and process.poll() is None, "the run never came that far"
             time.sleep(0.02)
