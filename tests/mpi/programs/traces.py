@@ -135,16 +135,21 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def rounds_of(run: Path) -> list:
+    """rounds.jsonl; before the first round's end there is none."""
+    path = run / "rounds.jsonl"
+    return [plain(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def joined(traces: list[list], run: Path) -> dict:
     """One part, from what its ranks saw."""
     meetings = list(dict.fromkeys(content for seen in traces for what, content in seen if what == "meeting"))
     number = {content: str(k) for k, content in enumerate(meetings)}
-    summary, rounds = json.loads((run / "summary.json").read_text()), run / "rounds.jsonl"
-    lines = rounds.read_text().splitlines() if rounds.exists() else []  # none before the first round's end
+    summary = json.loads((run / "summary.json").read_text())
     return {
         "meetings": [json.loads(meeting) for meeting in meetings],
         "ranks": [[f"{what} {number.get(content, content)}" for what, content in seen] for seen in traces],
-        "rounds": [plain(json.loads(line)) for line in lines],
+        "rounds": rounds_of(run),
         "summary": {key: summary.get(key) for key in ("status", "stopped_by", "rounds", "epochs", "relative_change")},
     }
 
