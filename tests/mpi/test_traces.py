@@ -39,7 +39,7 @@ def recorded(launch, tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("traces"), ""
     for ranks in sorted({ranks_of(name) for name in SCENARIOS}):
         names = [name for name in SCENARIOS | RESTARTED if ranks_of(name) == ranks]
-        said += launch(ranks, "traces.py", "--out", folder, *names).err
+        said += launch(ranks, "traces.py", "--out", folder, *names, timeout=480).err
     return folder, said
 
 

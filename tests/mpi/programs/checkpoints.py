@@ -63,13 +63,8 @@ def resumed(run: Path, path: Path, net: str, case: str, whole: Path, end: str) -
     except ColearnError as error:
         said = f"refused: {error}"
     else:
-        said = (
-            "other rounds"
-            if traces.rounds_of(run) != traces.rounds_of(whole)
-            else "same"
-            if found == end
-            else "another model"
-        )
+        same_rounds = traces.rounds_of(run) == traces.rounds_of(whole)
+        said = "other rounds" if not same_rounds else "same" if found == end else "another model"
     return "; ".join(dict.fromkeys(MPI.COMM_WORLD.allgather(said)))
 
 
