@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ from torch import nn
 
 from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc.cli.launch import find_mpirun, session_folder
+from colearn_hpc.mpi.startup import prepare_environment
 
 import_torchmetrics()  # before Lightning
 
@@ -26,8 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 def environment() -> dict[str, str]:
     """For ranks that share this machine: one thread each, and mpirun as root where that is who we are."""
-    # How Open MPI is to send: `-m mpi4py` starts it before a rank can say so itself.
-    importlib.import_module("colearn_hpc.mpi")
+    prepare_environment()  # here, because `-m mpi4py` starts MPI before a rank can do it
     paths = [str(REPOSITORY), str(REPOSITORY / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     return dict(os.environ) | {
         "OMP_NUM_THREADS": "1",
@@ -104,32 +103,36 @@ class Participant:
 
     Args:
         codec: how parameters are written on the wire.
-        exchange: of another participant of this rank; None makes one, where each rank is a data center.
+        place: of another participant of this rank; None makes one, where each rank is a data center.
     """
 
-    def __init__(self, codec: str, exchange: Any = None) -> None:
-        from colearn_hpc.mpi.exchange import Exchange
-        from colearn_hpc.mpi.topology import DataCenter
-        from colearn_hpc.trainer.averaging import Averaging
-        from colearn_hpc.trainer.round_log import CenterRecord
+    def __init__(self, codec: str, place: Any = None) -> None:
+        from colearn_hpc import DataCenter
+        from colearn_hpc.algorithm.codec import codec_of
+        from colearn_hpc.protocol.reports import CenterReport
+        from colearn_hpc.protocol.settings import Settings
+        from colearn_hpc.trainer.averaging import MeanAverager
+        from colearn_hpc.trainer.place import Place
 
-        self.exchange = exchange or Exchange(DataCenter.join())
-        self.record = CenterRecord(self.exchange.center.name)
-        self._averaging = Averaging(self.exchange, codec=codec)
+        self.place = place or Place.of(DataCenter.join())
+        self._report = CenterReport(self.place.center.name)
+        self._averager = MeanAverager(self.place, Settings(schedule=None, rule=None, codec=codec_of(codec)))
         self._module: Any = None
         self._round = 0
 
     def start_from(self, module: nn.Module) -> None:
         """Take ``module`` as the shared model of before."""
         self._module = module
-        self._averaging.start_from(self._module)
+        self._averager.start_from(self._module)
 
     def average(self) -> None:
         """One round's exchange, from the local model to the shared one. Collective over all ranks."""
-        from colearn_hpc.trainer.averaging import RunPlace
+        from colearn_hpc.protocol.run import Decision, RoundPlace
 
-        place = RunPlace(self._round, 1, self._round)
-        self._averaging.run(self._module, [], self.record, place, lambda change, leaves: change)
+        place = RoundPlace(self._round, 1, self._round)
+        self._averager.take(
+            self._module, [], self._report, place, lambda change, leaves: Decision(change, 1).to_plain()
+        )
         self._round += 1
 
 

@@ -37,6 +37,7 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
             p.add_(0.01 * (1 + world.rank))
     model = FlatModel.of(module)
     vector, kept = torch.ones(model.size), torch.empty(model.size)
+    unpack = model.unpack  # before it gets a clock, which is for ours alone
     spent: dict[str, list[float]] = {}
     if profile:
         watch(spent)
@@ -44,7 +45,7 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
     def packed() -> None:
         model.pack(kept)
         world.Allreduce(MPI.IN_PLACE, kept.numpy())
-        model.unpack(kept.div_(world.size))
+        unpack(kept.div_(world.size))
 
     raw = functools.partial(world.Allreduce, MPI.IN_PLACE, vector.numpy())
     steps = {"ours": participant.average, "packed": packed, "raw": raw}
@@ -72,7 +73,7 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
 
 def watch(spent: dict[str, list[float]]) -> None:
     """Book wall time by stage, on this rank. It includes the time in which another rank has the core."""
-    from colearn_hpc.algorithm import slice_sums
+    from colearn_hpc.algorithm import shared_model, slice_sums
     from colearn_hpc.mpi import pipeline
     from colearn_hpc.trainer import averaging
 
@@ -89,14 +90,14 @@ def watch(spent: dict[str, list[float]]) -> None:
 
         setattr(owner, name, with_clock)
 
-    plain_run = averaging.Averaging.run
+    plain_take = averaging.MeanAverager.take
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def take(*args: Any, **kwargs: Any) -> Any:
         for values in spent.values():
             values.append(0.0)
-        return plain_run(*args, **kwargs)
+        return plain_take(*args, **kwargs)
 
-    averaging.Averaging.run = run  # type: ignore[method-assign]
+    averaging.MeanAverager.take = take  # type: ignore[method-assign]
     timed(averaging, "first_non_finite", "finite check")
     timed(pipeline.Pipeline, "_read", "read")
     timed(slice_sums.SliceSums, "mean", "sum")
@@ -104,7 +105,7 @@ def watch(spent: dict[str, list[float]]) -> None:
     timed(slice_sums.SliceSums, "distances", "divergence")
     timed(pipeline.Pipeline, "_send", "send")
     timed(pipeline.Pipeline, "run", PIPELINE)
-    timed(averaging.Averaging, "_commit", "commit")
+    timed(shared_model.FlatModel, "unpack", "commit")
 
 
 def main() -> None:

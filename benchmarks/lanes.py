@@ -22,15 +22,15 @@ def measure(centers: int, lanes: list[int], parameters: int, rounds: int, megabi
     """On every rank; the figures of the first, by number of lanes."""
     from mpi4py import MPI
 
+    from colearn_hpc import DataCenter
     from colearn_hpc.algorithm.shared_model import FlatModel
-    from colearn_hpc.mpi.exchange import Exchange
-    from colearn_hpc.mpi.topology import DataCenter
+    from colearn_hpc.trainer.place import Place
 
     center = DataCenter.join(centers)
     ways, results = {}, {}
     for count in lanes:
         module = replica(parameters, "resnet")
-        ways[count] = Participant("fp32", Exchange(center, lanes=count))
+        ways[count] = Participant("fp32", Place.of(center, lanes=count))
         ways[count].start_from(module)
         with torch.no_grad():
             for p in module.parameters():

@@ -38,7 +38,7 @@ def measure(parameters: int, codec: str) -> dict[str, Any]:
     warm = Participant(codec)
     warm.start_from(replica(1_000_000))
     warm.average()
-    participant = Participant(codec, warm.exchange)
+    participant = Participant(codec, warm.place)
     forget()
     before = resident()
     participant.start_from(module)

@@ -1,6 +1,7 @@
 """Co-learning over data centers with PyTorch Lightning and MPI.
 
-Public names are resolved when they are asked for: importing the package starts no MPI and takes no torch.
+Public names are resolved when they are asked for: importing the package starts no MPI, takes no torch, and changes
+nothing in the process.
 """
 
 from __future__ import annotations
@@ -8,14 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc._version import __version__
 
 if TYPE_CHECKING:
     from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, ExponentialLR
     from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, QuadraticEpochs
     from colearn_hpc.algorithm.outer import OuterSGD
-    from colearn_hpc.mpi.topology import DataCenter
+    from colearn_hpc.join import DataCenter
     from colearn_hpc.trainer.callback import CoLearning
     from colearn_hpc.trainer.environment import DataCenterEnvironment
 
@@ -23,7 +23,7 @@ _HOMES = {
     "CoLearning": "colearn_hpc.trainer.callback",
     "ConstantLR": "colearn_hpc.algorithm.learning_rate",
     "CyclicalLR": "colearn_hpc.algorithm.learning_rate",
-    "DataCenter": "colearn_hpc.mpi.topology",
+    "DataCenter": "colearn_hpc.join",
     "DataCenterEnvironment": "colearn_hpc.trainer.environment",
     "ExponentialLR": "colearn_hpc.algorithm.learning_rate",
     "FixedEpochs": "colearn_hpc.algorithm.local_epochs",
@@ -50,8 +50,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'colearn_hpc' has no attribute {name!r}")
-    if _HOMES[name].startswith("colearn_hpc.trainer."):
-        import_torchmetrics()  # before Lightning does: with a torchvision that does not load, and without scipy.signal
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -10,7 +10,9 @@ Source: Mi et al. 2020, eq. 3 and Algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from colearn_hpc.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,101 @@ class ConstantLR:
 
     def factor(self, position: EpochPosition) -> float:
         return 1.0
+
+
+@dataclass(frozen=True)
+class LinearLR:
+    """FedSWA's rate: it falls along a line from η to ρ·η within every round, and restarts.
+
+    η · (1 - (1 - ρ) · j/T); a rival of eq. 3, which falls exponentially. The paper counts j in steps from 0 to T - 1,
+    so a round begins at η and ends just above ρ·η; here it is local epochs. Its other half, the moving average of
+    shared models, is ``OuterSGD(α, momentum=0, nesterov=False)``.
+
+    Source: Liu et al. 2025, arXiv 2507.20016 (FedSWA).
+
+    Args:
+        decay: ρ.
+        first_j: 0 counts j = 0 … T_i - 1 (the paper's); 1 counts j = 1 … T_i: a round ends at exactly ρ·η.
+
+    Raises:
+        ValueError: ``decay`` is not in [0, 1], is 0 with ``first_j=1``, or ``first_j`` is neither 0 nor 1.
+    """
+
+    decay: float = 0.1
+    first_j: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay (ρ of FedSWA) must be in [0, 1], found {self.decay!r}")
+        if self.first_j not in (0, 1):
+            raise ValueError(f"first_j must be 0 (the paper's j = 0…T-1) or 1 (j = 1…T), found {self.first_j!r}")
+        if self.decay == 0 and self.first_j == 1:
+            raise ValueError(
+                "decay=0 with first_j=1 trains the last local epoch of every round at rate 0; set first_j=0, or decay "
+                "above 0"
+            )
+
+    def factor(self, position: EpochPosition) -> float:
+        return 1 - (1 - self.decay) * (position.epoch_in_round + self.first_j) / position.local_epochs
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Any schedule with its rates raised along a line over the run's first epochs.
+
+    In epoch e = 0, 1, … the schedule's factor is multiplied by min((e + 1) / (E + 1), 1): E epochs are below the
+    schedule, and the next one is at it. So ``WarmUp(CyclicalLR(), 5)`` is eq. 3 with a warm-up.
+
+    Source: Goyal et al. 2017, arXiv 1706.02677, section 2.2 (gradual warm-up; they raise the rate at every step).
+
+    Args:
+        schedule: any schedule.
+        epochs: E, over the whole run, not in each round.
+
+    Raises:
+        ValueError: ``epochs`` below 1, or ``schedule`` has no ``factor(position)``.
+    """
+
+    schedule: LearningRateSchedule
+    epochs: int = 5
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.schedule, "factor", None)):
+            raise ValueError(f"schedule={self.schedule!r} has no `factor(position)` method; give a schedule object")
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 1:
+            raise ValueError(f"epochs of the warm-up must be a whole number, at least 1; found {self.epochs!r}")
+
+    def factor(self, position: EpochPosition) -> float:
+        return min((position.epochs_done + 1) / (self.epochs + 1), 1.0) * self.schedule.factor(position)
+
+
+def schedule_of(schedule: Any, decay: float) -> LearningRateSchedule | None:
+    """The schedule that a name or an object means; None for ``"none"``: rates are the optimizer's own.
+
+    Args:
+        schedule: ``"clr"``, ``"elr"``, ``"constant"``, ``"none"``, or an object with a ``factor`` method.
+        decay: r of eq. 3, for ``"clr"``.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    makers = {"clr": lambda: CyclicalLR(decay), "elr": ExponentialLR, "constant": ConstantLR, "none": lambda: None}
+    if isinstance(schedule, str):
+        return made("schedule", schedule, makers)
+    if not callable(getattr(schedule, "factor", None)):
+        raise ConfigurationError(f"schedule={schedule!r} has no `factor(position)` method; use one of {list(makers)}")
+    return schedule
+
+
+def made(argument: str, name: str, makers: dict[str, Any]) -> Any:
+    """What ``makers`` has under ``name``.
+
+    Raises:
+        ConfigurationError: nothing, or it refuses its settings.
+    """
+    if name not in makers:
+        raise ConfigurationError(f"{argument} must be one of {', '.join(makers)} or an object; found {name!r}")
+    try:
+        return makers[name]()
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error

@@ -3,11 +3,18 @@
 The data centers' mean w̄ is read as a gradient, Δ = w̄_prev - w̄ (the *pseudo-gradient*), and an outer optimizer
 takes a step along it. With rate 1 and no momentum the step ends at w̄: that is equation 2.
 
+    DiLoCo                         OuterSGD()                                    arXiv 2311.08105
+    FedAvgM                        OuterSGD(1.0, 0.9, nesterov=False)            Hsu et al. 2019, arXiv 1909.06335
+    FedSWA's moving average        OuterSGD(α, momentum=0, nesterov=False)       Liu et al. 2025, arXiv 2507.20016
+    FedAdam, FedYogi               :class:`FedAdam`, :class:`FedYogi`            arXiv 2003.00295
+    delayed Nesterov               :class:`DelayedNesterov`                      Liu et al. 2024, arXiv 2401.09135
+
 Source: Reddi et al. 2021 (FedOpt, arXiv 2003.00295); Douillard et al. 2023 (DiLoCo, arXiv 2311.08105).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,10 +37,11 @@ class OuterOptimizer(Protocol):
         Args:
             previous: w̄ⁱ⁻¹, the shared model from which the round started, shape ``(n,)``.
             mean: w̄, the mean over data centers (eq. 2), shape ``(n,)``.
-            state: what the last call returned; None at the first. It travels in resume points.
+            state: what the last call returned, a tensor of any shape; None at the first. It travels in resume points.
 
         Returns:
-            Two new vectors of shape ``(n,)``; the arguments stay as they are, for a round may yet be refused.
+            A new vector of shape ``(n,)`` and a new state; the arguments stay as they are, for a round may yet be
+            refused.
         """
 
 
@@ -57,8 +65,7 @@ class OuterSGD:
     nesterov: bool = True
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"outer learning_rate must be above 0, found {self.learning_rate!r}")
+        _check_rate(self.learning_rate)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"outer momentum must be in [0, 1), found {self.momentum!r}")
         if self.nesterov and self.momentum == 0:
@@ -68,8 +75,7 @@ class OuterSGD:
     def step(self, previous: Tensor, mean: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         new = torch.empty_like(previous)
         velocity = torch.zeros_like(previous) if state is None else state.clone()
-        for start in range(0, previous.numel(), _BLOCK):
-            block = slice(start, start + _BLOCK)
+        for block in _blocks(previous):
             before = previous[block].double()
             gradient = before - mean[block].double()
             moved = velocity[block].double() * self.momentum + gradient
@@ -77,3 +83,138 @@ class OuterSGD:
             direction = gradient + moved * self.momentum if self.nesterov else moved
             new[block] = before - direction * self.learning_rate
         return new, velocity
+
+
+@dataclass(frozen=True)
+class FedAdam:
+    """Adam on the pseudo-gradient, without the correction for the first steps.
+
+    m ← β₁·m + (1-β₁)·Δ;  v ← β₂·v + (1-β₂)·Δ²;  w ← w̄_prev - α·m / (√v + τ).  m starts at 0 and v at τ².
+
+    A step moves each parameter by about α, whatever the size of Δ: α has to be found anew for every network. The
+    paper searches it over powers of √10, and so it does τ.
+
+    Source: Reddi et al. 2021, arXiv 2003.00295, Algorithm 2.
+
+    Args:
+        learning_rate: α.
+        beta1: β₁.
+        beta2: β₂.
+        tau: τ, the degree of adaptivity: far above √v the step is that of SGD with momentum, at the rate α/τ.
+
+    Raises:
+        ValueError: ``learning_rate`` or ``tau`` not positive, ``beta1`` or ``beta2`` not in [0, 1).
+    """
+
+    learning_rate: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
+        if not self.tau > 0:
+            raise ValueError(f"outer tau must be above 0, found {self.tau!r}")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"outer {name} must be in [0, 1), found {value!r}")
+
+    @torch.no_grad()
+    def step(self, previous: Tensor, mean: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See :class:`OuterOptimizer`; the state is m and v, shape ``(2, n)``."""
+        if state is None:
+            state = torch.stack([torch.zeros_like(previous), torch.full_like(previous, self.tau**2)])
+        new, moments = torch.empty_like(previous), torch.empty_like(state)
+        for block in _blocks(previous):
+            before = previous[block].double()
+            gradient = before - mean[block].double()
+            first = state[0, block].double() * self.beta1 + gradient * (1 - self.beta1)
+            second = self._second(state[1, block].double(), gradient * gradient)
+            moments[0, block], moments[1, block] = first, second
+            new[block] = before - first / (second.sqrt() + self.tau) * self.learning_rate
+        return new, moments
+
+    def _second(self, moment: Tensor, square: Tensor) -> Tensor:
+        return moment * self.beta2 + square * (1 - self.beta2)
+
+
+@dataclass(frozen=True)
+class FedYogi(FedAdam):
+    """Yogi on the pseudo-gradient: :class:`FedAdam` with a second moment that shrinks only slowly.
+
+    v ← v - (1-β₂)·Δ²·sign(v - Δ²).
+
+    Source: Reddi et al. 2021, arXiv 2003.00295, Algorithm 2.
+    """
+
+    def _second(self, moment: Tensor, square: Tensor) -> Tensor:
+        return moment - square * (1 - self.beta2) * (moment - square).sign()
+
+
+@dataclass(frozen=True)
+class DelayedNesterov:
+    """Nesterov's momentum that is renewed only every ``every`` rounds; in between Δ alone moves the model.
+
+    Every round: S ← S + Δ. In every N-th round m ← β·m + S/N, w ← w̄_prev - α·((1 - c·N + c)·β·m + Δ/N), S ← 0; in
+    the others w ← w̄_prev - α·(c·β·m + Δ/N). With N = 1 it is ``OuterSGD(α, β, nesterov=True)``.
+
+    The paper's Δ come from single workers one after another, and N is about their number. Here they are means of all
+    data centers, so N spreads one step of momentum over N rounds: what is left of the method where nobody is late.
+
+    Source: Liu et al. 2024, arXiv 2401.09135, Algorithm 3.
+
+    Args:
+        learning_rate: α.
+        momentum: β.
+        every: N, in rounds.
+        activation: c, the part of the momentum that acts in each round; 0 acts once in N rounds.
+
+    Raises:
+        ValueError: ``learning_rate`` not positive, ``momentum`` not in [0, 1), ``every`` below 1, or ``activation``
+            not in [0, 1/N].
+    """
+
+    learning_rate: float = 0.7
+    momentum: float = 0.9
+    every: int = 2
+    activation: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_rate(self.learning_rate)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"outer momentum must be in [0, 1), found {self.momentum!r}")
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"outer every must be a whole number of rounds, at least 1; found {self.every!r}")
+        if not 0 <= self.activation <= 1 / self.every:
+            raise ValueError(
+                f"outer activation must be in [0, 1/every = {1 / self.every:g}], found {self.activation!r}"
+            )
+
+    @torch.no_grad()
+    def step(self, previous: Tensor, mean: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See :class:`OuterOptimizer`; the state is m, S and the number of Δ in S, shape ``(2n + 1,)``."""
+        size = len(previous)
+        new, held = torch.empty_like(previous), previous.new_zeros(2 * size + 1) if state is None else state.clone()
+        momentum, waiting, number = held[:size], held[size : 2 * size], held[2 * size :]
+        renewed = int(number) + 1 == self.every
+        active = (1 - self.activation * self.every + self.activation if renewed else self.activation) * self.momentum
+        for block in _blocks(previous):
+            before = previous[block].double()
+            gradient = before - mean[block].double()
+            total, moved = waiting[block].double() + gradient, momentum[block].double()
+            if renewed:
+                moved = moved * self.momentum + total / self.every
+                momentum[block] = moved
+            waiting[block] = 0 if renewed else total
+            new[block] = before - (moved * active + gradient / self.every) * self.learning_rate
+        number.fill_(0 if renewed else int(number) + 1)
+        return new, held
+
+
+def _check_rate(learning_rate: float) -> None:
+    if not learning_rate > 0:
+        raise ValueError(f"outer learning_rate must be above 0, found {learning_rate!r}")
+
+
+def _blocks(vector: Tensor) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, len(vector), _BLOCK))

@@ -198,6 +198,17 @@ def float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, b) for name, b in module.named_buffers() if b.is_floating_point() or b.is_complex()]
 
 
+def batch_norm_names(module: nn.Module) -> frozenset[str]:
+    """Names of all parameters and buffers of BatchNorm layers, as :func:`trainable_parameters` and
+    :func:`float_buffers` name them: what stays in its data center with FedBN (Li et al. 2021, arXiv 2102.07623).
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    layers = [layer for layer in module.modules() if isinstance(layer, kinds)]
+    inside = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
+    named = (*module.named_parameters(), *module.named_buffers())
+    return frozenset(name for name, tensor in named if id(tensor) in inside)
+
+
 @torch.no_grad()
 def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None) -> Tensor:
     """Equation 2: ``Σ_k n_k w_k / Σ_k n_k`` in float64, summed in the order of ``rows``.

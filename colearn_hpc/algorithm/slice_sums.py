@@ -59,6 +59,7 @@ class SliceSums:
     """
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self._first, self._second = torch.empty((2, size), dtype=torch.float64)
 
     def mean(self, rows: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ import shutil
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from colearn_hpc._version import __version__
 from colearn_hpc.cli.cuda_aware import cuda_aware
@@ -107,9 +108,10 @@ def examine(center: DataCenter, runs: Path) -> list[Finding]:
     wrong = probe.allreduce(center) or (probe.ring(center) if center.is_leader else "")
     measured = probe.links(center) if center.is_leader else []
     probe.wait(center.world)
-    everyone: list[Rank] = probe.gather(center, look_around(center, runs, wrong))
-    links: list[probe.Link] = probe.gather(center, measured)[center.topology.centers[0].leader]
-    mpi = probe.gather(center, _describe_mpi() if center.is_first else None)[center.topology.centers[0].leader]
+    first = center.topology.centers[0].leader
+    everyone = [_rank(found) for found in probe.gather(center, asdict(look_around(center, runs, wrong)))]
+    links = [probe.Link(*link) for link in probe.gather(center, [astuple(link) for link in measured])[first]]
+    mpi = probe.gather(center, _describe_mpi() if center.is_first else None)[first]
     return [
         _mpi(mpi),
         *_places(center, everyone),
@@ -141,6 +143,11 @@ def look_around(center: DataCenter, runs: Path, wrong: str = "") -> Rank:
         hdf5_error=hdf5_error,
         wrong=wrong,
     )
+
+
+def _rank(found: dict[str, Any]) -> Rank:
+    """From plain data, in which a tuple has become a list."""
+    return Rank(**found | {"gpus": tuple(found["gpus"])})
 
 
 def _describe_mpi() -> dict[str, str]:

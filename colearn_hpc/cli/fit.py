@@ -20,7 +20,6 @@ import warnings
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,16 +35,16 @@ import colearn_hpc.models
 from colearn_hpc.cli.devices import trainer_devices
 from colearn_hpc.cli.method import METHODS, arrange
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
-from colearn_hpc.mpi.exchange import Exchange
-from colearn_hpc.mpi.messages import describe
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together
+from colearn_hpc.protocol.conversation import is_everywhere
+from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.inject import FaultInjector
+from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.progress import RunProgress
-from colearn_hpc.trainer.restart import run_with_restarts
-from colearn_hpc.trainer.round_log import write_atomically
+from colearn_hpc.trainer.run_folder import write_atomically
 
 # Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
 Classifier, MultilabelTask = colearn_hpc.models.Classifier, colearn_hpc.models.MultilabelTask
@@ -60,18 +59,19 @@ class UsageError(ConfigurationError):
 class Session:
     """What outlives the building of the CLI: how to reach the other ranks when it fails."""
 
-    exchange: Exchange | None = None
+    place: Place | None = None
 
 
 class _Trainer(Trainer):
     """A Trainer whose ``fit`` begins again when this data center fails."""
 
-    colearning: CoLearning | None = None
+    colearning: CoLearning | None = None  # until it has taken charge
 
-    def fit(self, model: LightningModule, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
-        assert self.colearning is not None, "instantiate_trainer adds it for `fit`"
-        fit_once = partial(super().fit, model, *args, **kwargs)
-        run_with_restarts(self.colearning, self, model, lambda path: fit_once(ckpt_path=path), ckpt_path)  # type: ignore[call-arg]
+    def fit(self, model: LightningModule, *args: Any, **kwargs: Any) -> None:
+        if self.colearning is None:
+            return super().fit(model, *args, **kwargs)
+        colearning, self.colearning = self.colearning, None
+        colearning.fit(self, model, *args, **kwargs)
 
 
 class ColearnCLI(LightningCLI):
@@ -115,8 +115,15 @@ class ColearnCLI(LightningCLI):
         # For rehearsals (docs/reliability.md); not of every day, so not in the help.
         parser.add_argument("--inject", type=list[str], default=[], help=SUPPRESS)
         self._example = parser
-        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir", "combine"})
+        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir"})
+        # What the command line knows itself goes in when it is built, so that all is checked together.
+        parser.add_instantiator(self._make_colearning, CoLearning, subclasses=False)
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})
+
+    def _make_colearning(self, kind: type[CoLearning], **arguments: Any) -> CoLearning:
+        if self._setting("method") == "ensemble":
+            arguments["combine"] = "predictions"
+        return kind(**arguments, centers=self.center, run_dir=self.folder)
 
     def before_instantiate_classes(self) -> None:
         centers, self.notice = self._setting("centers"), ""
@@ -124,7 +131,7 @@ class ColearnCLI(LightningCLI):
             centers, self.notice = arrange(self.config[self.subcommand])
         environment = DataCenterEnvironment(centers)
         self.center, self.environment = environment.center, environment
-        self.session.exchange = self.exchange = Exchange(environment.center)
+        self.session.place = self.place = Place.of(environment.center)
         self.folder = Path(self._setting("runs")) / self._setting("name")
         self.center_folder = self.folder / "centers" / self.center.name
         self._check_name()
@@ -154,13 +161,11 @@ class ColearnCLI(LightningCLI):
         callbacks = _as_list(settings["callbacks"])
         if self.subcommand == "fit":
             colearning = self._get(self.config_init, "colearning")
-            colearning.centers, colearning.run_dir = center, self.folder
-            colearning.combine = "predictions" if self._setting("method") == "ensemble" else "weights"
             callbacks.append(colearning)
             if self._setting("inject"):
-                callbacks.append(FaultInjector(self._setting("inject"), colearning))
+                callbacks.append(FaultInjector(self._setting("inject"), colearning.standing))
             if settings["enable_progress_bar"] is not False:
-                callbacks.append(RunProgress(colearning))
+                callbacks.append(RunProgress(colearning.standing))
             else:
                 kwargs["enable_progress_bar"] = False
         elif not center.is_first:
@@ -269,10 +274,13 @@ class ColearnCLI(LightningCLI):
         if self._setting("resume") and self._setting("overwrite"):
             raise ConfigurationError("--resume and --overwrite exclude each other").on_all_ranks()
         used = (self.folder / "summary.json").exists() or any(self.center_folder.glob("resume-*.ckpt"))
-        statuses = self.exchange.meet("run folder", (used, self._other_ranks() if self._resumes else ""))
-        if wrong := next((status.content[1] for status in statuses if status.content[1]), ""):
+        # A rank's host may see another file system than its leader's.
+        mine = self.place.site.gather((used, self._other_ranks() if self._resumes else ""))
+        seen = [any(used for used, _ in mine), next((other for _, other in mine if other), "")] if mine else None
+        contents = self.place.conversation.meet(Topic(TopicKind.FOLDER_IN_USE), seen).contents.values()
+        if wrong := next((wrong for _, wrong in contents if wrong), ""):
             raise ConfigurationError(wrong).on_all_ranks()
-        used_somewhere = any(status.content[0] for status in statuses)
+        used_somewhere = any(used for used, _ in contents)
         if used_somewhere and not self._resumes and not self._setting("overwrite"):
             raise ConfigurationError(
                 f"{self.folder} holds a run already; continue it with --resume, replace it with --overwrite, or "
@@ -350,13 +358,13 @@ def main(argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     except BaseException as raised:
         error = _own(raised)
-        if session.exchange is not None:
-            session.exchange.fail(error)
-        elif not getattr(error, "everywhere", False):
+        if session.place is not None:
+            session.place.conversation.fail(error)
+        elif not is_everywhere(error):
             raise
         if rank == 0:
-            text = session.exchange.verdict if session.exchange is not None else ""
-            print(f"colearn-hpc: error: {text or describe(error)}", file=sys.stderr, flush=True)
+            text = session.place.conversation.verdict if session.place is not None else ""
+            print(f"colearn-hpc: error: {text or describe_error(error)}", file=sys.stderr, flush=True)
         if size > 1:
             leave_together()
         return 2 if isinstance(error, UsageError) else 1

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 from colearn_hpc.errors import ConfigurationError
-from colearn_hpc.mpi.pooling import become, declared_names
+from colearn_hpc.mpi.pooling import declare, declared_names
 from colearn_hpc.mpi.topology import CentersSpec
+from colearn_hpc.protocol.messages import plural
 
 METHODS = ("colearning", "vanilla", "ensemble", "single")
 POOLED = "pooled"  # the name of vanilla's one data center
@@ -39,14 +40,10 @@ def arrange(settings: Any) -> tuple[CentersSpec, str]:
     method, centers = settings["method"], settings["centers"]
     if method == "colearning":
         return centers, ""
-    if settings["colearning"]["outer_optimizer"] is not None:
+    # What ensemble-learning excludes, Settings says; the other two have one data center.
+    if method != "ensemble" and settings["colearning"]["outer_optimizer"] is not None:
         raise ConfigurationError(
             f"method {method} has no shared model for colearning.outer_optimizer to step from; drop one of the two"
-        ).on_all_ranks()
-    exchange = settings["colearning"]["exchange"]
-    if method == "ensemble" and isinstance(exchange, dict) and exchange.get("overlap"):
-        raise ConfigurationError(
-            "method ensemble exchanges no weights, and colearning.exchange asks for overlap=True; drop one of the two"
         ).on_all_ranks()
     replaced = _replace_rules(settings["colearning"])
     if method == "ensemble":
@@ -54,10 +51,10 @@ def arrange(settings: Any) -> tuple[CentersSpec, str]:
     names, here = declared_names(centers)
     if method == "vanilla":
         pooled = _pool(settings["data"], names)
-        become(POOLED)
+        declare(POOLED)
         return None, f"method vanilla: one data center, {pooled}{replaced}"
     mine = _single(names, here)
-    become(mine)
+    declare(mine)
     return None, f"method single: only {mine}'s data{replaced}"
 
 
@@ -82,7 +79,7 @@ def _pool(data: Any, names: list[str]) -> str:
             "method colearning with one data center"
         ).on_all_ranks()
     if not any("{center}" in item for item in templates):
-        return f"data.train as given ({len(templates)} path{'s'[: len(templates) != 1]})"
+        return f"data.train as given ({plural(len(templates), 'path')})"
     arguments["train"] = [item.replace("{center}", name) for item in templates for name in names]
     return f"all shards of {', '.join(names)}"
 

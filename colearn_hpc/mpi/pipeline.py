@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from colearn_hpc import faults
 from colearn_hpc.algorithm.codec import BLOCK
 from colearn_hpc.algorithm.slice_sums import SliceSums, Squares, check_weights
-from colearn_hpc.mpi.compression import Compression
+from colearn_hpc.between import Awaited, Idle, Offer
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -34,36 +34,6 @@ CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not th
 GATHERING = 4  # chunks that are sent before the first one is waited for; each takes a slot's memory
 SPREADING = 8  # chunks of which the mean may be under way to all
 _TO_OWNER, _TO_ALL = 11, 12  # tags; not those of the leaders' meetings, which may be held while a mean is under way
-
-Awaited = Callable[[], set[int]]
-Idle = Callable[[float, Awaited], object]
-
-
-class Source(Protocol):
-    """Where a leader's vector comes from; see :meth:`FlatModel.read`."""
-
-    size: int
-    dtype: torch.dtype
-    on_gpu: bool
-
-    def read(self, start: int, stop: int, scratch: Tensor) -> Tensor: ...
-
-    def wait(self) -> None: ...
-
-
-class Vector:
-    """A flat CPU vector as a :class:`Source`."""
-
-    on_gpu = False
-
-    def __init__(self, vector: Tensor) -> None:
-        self.vector, self.size, self.dtype = vector, vector.numel(), vector.dtype
-
-    def read(self, start: int, stop: int, scratch: Tensor) -> Tensor:
-        return self.vector[start:stop]
-
-    def wait(self) -> None:
-        pass
 
 
 @dataclass
@@ -89,28 +59,14 @@ class Pipeline:
 
     Args:
         leaders: one rank per data center that takes part, in the order of the data centers.
-        source: this leader's vector.
-        result: where the mean goes, shape ``(size,)``; may be the source's own vector, if there is no ``previous``.
+        offer: this leader's; its result may be the source's own vector, if there is no ``previous``.
         weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it.
-        parameter_size: length of the vector's leading part, to which the norm and the codec apply.
-        previous: the last shared model's leading part (needed for the norms, and by a codec); None: no norms.
-        compression: of the parameters; None sends all as it is.
-        gathering: chunks that are sent before the first one is waited for; None: ``GATHERING``. More where
-            :meth:`advance` is called seldom: no more than these can move from one call to the next.
     """
 
-    def __init__(
-        self,
-        leaders: MPI.Comm,
-        source: Source,
-        result: Tensor,
-        weights: Sequence[float],
-        parameter_size: int,
-        previous: Tensor | None = None,
-        compression: Compression | None = None,
-        gathering: int | None = None,
-    ) -> None:
+    def __init__(self, leaders: MPI.Comm, offer: Offer, weights: Sequence[float]) -> None:
         from mpi4py import MPI
+
+        source, result, compression, gathering = offer.source, offer.result, offer.compression, offer.gathering
 
         self._testall = MPI.Request.Testall
         self._leaders = leaders
@@ -121,14 +77,15 @@ class Pipeline:
         self._giving = [k for k in range(self._centers) if weights[k]]
         self._given = [weights[k] for k in self._giving]
         check_weights(self._given)
-        self._previous, self._compression = previous, compression
-        self._chunks = list(_chunks(source.size, parameter_size, self._centers))
+        self._previous, self._compression = offer.previous, compression
+        self._chunks = list(_chunks(source.size, offer.parameter_size, self._centers))
         self._gathering = GATHERING if gathering is None else gathering
         self._spreading = self._gathering if compression else max(SPREADING, self._gathering)
         # A coded slice of the mean waits in a slot until it is applied.
         slots = self._gathering + 2 + (self._spreading if compression else 0)
         self._width = max((_length(c, 0) for c in self._chunks), default=0)
         self._sums = SliceSums(self._width)
+        self._combine = self._sums.mean if offer.combiner is None else offer.combiner.combine
         self._decoded = torch.empty((self._centers if compression else 0, self._width))
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._requests: dict[int, list[tuple[int, MPI.Request]]] = {}  # by chunk: with whom
@@ -222,7 +179,7 @@ class Pipeline:
                 message = self._coded_mean(chunk, slot)
             else:
                 rows = [slot.values[k] if k == self._me else self._row(slot, k, length, False) for k in self._giving]
-                message = self._sums.mean(rows, self._given, target)
+                message = self._combine(rows, self._given, target)
                 self._measure(chunk, rows, target)
             for k in self._others:
                 self._send(number, message, k, _TO_ALL)
@@ -280,7 +237,7 @@ class Pipeline:
             else:
                 rows.append(self._decoded[k, :length])
                 codec.decode(self._row(slot, k, length, True), rows[-1])
-        mean = self._sums.mean(rows, self._given, self._decoded[self._me, :length])
+        mean = self._combine(rows, self._given, self._decoded[self._me, :length])
         self._measure(chunk, rows, mean)
         if compression.residual is not None:
             mean.add_(compression.residual[place])
@@ -309,7 +266,7 @@ class Pipeline:
         return step.copy_(slot.values[k] - previous)
 
     def _keep_residual(self, chunk: _Chunk) -> None:
-        """Who does not contribute says nothing, and owes what it owed."""
+        """Whoever gives nothing sends nothing, so what its messages lacked before is lacking still."""
         if self._coded(chunk) and self._compression is not None and self._compression.pending is not None:
             place = slice(chunk.bounds[0], chunk.bounds[-1])
             assert self._compression.residual is not None

@@ -10,7 +10,9 @@ import os
 from collections.abc import Sequence
 
 from colearn_hpc.errors import TopologyError
+from colearn_hpc.mpi.startup import prepare_environment
 from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec, declared_center
+from colearn_hpc.mpi.wire import allgather_plain
 
 
 def declared_names(centers: CentersSpec) -> tuple[list[str], list[str]]:
@@ -22,9 +24,10 @@ def declared_names(centers: CentersSpec) -> tuple[list[str], list[str]]:
     Raises:
         TopologyError: on all ranks, when ``centers`` is neither a number, nor a list of sizes, nor None.
     """
+    prepare_environment()
     from mpi4py import MPI
 
-    declared = MPI.COMM_WORLD.allgather(declared_center(os.environ))
+    declared = allgather_plain(MPI.COMM_WORLD, declared_center(os.environ))
     return names_of(centers, declared), list(dict.fromkeys(name for name in declared if name))
 
 
@@ -42,6 +45,6 @@ def names_of(centers: CentersSpec, declared: Sequence[str | None]) -> list[str]:
     return [f"dc{k}" for k in range(count)]
 
 
-def become(name: str) -> None:
+def declare(name: str) -> None:
     """Make this rank a member of data center ``name``: to be called on all ranks before they join."""
     os.environ[CENTER_VARIABLE] = name

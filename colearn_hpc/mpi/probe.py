@@ -8,12 +8,14 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from colearn_hpc.mpi.wire import allgather_plain
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -65,8 +67,8 @@ def describe_mpi() -> dict[str, str]:
 
 
 def gather(center: DataCenter, content: Any) -> list[Any]:
-    """Everyone's content by world rank, on all ranks. Collective over the world."""
-    return center.world.allgather(content)
+    """Everyone's content, plain data, by world rank, on all ranks. Collective over the world."""
+    return allgather_plain(center.world, content)
 
 
 def ring(center: DataCenter) -> str:
@@ -75,8 +77,9 @@ def ring(center: DataCenter) -> str:
     size, me = leaders.Get_size(), leaders.Get_rank()
     if size == 1:
         return ""
-    found = leaders.sendrecv(me, dest=(me + 1) % size, source=(me - 1) % size)
-    return "" if found == (me - 1) % size else f"{center.name} got the word of leader {found}"
+    found = np.empty(1, dtype=np.int64)
+    leaders.Sendrecv(np.array([me], dtype=np.int64), (me + 1) % size, recvbuf=found, source=(me - 1) % size)
+    return "" if found[0] == (me - 1) % size else f"{center.name} got the word of leader {found[0]}"
 
 
 def allreduce(center: DataCenter) -> str:
@@ -102,7 +105,8 @@ def links(center: DataCenter) -> list[Link]:
         elif me == other:
             _answer(leaders, one)
         wait(leaders)  # those who only watch must not take the cores of those who measure
-    return [link for part in leaders.allgather(mine) for link in part]
+    parts = allgather_plain(leaders, [astuple(link) for link in mine])
+    return [Link(*link) for part in parts for link in part]
 
 
 def wait(comm: MPI.Comm) -> None:

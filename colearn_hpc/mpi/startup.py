@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
+
+from colearn_hpc.mpi.wire import allgather_plain
 
 _RANK_VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -12,6 +15,30 @@ _RANK_VARIABLES = (
     ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
+
+
+# Open MPI over TCP asks the receiver before it sends more than 64 KiB. On a slow link the answer waits in the
+# receiver's own full send buffers behind slices of the mean, for a second or more: slices must go without asking.
+_TCP_LIMITS = {f"OMPI_MCA_btl_tcp_{limit}": str((1 << 19) + 4096) for limit in ("eager_limit", "max_send_size")}
+
+
+def prepare_environment() -> str:
+    """Tell Open MPI, by its environment variables, to send a slice of float64 over TCP without asking first.
+
+    MPI reads them when it starts. What the user has set stays.
+
+    Returns:
+        Where MPI runs already: what to do about it; otherwise nothing.
+    """
+    missing = {name: value for name, value in _TCP_LIMITS.items() if name not in os.environ}
+    if missing and "mpi4py.MPI" in sys.modules:
+        settings = " ".join(f"{name}={value}" for name, value in missing.items())
+        return (
+            f"MPI was started before colearn_hpc could prepare it: on slow links set {settings} in the environment, or "
+            "import mpi4py.MPI after DataCenter.join()"
+        )
+    os.environ.update(missing)
+    return ""
 
 
 def launched_as(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -27,9 +54,10 @@ def all_errors(error: str) -> list[str]:
 
     Ranks start together, so this may block; it is the one meeting that needs no data centers.
     """
+    prepare_environment()
     from mpi4py import MPI
 
-    return list(dict.fromkeys(filter(None, MPI.COMM_WORLD.allgather(error))))
+    return list(dict.fromkeys(filter(None, allgather_plain(MPI.COMM_WORLD, error))))
 
 
 def leave_together(patience: float = 10.0) -> None:

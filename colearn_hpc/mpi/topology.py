@@ -16,20 +16,26 @@ With none of them every rank is a data center of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from colearn_hpc.errors import TopologyError
+from colearn_hpc.mpi.startup import prepare_environment
+from colearn_hpc.mpi.wire import allgather_plain
+from colearn_hpc.protocol.messages import plural
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+log = logging.getLogger("colearn_hpc")
 
 CENTER_VARIABLE = "COLEARN_CENTER"
 CentersSpec: TypeAlias = "int | list[int] | None"
@@ -47,11 +53,13 @@ class Declaration:
 
 @dataclass(frozen=True)
 class CenterRanks:
-    """One data center: its index k, its name, and its world ranks; the first of them leads."""
+    """One data center: its index k, its name, its world ranks (the first of them leads), and the host of each, where
+    it is known."""
 
     index: int
     name: str
     world_ranks: tuple[int, ...]
+    hosts: tuple[str, ...] = ()
 
     @property
     def leader(self) -> int:
@@ -140,13 +148,17 @@ class Topology:
             )
         return cls.of_sizes(sizes)
 
+    def on_hosts(self, hosts: Sequence[str]) -> Topology:
+        """The same with the hosts of all ranks, by world rank."""
+        return Topology(tuple(replace(c, hosts=tuple(hosts[r] for r in c.world_ranks)) for c in self.centers))
+
     def center_of(self, world_rank: int) -> CenterRanks:
         """The data center of a world rank."""
         return next(center for center in self.centers if world_rank in center.world_ranks)
 
     def describe(self) -> str:
         """One line for people: ``dc0 (2 ranks), dc1 (2 ranks)``."""
-        return ", ".join(f"{c.name} ({len(c.world_ranks)} rank{'s'[: len(c.world_ranks) != 1]})" for c in self.centers)
+        return ", ".join(f"{c.name} ({plural(len(c.world_ranks), 'rank')})" for c in self.centers)
 
 
 @dataclass(frozen=True)
@@ -193,33 +205,47 @@ class DataCenter:
         return self.world_rank == self.topology.centers[0].leader
 
     @classmethod
-    def join(cls, centers: CentersSpec = None, comm: MPI.Intracomm | None = None) -> DataCenter:
-        """Split the world into data centers. Collective over the world (or ``comm``); starts MPI.
+    def join(
+        cls, centers: CentersSpec = None, comm: MPI.Intracomm | None = None, abort_on_errors: bool = True
+    ) -> DataCenter:
+        """Split the world into data centers. Collective over the world (or ``comm``); starts MPI, after telling it what
+        slow links need (:func:`~colearn_hpc.mpi.startup.prepare_environment`).
 
         Afterwards ``COLEARN_CENTER`` is set in this process's environment, so that data code (and a second
         ``join()``) can ask which data center it runs in.
 
+        Args:
+            centers: number of data centers, their sizes, or None.
+            comm: instead of the world.
+            abort_on_errors: an exception that nobody catches ends all ranks, by ``sys.excepthook``; otherwise this
+                process would wait in MPI's finalisation for the others, and they for it.
+
         Raises:
             TopologyError: on every rank, with what each host declared.
         """
+        too_late = prepare_environment()
         from mpi4py import MPI
 
         world = MPI.COMM_WORLD if comm is None else comm
         _check_one_world(world.Get_size(), os.environ)
         host = platform.node()
-        said = world.allgather((Declaration(host, declared_center(os.environ)), centers))
-        declarations = [declaration for declaration, _ in said]
-        topology = _resolve_together(declarations, [spec for _, spec in said])
-        world_rank = world.Get_rank()
-        mine = topology.center_of(world_rank)
+        spec = list(centers) if isinstance(centers, tuple) else centers
+        said = allgather_plain(world, [host, declared_center(os.environ), _sendable(spec)])
+        declarations = [Declaration(host, name) for host, name, _ in said]
         hosts = [declaration.host for declaration in declarations]
+        topology = _resolve_together(declarations, [spec for _, _, spec in said]).on_hosts(hosts)
+        world_rank = world.Get_rank()
+        if too_late and len(set(hosts)) > 1 and world_rank == 0:
+            log.warning("%s", too_late)
+        mine = topology.center_of(world_rank)
         center_hosts = list(dict.fromkeys(hosts[r] for r in mine.world_ranks))
         on_host = [r for r in mine.world_ranks if hosts[r] == host]
         center_comm = cast("MPI.Intracomm", world.Split(mine.index, world_rank))
         leads = world_rank == mine.leader
         leaders = cast("MPI.Intracomm", world.Split(0 if leads else MPI.UNDEFINED, mine.index))
         os.environ[CENTER_VARIABLE] = mine.name
-        _abort_on_uncaught_errors(world)
+        if abort_on_errors:
+            _abort_on_uncaught_errors(world)
         return cls(
             topology=topology,
             world_rank=world_rank,
@@ -253,20 +279,31 @@ def _resolve_together(declarations: Sequence[Declaration], specs: Sequence[Cente
         raise
 
 
-def _abort_on_uncaught_errors(world: MPI.Intracomm) -> None:
-    # A rank that dies of an exception would wait for the others in MPI's finalisation, and they for it.
-    previous = sys.excepthook
+class _AbortOnUncaughtErrors:
+    """A ``sys.excepthook`` after which no rank waits for this one."""
 
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        previous(kind, error, traceback)
+    def __init__(self, world: MPI.Intracomm) -> None:
+        self._world, self._previous = world, sys.excepthook
+
+    def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        self._previous(kind, error, traceback)
         sys.stderr.flush()
         if not getattr(error, "everywhere", False):
             time.sleep(0.2)  # the launcher forwards what was printed by a path of its own
-            world.Abort(1)
+            self._world.Abort(1)
 
-    if not getattr(previous, "aborts_mpi", False):
-        hook.aborts_mpi = True  # type: ignore[attr-defined]
-        sys.excepthook = hook
+
+def _abort_on_uncaught_errors(world: MPI.Intracomm) -> None:
+    if not isinstance(sys.excepthook, _AbortOnUncaughtErrors):
+        sys.excepthook = _AbortOnUncaughtErrors(world)
+
+
+def _sendable(spec: Any) -> Any:
+    """What was set, as plain data; what is neither a number nor a list of them is told as text and refused by all."""
+    if spec is None or type(spec) in (bool, int, float, str):
+        return spec
+    plain = isinstance(spec, list) and all(type(size) in (bool, int, float, str) for size in spec)
+    return spec if plain else repr(spec)
 
 
 def declared_center(environ: Mapping[str, str]) -> str | None:
@@ -306,7 +343,7 @@ def _sizes(spec: CentersSpec, world_size: int) -> list[int] | None:
             raise TopologyError(f"centers={spec}: there must be at least 1 data center; leave it out for one per rank")
         if world_size % spec:
             raise TopologyError(
-                f"centers={spec} cannot share {world_size} rank{'s'[: world_size != 1]} equally; start a multiple of "
+                f"centers={spec} cannot share {plural(world_size, 'rank')} equally; start a multiple of "
                 f"{spec} ranks (mpirun, srun or `colearn-hpc launch`), or give sizes, e.g. centers=[4, 4, 2]"
             )
         return [world_size // spec] * spec
@@ -329,7 +366,7 @@ def _node_blocks(centers: int, hosts: Sequence[str]) -> list[str]:
 
 
 def _plural(sizes: Sequence[int]) -> str:
-    return f"{len(sizes)} data center{'s'[: len(sizes) != 1]} of {', '.join(map(str, sizes))} ranks"
+    return f"{plural(len(sizes), 'data center')} of {', '.join(map(str, sizes))} ranks"
 
 
 def _by_host(declarations: Sequence[Declaration]) -> str:
@@ -338,7 +375,7 @@ def _by_host(declarations: Sequence[Declaration]) -> str:
         key = (declaration.host, declaration.center)
         counts[key] = counts.get(key, 0) + 1
     return "; ".join(
-        f"{host}: {count} rank{'s'[: count != 1]} {f'in {name}' if name else 'without a name'}"
+        f"{host}: {plural(count, 'rank')} {f'in {name}' if name else 'without a name'}"
         for (host, name), count in counts.items()
     )
 

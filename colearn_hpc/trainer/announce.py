@@ -6,13 +6,13 @@ import logging
 
 import pytorch_lightning as pl
 
+from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.trainer.lightning_gaps import callbacks_of
-from colearn_hpc.trainer.round_log import RoundRecord
 
 log = logging.getLogger("colearn_hpc")
 
 
-def announce(trainer: pl.Trainer, record: RoundRecord, stopping: bool) -> None:
+def announce(trainer: pl.Trainer, record: RoundReport, stopping: bool) -> None:
     """Tell of a round.
 
     Args:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
-from pytorch_lightning import LightningModule
+import torch
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from colearn_hpc.algorithm.codec import codec_of
-from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,
     first_non_finite,
@@ -21,37 +20,90 @@ from colearn_hpc.algorithm.shared_model import (
     relative_change,
     trainable_parameters,
 )
+from colearn_hpc.between import Compression, MeanFacts, Offer, Source
 from colearn_hpc.errors import ParticipantError
-from colearn_hpc.mpi.compression import Compression
-from colearn_hpc.mpi.exchange import Exchange
-from colearn_hpc.mpi.mean import Taken
-from colearn_hpc.trainer.optimizers import OptimizerState, averaged_state, reset_state
-from colearn_hpc.trainer.round_log import CenterRecord
+from colearn_hpc.protocol.messages import Topic, TopicKind
+from colearn_hpc.protocol.reports import CenterReport
+from colearn_hpc.protocol.run import Decision, RoundPlace
+from colearn_hpc.protocol.settings import Settings
+from colearn_hpc.trainer.optimizers import averaged_state, reset_state
+from colearn_hpc.trainer.place import Place
 
-D = TypeVar("D")
+# (relative change of eq. 4, some data center leaves) -> the decision, as plain data
+Decide = Callable[[float, bool], Any]
 
 
 @dataclass(frozen=True)
-class RunPlace:
-    """Where a data center is when it comes to a round's end.
+class MeanResult:
+    """What came of a round's end.
 
     Attributes:
-        round: i.
-        local_epochs: T_i, as trained.
-        epochs_done: local epochs finished before the one that ends.
-        leaving: its Trainer ended, and this is its last round.
-        last: no round follows, which all data centers know.
+        report: this data center's, with what it cost.
+        decision: None where the mean has only begun.
+        others: where those are who gave to the mean.
     """
 
-    round: int
-    local_epochs: int
-    epochs_done: int
-    leaving: bool = False
-    last: bool = False
+    report: CenterReport
+    decision: Decision | None
+    others: RoundPlace
+
+
+class Averager(Protocol):
+    """What a round's end does to models.
+
+    Attributes:
+        shares_model: after a round all data centers hold one model.
+    """
+
+    shares_model: bool
+
+    def start_from(self, module: LightningModule) -> None:
+        """Take the module as the shared model that round 0 starts from."""
+
+    def take(
+        self,
+        module: LightningModule,
+        optimizers: Sequence[Optimizer],
+        report: CenterReport,
+        place: RoundPlace,
+        decide: Decide,
+        absent: str = "",
+    ) -> MeanResult:
+        """Average once. Collective over the world.
+
+        Args:
+            module: the local model; becomes the shared one.
+            optimizers: its optimizers.
+            report: this data center's part in the round.
+            place: where this data center is.
+            decide: called on the presiding leader; its answer is everyone's.
+            absent: why this data center takes the mean without giving to it.
+
+        Raises:
+            ParticipantError: this data center's model must not enter the mean, or, on all ranks, the data
+                centers' models do not fit together. No weights have been touched then.
+        """
+
+    def show_local(self, module: LightningModule) -> None:
+        """Where the module was made the shared model only for a time: make it the local one again."""
+
+    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
+        """See a batch of the validation after a mean."""
+
+    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
+        """Metrics of the shared model where validation did not give them. Collective over the world."""
+
+    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
+        """Where the model that a round ends with is kept."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold to continue."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
-class Arrival:
+class Contribution:
     """What a data center says when it arrives at a round's end.
 
     Attributes:
@@ -62,242 +114,318 @@ class Arrival:
 
     size: int
     examples: int
-    place: RunPlace
+    place: RoundPlace
+
+    def to_plain(self) -> Any:
+        return [self.size, self.examples, self.place.to_plain()]
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> Contribution:
+        """Raises ValueError where ``plain`` is no contribution."""
+        match plain:
+            case [int(size), int(examples), place]:
+                return cls(size, examples, RoundPlace.from_plain(place))
+        raise ValueError(f"no contribution to a mean: {plain!r:.200}")
 
 
-class Averaging:
+@dataclass(frozen=True)
+class Contributions:
+    """What all who give to a mean have said.
+
+    Attributes:
+        by_center: by index.
+        present: who was at the meeting: they take the mean, whether or not they give to it.
+        number: of data centers.
+        weighting: how they are weighted.
+    """
+
+    by_center: dict[int, Contribution]
+    present: tuple[int, ...]
+    number: int
+    weighting: str
+
+    @property
+    def place(self) -> RoundPlace:
+        """Where those are who give."""
+        return next(iter(self.by_center.values())).place
+
+    @property
+    def leaves(self) -> bool:
+        """Whether some data center takes part in no further round."""
+        return any(one.place.leaving for one in self.by_center.values())
+
+    @property
+    def weights(self) -> list[float]:
+        """n_k per data center; 0 for who gives nothing."""
+        weights = [0.0] * self.number
+        for index, one in self.by_center.items():
+            weights[index] = float(one.examples) if self.weighting == "examples" else 1.0
+        return weights
+
+
+def arrive(
+    place: Place,
+    settings: Settings,
+    model: FlatModel,
+    vector: Tensor | None,
+    report: CenterReport,
+    round_place: RoundPlace,
+    absent: str = "",
+) -> tuple[Contributions, CenterReport]:
+    """Meet at a round's end. Collective over the world.
+
+    Args:
+        place: this process's.
+        settings: of the run.
+        model: of the module, with what it offers.
+        vector: what is offered instead of the model's tensors, shape ``(size,)``.
+        report: this data center's; its examples are this rank's.
+        round_place: where this data center is.
+        absent: see :meth:`Averager.take`.
+
+    Returns:
+        What those say who give to the mean, and the report with the data center's examples (on the leader; 0
+        elsewhere) and the seconds of waiting.
+
+    Raises:
+        ParticipantError: see :meth:`Averager.take`.
+    """
+    names = place.between.names
+    counts = place.site.gather(report.examples)
+    examples = sum(counts) if counts is not None else 0
+    if place.center.is_leader and not absent and (name := first_non_finite(vector, model)):
+        raise ParticipantError(
+            f"round {round_place.round}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
+            "was not taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
+        )
+    clock = time.monotonic()
+    mine = Contribution(model.size, examples, round_place)
+    attendance = place.conversation.arrive(round_place.round, mine.to_plain(), absent)
+    why_absent = getattr(attendance.brought[place.center.index], "why", "")
+    report = replace(report, examples=examples, wait_seconds=time.monotonic() - clock, absent=why_absent)
+    given = {k: Contribution.from_plain(content) for k, content in attendance.contents.items()}
+    if not given:
+        raise ParticipantError(
+            f"round {round_place.round}: no data center has anything to give to the mean; see centers/*/log.txt"
+        ).on_all_ranks()
+    found = Contributions(given, attendance.present, len(names), settings.weighting)
+    if len({one.size for one in given.values()}) > 1:
+        sizes = ", ".join(f"{names[index]}: {one.size}" for index, one in given.items())
+        raise ParticipantError(
+            f"round {found.place.round}: the data centers offer vectors of different sizes ({sizes}); with "
+            'optimizer_state="average" every parameter needs a state in every data center: use "reset" or "keep"'
+        ).on_all_ranks()
+    if settings.weighting == "examples" and not all(one.examples for one in given.values()):
+        raise ParticipantError(
+            f'round {found.place.round}: weighting="examples", but no batch size could be read; use "uniform"'
+        ).on_all_ranks()
+    if settings.combiner is not None and len(names) > 1:
+        nothing = torch.empty(0)
+        try:  # it says so of empty slices as well, and now all ranks hear it
+            settings.combiner.combine([nothing] * len(given), [w for w in found.weights if w], nothing)
+        except ValueError as error:
+            raise ParticipantError(f"round {found.place.round}: {error}").on_all_ranks() from error
+    return found, report
+
+
+class SharedModel:
+    """The last shared model as a flat vector, and the memory for the next mean.
+
+    Args:
+        place: this process's.
+        settings: codec and outer optimizer.
+
+    Attributes:
+        previous: on carriers, the last shared model, parameters first. It is the vector that was committed, not a copy.
+    """
+
+    def __init__(self, place: Place, settings: Settings) -> None:
+        self._place, self._outer, self._combiner = place, settings.outer_optimizer, settings.combiner
+        self.previous: Tensor | None = None
+        self._outer_state: Tensor | None = None
+        # Where the next mean goes. Kept between rounds: fresh memory of a model's size costs more than the sums in it.
+        self._buffer: Tensor | None = None
+        self.compression = None if settings.codec is None else Compression(settings.codec)
+
+    def start_from(self, module: LightningModule) -> None:
+        if self._place.means.carries:
+            self.previous = FlatModel.of(module).pack()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last shared model, the outer optimizer's state, and what the codec's messages lacked."""
+        residual = self.compression.residual if self.compression is not None else None
+        return {"previous": self.previous, "outer": self._outer_state, "residual": residual}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._place.means.carries:
+            self.previous, self._outer_state = state["previous"], state["outer"]
+            if self.compression is not None:
+                self.compression.residual = state.get("residual")
+
+    def offer(self, model: FlatModel, source: Source, weights: Sequence[float], gathering: int | None = None) -> Offer:
+        """What a carrier brings to a mean of ``source``.
+
+        Args:
+            model: of the module.
+            source: the vector that is averaged; the model itself, or a copy of it.
+            weights: n_k per data center.
+            gathering: see :class:`Offer`.
+        """
+        result = self.buffer(model)
+        size, last = model.parameter_size, self._last(model)
+        return Offer(source, result, weights, size, last, self.compression, self._combiner, gathering)
+
+    def buffer(self, model: FlatModel) -> Tensor:
+        """Where the mean is put, shape ``(size,)``: it must not touch the model before all have it."""
+        if self._buffer is None or self._buffer.shape != (model.size,) or self._buffer.dtype != model.dtype:
+            self._buffer = model.staging(model.size)
+        return self._buffer
+
+    def stepped(self, model: FlatModel, mean: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The shared model that follows from the mean, shape ``(size,)``, and the outer optimizer's new state.
+
+        Without an outer optimizer it is the mean's own vector. With one it is a new vector, because the mean must stay
+        as it is: a data center that begins again is told it again. Each leader steps by itself: same inputs, same
+        elementwise operations, same bits.
+        """
+        if self._outer is None or self._place.alone:
+            return mean, self._outer_state
+        size = model.parameter_size
+        parameters, state = self._outer.step(self._last(model), mean[:size], self._outer_state)
+        return torch.cat((parameters, mean[size:])), state
+
+    def change(self, model: FlatModel, shared: Tensor, facts: MeanFacts | None, round_index: int) -> float:
+        """Equation 4's relative change; on the presiding leader only.
+
+        Raises:
+            ParticipantError: the mean of finite models is not finite, because a codec could not hold a step.
+        """
+        assert facts is not None, "leaders carry"
+        if not facts.finite and (name := first_non_finite(shared, model)):
+            raise ParticipantError(
+                f"round {round_index}: NaN or Inf in the mean ({name}), though every model in it is "
+                "finite: a step since the last shared model is too large for the codec; set exchange: {codec: fp32}"
+            )
+        if self._outer is not None:
+            return relative_change(shared[: model.parameter_size], self._last(model))
+        return facts.squares.relative_change
+
+    def commit(self, shared: Tensor, outer_state: Tensor | None) -> None:
+        """The vector is the shared model from here on. On carriers."""
+        if shared is self._buffer:
+            self._buffer = self.previous  # the older one's memory serves the next mean
+        self.previous, self._outer_state = shared, outer_state
+        if self.compression is not None:
+            self.compression.commit()
+
+    def _last(self, model: FlatModel) -> Tensor:
+        """The parameters of the last shared model."""
+        assert self.previous is not None, "carriers hold the last shared model"
+        return self.previous[: model.parameter_size].to(model.dtype)
+
+
+class MeanAverager:
     """Takes the mean (eq. 2), measures its change (eq. 4), commits it everywhere or nowhere.
 
     With one data center there is nobody to average with: weights, buffers and optimizers stay untouched.
 
     Args:
-        exchange: the conversation with the other data centers.
-        optimizer_state: what happens to momenta at a round's end.
-        weighting: ``"uniform"`` or ``"examples"``.
-        outer: steps from the last shared model along the mean's pseudo-gradient; None: the mean is the shared model.
-        codec: how parameters are written on the wire, see ``algorithm/codec.py``.
-
-    Attributes:
-        previous: on carriers, the last shared model as a flat vector, parameters first. It is the vector that was
-            committed, not a copy, and is not written to before the next mean is committed.
-        others_place: where the data centers were that gave to the last mean.
+        place: this process's.
+        settings: of the run.
     """
 
-    shares_model = True  # after a round all data centers hold one model
-    overlaps = False  # a mean may come in the next round's first epoch
+    shares_model = True
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        optimizer_state: OptimizerState = "reset",
-        weighting: str = "uniform",
-        outer: OuterOptimizer | None = None,
-        codec: str = "fp32",
-    ):
-        self.exchange = exchange
-        self.optimizer_state = optimizer_state
-        self.weighting = weighting
-        self.outer = outer
-        self.previous: Tensor | None = None
-        self.others_place = RunPlace(0, 1, 0)
-        self._outer_state: Tensor | None = None
-        # Where the next mean goes. Kept between rounds: fresh memory of a model's size costs more than the sums in it.
-        self._room: Tensor | None = None
-        chosen = codec_of(codec)
-        self._compression = Compression(chosen) if chosen is not None else None
+    def __init__(self, place: Place, settings: Settings) -> None:
+        self._place, self._settings = place, settings
+        self.shared = SharedModel(place, settings)
 
     def start_from(self, module: LightningModule) -> None:
-        """Take the module as the shared model that round 0 starts from."""
-        if self.exchange.transfer.carries:
-            self.previous = FlatModel.of(module).pack()
-
-    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
-        """Where the model that a round ends with is kept."""
-        return run_folder / "shared.ckpt"
+        self.shared.start_from(module)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume point must hold to continue: w̄ of the last round, the outer optimizer's state, and what the
-        codec still owes."""
-        residual = self._compression.residual if self._compression is not None else None
-        return {"previous": self.previous, "outer": self._outer_state, "residual": residual}
+        return self.shared.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.exchange.transfer.carries:
-            self.previous, self._outer_state = state["previous"], state["outer"]
-            if self._compression is not None:
-                self._compression.residual = state.get("residual")
-
-    def run(
-        self,
-        module: LightningModule,
-        optimizers: Sequence[Optimizer],
-        record: CenterRecord,
-        place: RunPlace,
-        decide: Callable[[float, bool], D],
-        absent: str = "",
-    ) -> D | None:
-        """Average once. Collective over the world; times and bytes go into ``record``.
-
-        Args:
-            module: the local model; becomes the shared one.
-            optimizers: its optimizers.
-            record: this data center's part in the round.
-            place: where this data center is.
-            decide: called on the first leader with the relative change and whether any data center leaves; what it
-                returns is returned on all ranks.
-            absent: why this data center takes the mean without giving to it.
-
-        Returns:
-            The decision; None where the mean has only begun (``overlap.py``).
-
-        Raises:
-            ParticipantError: when this data center's model must not enter the mean, or, on all ranks, when the data
-                centers' models do not fit together. No weights have been touched then.
-        """
-        exchange, center = self.exchange, self.exchange.center
-        alone = len(center.topology.centers) == 1
-        others = float_buffers(module)
-        if self.optimizer_state == "average":
-            others += averaged_state(optimizers)
-        model = FlatModel(trainable_parameters(module), others)
-        if not alone and center.size > 1:
-            # DDP keeps parameters equal inside a data center, buffers not.
-            exchange.transfer.mean_in_center(model.stage_others())
-        arrivals = self.arrive(model, None, record, place, absent)
-        return self.take(model, optimizers, arrivals, record, decide)
+        self.shared.load_state_dict(state)
 
     def take(
         self,
-        model: FlatModel,
+        module: LightningModule,
         optimizers: Sequence[Optimizer],
-        arrivals: dict[int, Arrival],
-        record: CenterRecord,
-        decide: Callable[[float, bool], D],
-    ) -> D:
-        """The mean of those who have arrived. Collective over the world; see :meth:`run` for the rest.
+        report: CenterReport,
+        place: RoundPlace,
+        decide: Decide,
+        absent: str = "",
+    ) -> MeanResult:
+        others = float_buffers(module)
+        if self._settings.optimizer_state == "average":
+            others += averaged_state(optimizers)
+        model = FlatModel(trainable_parameters(module), others)
+        if not self._place.alone and self._place.center.size > 1:
+            # DDP keeps parameters equal inside a data center, buffers not.
+            self._place.means.mean_in_center(model.stage_others())
+        given, report = arrive(self._place, self._settings, model, None, report, place, absent)
+        return take_mean(self._place, self._settings, self.shared, model, optimizers, given, report, decide)
 
-        Args:
-            model: of the module, with what it offers.
-            arrivals: what :meth:`arrive` returned.
-        """
-        exchange, transfer = self.exchange, self.exchange.transfer
-        alone = len(exchange.center.topology.centers) == 1
-        clock = time.monotonic()
-        result = self._result(model)
-        taken, outer_state = None, None
-        if transfer.carries:
-            taken = transfer.take(
-                model, result, self._weights(arrivals), model.parameter_size, self._last(model), self._compression
-            )
-            if self.outer is not None and not alone:
-                # Each leader steps by itself: same inputs, same elementwise operations, same bits.
-                shared = result[: model.parameter_size]
-                stepped, outer_state = self.outer.step(self._last(model), shared, self._outer_state)
-                shared.copy_(stepped)
-        if not alone:
-            taken = transfer.spread(result, taken)
-        record.exchange_seconds = time.monotonic() - clock
+    def show_local(self, module: LightningModule) -> None:
+        """The module is the shared model until it is trained on."""
 
-        # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
-        leaves = any(arrival.place.leaving for arrival in arrivals.values())
-        decision = exchange.decide(
-            f"round {self.others_place.round}: mean", lambda: decide(self._change(model, result, taken), leaves)
-        )
-        clock = time.monotonic()
-        self._commit(model, result, taken, record)
-        self._outer_state = outer_state
-        if not alone and self.optimizer_state == "reset":
-            reset_state(optimizers)
-        exchange.commit()
-        record.exchange_seconds += time.monotonic() - clock
-        return decision
+    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
+        """Validation itself measures the shared model."""
 
-    def _result(self, model: FlatModel) -> Tensor:
-        """Where the mean is put: it must not touch the model before all have it."""
-        if self._room is None or self._room.shape != (model.size,) or self._room.dtype != model.dtype:
-            self._room = model.staging(model.size)
-        return self._room
+    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
+        return None
 
-    def _commit(self, model: FlatModel, result: Tensor, taken: Taken | None, record: CenterRecord) -> None:
-        """Make the mean this rank's model. The last shared model's memory serves the next mean."""
-        if len(self.exchange.center.topology.centers) > 1:
-            model.unpack(result)
-        if taken is not None:
-            record.divergence, record.bytes_sent = taken.divergence, taken.bytes_sent
-            self.previous, self._room = result, self.previous
-            if self._compression is not None:
-                self._compression.commit()
+    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
+        return run_folder / "shared.ckpt"
 
-    def arrive(
-        self, model: FlatModel, vector: Tensor | None, record: CenterRecord, place: RunPlace, absent: str = ""
-    ) -> dict[int, Arrival]:
-        """Meet at the round's end. Collective over the world.
 
-        Returns:
-            What each data center says that gives to the mean, by index.
+def take_mean(
+    place: Place,
+    settings: Settings,
+    shared: SharedModel,
+    model: FlatModel,
+    optimizers: Sequence[Optimizer],
+    given: Contributions,
+    report: CenterReport,
+    decide: Decide,
+) -> MeanResult:
+    """The mean of those who have arrived, made every rank's model. Collective over the world.
 
-        Raises:
-            ParticipantError: see :meth:`run`.
-        """
-        exchange, center = self.exchange, self.exchange.center
-        counts = exchange.link.gather(record.examples)
-        record.examples = sum(counts) if counts is not None else record.examples
-        if center.is_leader and not absent and (name := first_non_finite(vector, model)):
-            raise ParticipantError(
-                f"round {place.round}: NaN or Inf in the model of data center {center.name} ({name}); the mean was not "
-                "taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
-            )
-        clock = time.monotonic()
-        statuses = exchange.arrive(f"round {place.round}", Arrival(model.size, record.examples, place), absent)
-        record.wait_seconds = time.monotonic() - clock
-        record.absent = statuses[center.world_rank].absent
-        of_leaders = {c.index: statuses[c.leader] for c in center.topology.centers}
-        arrivals = {index: status.content for index, status in of_leaders.items() if not status.absent}
-        if not arrivals:
-            raise ParticipantError(
-                f"round {place.round}: no data center has anything to give to the mean; see centers/*/log.txt"
-            ).on_all_ranks()
-        self.others_place = next(iter(arrivals.values())).place
-        self._check(arrivals, self.others_place.round)
-        return arrivals
+    Args:
+        place: this process's.
+        settings: of the run.
+        shared: the last shared model; becomes the next one.
+        model: of the module, with what it offers.
+        optimizers: the module's.
+        given: what :func:`arrive` returned.
+        report: this data center's.
+        decide: see :meth:`Averager.take`.
+    """
+    means, round_index = place.means, given.place.round
+    clock = time.monotonic()
+    vector, facts, outer_state = shared.buffer(model), None, None
+    if means.carries:
+        facts = means.take(shared.offer(model, model, given.weights), given.present)
+        vector, outer_state = shared.stepped(model, vector)
+    if not place.alone:
+        facts = means.spread(vector, facts)
+    seconds = time.monotonic() - clock
 
-    def _weights(self, arrivals: dict[int, Arrival]) -> list[float]:
-        """n_k per data center; 0 for who gives nothing."""
-        weights = [0.0] * len(self.exchange.center.topology.centers)
-        for index, arrival in arrivals.items():
-            weights[index] = float(arrival.examples) if self.weighting == "examples" else 1.0
-        return weights
-
-    def _change(self, model: FlatModel, result: Tensor, taken: Taken | None) -> float:
-        """Equation 4's relative change; on the first leader only.
-
-        Raises:
-            ParticipantError: the mean of finite models is not finite, because a codec could not hold a step.
-        """
-        assert taken is not None, "only carriers take the mean"
-        if not taken.finite and (name := first_non_finite(result, model)):
-            raise ParticipantError(
-                f"round {self.others_place.round}: NaN or Inf in the mean ({name}), though every model in it is "
-                "finite: a step since the last shared model is too large for the codec; set exchange: {codec: fp32}"
-            )
-        if self.outer is not None:
-            return relative_change(result[: model.parameter_size], self._last(model))
-        return taken.squares.relative_change
-
-    def _last(self, model: FlatModel) -> Tensor:
-        """The parameters of the last shared model."""
-        assert self.previous is not None, "only carriers hold the last shared model"
-        return self.previous[: model.parameter_size].to(model.dtype)
-
-    def _check(self, arrivals: dict[int, Arrival], round_index: int) -> None:
-        if len({a.size for a in arrivals.values()}) > 1:
-            names = [c.name for c in self.exchange.center.topology.centers]
-            found = ", ".join(f"{names[index]}: {a.size}" for index, a in arrivals.items())
-            raise ParticipantError(
-                f"round {round_index}: the data centers offer vectors of different sizes ({found}); with "
-                'optimizer_state="average" every parameter needs a state in every data center: use "reset" or "keep"'
-            ).on_all_ranks()
-        if self.weighting == "examples" and not all(a.examples for a in arrivals.values()):
-            raise ParticipantError(
-                f'round {round_index}: weighting="examples", but no batch size could be read; use "uniform"'
-            ).on_all_ranks()
+    # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
+    decision = place.conversation.decide(
+        Topic(TopicKind.MEAN, round_index),
+        lambda: decide(shared.change(model, vector, facts, round_index), given.leaves),
+    )
+    clock = time.monotonic()
+    if not place.alone:
+        model.unpack(vector)
+    if facts is not None:
+        report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
+        shared.commit(vector, outer_state)
+    if not place.alone and settings.optimizer_state == "reset":
+        reset_state(optimizers)
+    place.conversation.settled()
+    report = replace(report, exchange_seconds=seconds + time.monotonic() - clock)
+    return MeanResult(report, Decision.from_plain(decision), given.place)

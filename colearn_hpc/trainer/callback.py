@@ -1,49 +1,51 @@
 """CoLearning: the callback that drives the rounds inside one uninterrupted ``trainer.fit()``.
 
-It holds no mathematics (see ``algorithm/``) and no MPI call of its own (see ``mpi/exchange.py``); it knows
-*when*: the rate at an epoch's start, the mean at the last batch of a round's last epoch — before validation,
-so that validation, metrics and checkpoints see the shared model — and the books at the epoch's end.
+It holds no mathematics (see ``algorithm/``), decides nothing (see ``protocol/run.py``) and sends nothing (see
+``protocol/conversation.py``): Lightning's hooks tell the run what happened, and what the run answers is performed here.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import time
 import uuid
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule
-from colearn_hpc.algorithm.local_epochs import LocalEpochsRule
+from colearn_hpc.algorithm.codec import codec_of
+from colearn_hpc.algorithm.combine import Combine, combiner_of
+from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, schedule_of
+from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
+from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import ConfigurationError, Interrupted
-from colearn_hpc.mpi.exchange import Exchange
-from colearn_hpc.mpi.topology import CentersSpec, DataCenter
-from colearn_hpc.trainer import books as bookkeeping
-from colearn_hpc.trainer import overlap, recovery, rules
-from colearn_hpc.trainer import resume_points as resume_files
-from colearn_hpc.trainer.averaging import Averaging, RunPlace
-from colearn_hpc.trainer.books import Books
-from colearn_hpc.trainer.ensemble import Ensemble
+from colearn_hpc.join import CentersSpec, DataCenter
+from colearn_hpc.protocol.conversation import is_everywhere
+from colearn_hpc.protocol.failures import Failure, RestartPolicy
+from colearn_hpc.protocol.messages import Absent, Topic, TopicKind
+from colearn_hpc.protocol.reports import CenterReport, RoundReport
+from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
+from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
+from colearn_hpc.trainer.announce import announce
+from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
+from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import join_trainer
-from colearn_hpc.trainer.fingerprint import check_unchanged, fingerprint
-from colearn_hpc.trainer.lightning_gaps import callbacks_of, wants_stop
+from colearn_hpc.trainer.epoch_end import EpochEnd
+from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint
+from colearn_hpc.trainer.lightning_gaps import callbacks_of, pass_over_empty_hooks, skip_epochs, wants_stop
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
-from colearn_hpc.trainer.optimizers import BaseRates, OptimizerState, first_rate
-from colearn_hpc.trainer.outputs import save_shared_model, saves_shared_model, separate_outputs
-from colearn_hpc.trainer.restart import OnFailure, Restarts, environment_of, run_with_restarts
-from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord, summary_of
-from colearn_hpc.trainer.sit_out import catch_up
-
-log = logging.getLogger("colearn_hpc")
-
-_STATE: tuple[str, ...] = ("run_id", "round", "epoch_in_round", "epochs_done", "rule_epochs", "local_epochs")
-_STATE += ("relative_change", "averaged", "_untaken", "data", "settings")
+from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, reset_state
+from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_shared_model
+from colearn_hpc.trainer.overlapped import OverlappedAverager
+from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
+from colearn_hpc.trainer.run_folder import RunFolder, log
+from colearn_hpc.trainer.standing import Standing
+from colearn_hpc.trainer.supervisor import Leap, Supervisor, environment_of
 
 
 class CoLearning(Callback):
@@ -51,6 +53,8 @@ class CoLearning(Callback):
 
     Start one process per GPU with ``mpirun`` or ``srun``. With one process per data center nothing else is
     needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
+
+    Rounds:
 
     Args:
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
@@ -68,12 +72,15 @@ class CoLearning(Callback):
         optimizer_state: at a round's end ``"reset"`` it, ``"keep"`` it, or ``"average"`` it like the weights.
         weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
         outer_optimizer: a rival of the plain mean, :class:`~colearn_hpc.algorithm.outer.OuterSGD`; None: the mean.
-        exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8"}``, see ``algorithm/codec.py``;
-            ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlap.py``;
+        combine: ``"weights"`` (eq. 2); ``"trimmed_mean"``, ``"median"`` or an object with a ``combine`` method, where
+            some data centers may send anything (:class:`~colearn_hpc.algorithm.combine.Combine`); or
+            ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
+        exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``,
+            see ``algorithm/codec.py``;
+            ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``;
             ``{"lanes": 1}``: by leaders alone instead of a rank per node, see ``mpi/lanes.py``.
-        combine: ``"weights"`` (eq. 2), or ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
-        run_dir: the run folder (see ``round_log.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
+        run_dir: the run folder (see ``run_folder.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
         resume_points: write a resume point at every local epoch's end, and one where SIGUSR1 or SIGTERM stops the run.
         round_timeout: seconds to wait for another data center at a round's end; None waits for ever.
         restarts: how often in one round a data center that failed begins again from its last resume point, where
@@ -81,6 +88,9 @@ class CoLearning(Callback):
         on_failure: what comes after that, or when ``round_timeout`` has passed: ``"stop"`` ends the run (the paper
             wants all participants), ``"continue_without"`` takes the round's mean over the others; the missing one
             takes part again with the next shared model.
+
+    Attributes:
+        settings: all of this, as one frozen value.
 
     Raises:
         ConfigurationError: an argument is impossible, or contradicts another.
@@ -99,7 +109,7 @@ class CoLearning(Callback):
         optimizer_state: OptimizerState = "reset",
         weighting: Literal["uniform", "examples"] = "uniform",
         outer_optimizer: OuterOptimizer | None = None,
-        combine: Literal["weights", "predictions"] = "weights",
+        combine: Literal["weights", "predictions", "trimmed_mean", "median"] | Combine = "weights",
         exchange: dict[str, Any] | None = None,
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
@@ -108,128 +118,131 @@ class CoLearning(Callback):
         restarts: int = 3,
         on_failure: OnFailure = "stop",
     ) -> None:
-        rules.check_choices(rounds, learning_rate, schedule, optimizer_state, weighting, combine, outer_optimizer)
-        rules.check_failures(round_timeout, restarts, on_failure, optimizer_state, combine)
-        self.schedule = rules.schedule_of(schedule, decay)
-        self.rule = rules.local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs)
-        self.rounds = rounds
-        self.learning_rate = learning_rate
-        self.optimizer_state: OptimizerState = optimizer_state
-        self.weighting, self.combine, self.outer_optimizer = weighting, combine, outer_optimizer
-        self.codec, self.overlaps, self.lanes = rules.exchange_of(exchange, combine, outer_optimizer)
-        if self.overlaps:
-            rules.check_overlap(optimizer_state, combine, outer_optimizer, on_failure)
-        self.centers = centers
-        self.run_dir = None if run_dir is None else Path(run_dir)
-        self.resume_points = resume_points
-        self.round_timeout = round_timeout
-        self.restarts = Restarts(restarts, on_failure)
+        self.settings = Settings(
+            schedule=schedule_of(schedule, decay),
+            rule=local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs),
+            rounds=rounds,
+            learning_rate=learning_rate,
+            optimizer_state=optimizer_state,
+            weighting=weighting,
+            combine="predictions" if combine == "predictions" else "weights",
+            combiner=combiner_of(combine),
+            outer_optimizer=outer_optimizer,
+            round_timeout=round_timeout,
+            restarts=restarts,
+            on_failure=on_failure,
+            resume_points=resume_points,
+            **_exchange_settings(exchange),
+        )
+        self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
+        self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
+        self._place: Place | None = None
+        self._run = Run(RunState.new("", self.settings.rule.first()), rounds=rounds, overlap=False)
+        self._fit = _Fit()
+        pass_over_empty_hooks(self)
 
-        # Where the run stands: travels in every checkpoint.
-        self.round = 0
-        self.epoch_in_round = 0
-        self.epochs_done = 0
-        self.rule_epochs = self.rule.first()  # T_i as the rule says
-        self.local_epochs = self.rule_epochs  # T_i as trained: max_epochs may cut the last round short
-        self.relative_change: float | None = None
-        self.rates: list[float] = []  # of this round's local epochs
-        self.run_id = ""
-        self.stop_reason = ""
-        self.data: dict[str, str] = {}  # what this data center trains on
-        self.settings: dict[str, str] = {}  # the run's fingerprint
-        self.averaged = False  # this epoch ended its round
-        self.ended: Books | None = None  # the round whose mean is under way: the one before, in the epoch after it
-        self.landed: Books | None = None  # the round before, whose mean came at this epoch's end
-        self._untaken = False  # trained since the last mean
-        self._loaded: dict[str, Any] | None = None  # the averaging's state, from a resume point
-
-        self._resumed = False
-        self.record = CenterRecord("")
-        self.last_record: RoundRecord | None = None
-        self._epoch_start = 0.0
-        self.started = 0.0
-        self.examples = 0  # that this process has trained on since it began
-
-    # --- Lightning's hooks, in the order in which they run --------------------------------------------
+    # --- Lightning's hooks, in the order in which they run ------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         if (environment := environment_of(trainer)) is not None:
             environment.note_process_group()
-        self._connect(trainer)
-        self.folder = self.run_dir or Path(trainer.default_root_dir) / "colearn"
-        self.teardown(trainer, pl_module, stage)  # an attempt that failed before this one
-        self.round_log = RoundLog(self.folder, self.center.name, self.center.is_first, self.center.is_leader)
-        if self.restarts.under_way:
-            return  # the others are far from here
-        self.saves_shared = saves_shared_model(self.folder, self.exchange)
-        if not any(isinstance(callback, recovery.EpochEnd) for callback in callbacks_of(trainer)):
-            callbacks_of(trainer).append(recovery.EpochEnd(self))
-        if trainer.progress_bar_callback is not None and self.center.index != 0:
-            trainer.progress_bar_callback.disable()  # one bar for the run
-        separate_outputs(trainer, self.exchange)
+        place = self._connect(trainer)
+        if (before := self._fit.folder) is not None:
+            before.close()  # of an attempt that failed before this one
+        path = self._run_dir or Path(trainer.default_root_dir) / "colearn"
+        folder = RunFolder(path, place.center.name, place.conversation.presides, place.center.is_leader)
+        restarted = self._supervisor.attempt.number > 0
+        state = RunState.new(place.center.name, self.settings.rule.first())
+        self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
+        self._fit = _Fit(folder, self._averager_of(place), examples=self._fit.examples)
+        if restarted:
+            assert before is not None, "a restart follows an attempt"
+            folder.continues(before)
+        else:
+            folder.writes_shared = writes_shared_model(path, place)
+            separate_outputs(trainer, place)
+            if trainer.progress_bar_callback is not None and place.center.index != 0:
+                trainer.progress_bar_callback.disable()  # one bar for the run
+        callbacks = callbacks_of(trainer)
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, EpochEnd)]
+        callbacks.append(
+            EpochEnd(
+                place,
+                folder,
+                self._supervisor,
+                self.standing,
+                self._close_epoch,
+                self._book,
+                self.settings.resume_points,
+            )
+        )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        rules.check_trainer(trainer, pl_module, self.schedule)
-        self._rates = BaseRates(trainer.optimizers, self.learning_rate)
-        self.metrics = MetricsSplit()
-        alone = self.combine == "predictions"
-        self.averaging: Averaging = Ensemble(self.exchange) if alone else overlap.averaging_of(self)
-        if self._loaded is not None:
-            self.averaging.load_state_dict(self._loaded)
-            self._loaded = None
-        if self.restarts.under_way:
-            self.round_log.rewind(self.round)
-            self._epoch_start = time.monotonic()
-            self.restarts.under_way = False
+        place, run, fit, settings = self._placed, self._run, self._fit, self.settings
+        check_scheduler(trainer, pl_module, settings.schedule)
+        fit.rates = BaseRates(trainer.optimizers, settings.learning_rate)
+        if fit.loaded is not None:
+            fit.averager.load_state_dict(dict(fit.loaded))
+        if self._supervisor.attempt.number > 0:
+            fit.folder_.rewind(run.state.lines)
+            fit.clock = time.monotonic()
             return
-        settings = fingerprint(trainer, pl_module, rules.settings_of(self))
-        self.exchange.compare("start", settings)
-        check_unchanged(self.settings, settings)
-        self.settings = settings
-        if not self._resumed:
-            self.run_id = self.exchange.decide("run id", lambda: uuid.uuid4().hex)
+        found = fingerprint(trainer, pl_module, settings.fingerprint())
+        place.conversation.compare(Topic(TopicKind.START), found)
+        check_unchanged(dict(run.state.settings), found)
+        run.note(settings=found)
+        resumed = fit.loaded is not None
+        if not resumed:
+            run.note(run_id=place.conversation.decide(Topic(TopicKind.RUN_ID), lambda: uuid.uuid4().hex))
             # w⁰ of Algorithm 1: everything, frozen parameters and counters included.
-            self.exchange.broadcast([*pl_module.parameters(), *pl_module.buffers()])
-            self.averaging.start_from(pl_module)
-            self.record = CenterRecord(self.center.name)
-        place = f"run {self.run_id[:8]}, round {self.rounds_done} of T={self.rule_epochs}"
-        resume_files.check_same_place(place if self._resumed else "the start", self.exchange)
-        self.round_log.rewind(self.rounds_done)
-        self.started = self._epoch_start = time.monotonic()
-        if self.rounds is not None and self.rounds_done >= self.rounds:
+            tensors = [*pl_module.parameters(), *pl_module.buffers()]
+            if place.center.is_leader:
+                place.between.broadcast(tensors)
+            place.site.copy_to_all(tensors)
+            fit.averager.start_from(pl_module)
+        state = run.state
+        start = f"run {state.run_id[:8]}, round {state.rounds_done} of T={state.round.chosen}"
+        check_same_place(start if resumed else "the start", place)
+        fit.folder_.rewind(state.lines)
+        fit.folder_.begin()
+        fit.clock = time.monotonic()
+        if run.is_finished:
             trainer.should_stop = True  # a finished run was resumed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.ended is not None and overlap.resume(self, trainer):
-            self._untaken = False
+        run = self._run
+        if (leap := self._supervisor.attempt.leap) is not None:
+            FlatModel.of(pl_module).unpack(leap.vector)
+            if self.settings.optimizer_state == "reset":
+                reset_state(trainer.optimizers)
+            skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
+        run.note(data=check_data(trainer, dict(run.state.data)))
+        if self._fit.loaded is not None:
+            self._fit.loaded = None
+            self._follow(run.resumed(), trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.plan_round(trainer)
-        if self.schedule is not None:
-            position = EpochPosition(self.round, self.epoch_in_round, self.local_epochs, self.epochs_done)
-            self._rates.apply(self.schedule.factor(position))
-        self.rates.append(first_rate(trainer.optimizers))
-        self._epoch_start = time.monotonic()
-
-    def plan_round(self, trainer: pl.Trainer) -> None:
-        """T_i as it will be trained, where a round begins."""
-        if self.epoch_in_round == 0:
-            self.local_epochs, self.rates = rules.planned_epochs(self, trainer), []
+        run, schedule = self._run, self.settings.schedule
+        run.start_epoch(_limit(trainer))
+        if schedule is not None:
+            state = run.state
+            position = EpochPosition(state.round.index, state.epoch, state.round.epochs, state.epochs_done)
+            self._fit.rates_.apply(schedule.factor(position))
+        run.rate(first_rate(trainer.optimizers))
+        self._fit.clock = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.record.examples += (size := batch_size(batch))
-        self.examples += size
-        self._untaken = True
+        self._fit.count(batch_size(batch))
         if trainer.is_last_batch:
-            self.read_clock()
-            self._end_epoch(trainer, pl_module)
+            self._book()
+            self._follow(self._run.epoch_trained(), trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.metrics.before_validation(trainer)
+        self._fit.metrics.before_validation(trainer)
 
     def on_validation_batch_end(
         self,
@@ -240,99 +253,82 @@ class CoLearning(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.averaged and isinstance(self.averaging, Ensemble) and dataloader_idx == 0:
-            self.averaging.predict(trainer, pl_module, batch, batch_idx)
+        if dataloader_idx == 0 and self._run.state.mean_is_taken:
+            self._fit.averager.predict(trainer, pl_module, batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        shared = (self.averaged or self.landed is not None) and self.averaging.shares_model
-        self.metrics.after_validation(trainer, shared)
+        shared = bool(self._run.state.unlogged) and self._fit.averager.shares_model
+        self._fit.metrics.after_validation(trainer, shared)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end_epoch(trainer, pl_module)  # a training_step that returns -1 skips the last batch's hook
-        self.record.local_metrics, shared = self.metrics.split(trainer)
-        of = self.landed if self.landed is not None and not self.averaged else self
-        of.record.shared_metrics = shared
-        if self.averaged and isinstance(self.averaging, Ensemble):
-            self.record.shared_metrics = self.averaging.evaluate(trainer, pl_module)
-        self.epochs_done += 1
-        self.epoch_in_round += 1
-
-    def read_clock(self) -> None:
-        """Book the seconds trained since the epoch's start, or since the last call in the epoch."""
-        now = time.monotonic()
-        self.record.train_seconds += now - self._epoch_start
-        self._epoch_start = now
-
-    def _end_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """What is due when a local epoch has been trained; nothing when it has been done already."""
-        if self.ended is not None and self.ended.round < self.round:
-            overlap.land(self, trainer)
-        if self.epoch_in_round == self.local_epochs - 1 and not self.averaged and self.ended is None:
-            self.average(trainer, module)
-
-    def finish_epoch(self, trainer: pl.Trainer) -> None:
-        """The books of a round, after every other callback has had its say. Called by :class:`EpochEnd`."""
-        overlap.finish_epoch(self, trainer)
-        if self.averaged:
-            self.close_books(trainer, stop=wants_stop(trainer))
-        if self.stop_reason:
-            trainer.should_stop = True
+        run, fit = self._run, self._fit
+        self._book()
+        self._follow(run.epoch_trained(), trainer)  # a training_step that returns -1 skips the last batch's hook
+        local, shared = fit.metrics.split(trainer)
+        run.report(local_metrics=local)
+        run.report_shared(shared)
+        if run.state.mean_is_taken and (found := fit.averager.shared_metrics(trainer, pl_module)) is not None:
+            run.report_shared(found)
+        run.count_epoch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._untaken:  # max_steps, max_time or a user's stop ended the Trainer in mid-round
-            self.average(trainer, pl_module, leaving=True)
-            self.close_books(trainer, stop=True)
-        self.round_log.summarize(**summary_of(self), status="finished", stopped_by=self.stop_reason or "the Trainer")
-        self.exchange.finish()
+        self._book()
+        self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
+        self._summarize("finished", stopped_by=self._stopped_by or "the Trainer")
+        self._placed.conversation.finish()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":
             return
-        if getattr(exception, "everywhere", False):
-            return self._end(exception)
+        if is_everywhere(exception):
+            if isinstance(exception, Interrupted) and self._place is not None:
+                # All are here and leave, so a mean comes to its end; nobody may leave while messages are under way.
+                self._place.means.abandon()
+            return self._ended_by(exception)
         # A DataModule's setup comes before ours: then the others are on their way to meet us.
-        self._connect(trainer)
-        verdict = self.restarts.after(exception, self, trainer)
+        place, state = self._connect(trainer), self._run.state
+        where = (state.round.index, state.epoch, trainer.fit_loop.batch_idx)
+        restartable = self._supervisor.can_restart(exception, place)
+        failure = Failure.of(exception, place.center.rank, where, restartable, state.mean_is_taken)
+        verdict = self._supervisor.judge(exception, place, trainer, failure)
         if verdict.action == "stop":
-            self._end(exception)
-            self.exchange.fail(exception, verdict.text)
-
-    def _end(self, exception: BaseException) -> None:
-        if hasattr(self, "round_log"):
-            status = "interrupted" if isinstance(exception, Interrupted) else "failed"
-            self.round_log.summarize(**summary_of(self), status=status, error=str(exception))
-            log.info("%s: %r", status, exception)
+            self._ended_by(exception)
+            place.conversation.fail(exception, verdict.text)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and hasattr(self, "round_log"):
-            self.round_log.close()
+        if stage == "fit" and self._fit.folder is not None:
+            self._fit.folder.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _STATE} | {
-            "rates": list(self.rates),
-            "record": asdict(self.record),
-            "ended": None if self.ended is None else asdict(self.ended),
-            "averaging": self.averaging.state_dict(),
-        }
+        self._book()
+        return {"run": self._run.state.to_plain(), "averaging": self._fit.averager.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.restarts.leap is not None:
-            state_dict = self.restarts.leap.state
-        for name in _STATE:
-            setattr(self, name, state_dict[name])
-        self.rates = list(state_dict["rates"])
-        self.record = CenterRecord(**state_dict["record"])
-        self.ended = Books.of(state_dict.get("ended"))
-        self._loaded = state_dict["averaging"]
-        self._resumed = True
+        if (leap := self._supervisor.attempt.leap) is not None:
+            state_dict = leap.state
+        if "run" in state_dict:
+            state = RunState.from_plain(state_dict["run"])
+        else:
+            state = RunState.from_first_version(state_dict)
+        self._run.state = state
+        self._fit.loaded = state_dict["averaging"]
+
+    # --- for users ----------------------------------------------------------------------------------------
 
     def fit(self, trainer: pl.Trainer, model: pl.LightningModule, ckpt_path: Any = None, **data: Any) -> None:
-        """``trainer.fit(...)``, and again from this data center's last resume point when it fails (see ``restart.py``).
+        """``trainer.fit(...)``, and again from this data center's last resume point when it fails.
 
         Raises:
             Exception: what ended the run when ``restarts`` were used up or could not help.
         """
-        run_with_restarts(self, trainer, model, lambda path: trainer.fit(model, ckpt_path=path, **data), ckpt_path)
+        self._supervisor.run(
+            trainer,
+            model,
+            lambda path: trainer.fit(model, ckpt_path=path, **data),
+            ckpt_path,
+            lambda: (self._placed, self._fit.folder_.folder),
+            lambda why: self._sit_out(trainer, why),
+        )
 
     def resume_path(self) -> Path | None:
         """The resume point from which this data center should continue, for ``trainer.fit(ckpt_path=...)``.
@@ -342,59 +338,294 @@ class CoLearning(Callback):
         Raises:
             CheckpointError: on all ranks, when the data centers' resume points do not fit together.
         """
-        if self.run_dir is None:
+        if self._run_dir is None:
             raise ConfigurationError("resume_path() needs CoLearning(run_dir=...), found None")
-        center = self.centers if isinstance(self.centers, DataCenter) else DataCenter.join(self.centers)
-        return resume_files.find_resume_point(self.run_dir, Exchange(center, self.round_timeout))
+        center = self._centers if isinstance(self._centers, DataCenter) else DataCenter.join(self._centers)
+        return find_resume_point(self._run_dir, Place.of(center, patience=self.settings.round_timeout))
 
-    # --- a round's end --------------------------------------------------------------------------------
+    def standing(self) -> Standing:
+        """How the run stands, as an immutable snapshot. From ``setup`` on."""
+        state, place, center = self._run.state, self._placed, self._placed.center
+        return Standing(
+            center=center.name,
+            rank=center.rank,
+            presides=place.conversation.presides,
+            centers=center.topology.describe(),
+            folder=self._fit.folder_.folder,
+            rounds=self.settings.rounds,
+            round=state.round.index,
+            epoch=state.epoch,
+            local_epochs=state.round.epochs,
+            epochs_done=state.epochs_done,
+            rounds_done=state.rounds_done,
+            relative_change=state.change,
+            examples=self._fit.examples,
+            shows=state.unlogged[-1].index if state.unlogged else None,
+            ends_round=state.ends_round,
+            stopping=state.stop is not None,
+        )
+
+    # --- steps of the run ---------------------------------------------------------------------------------
+
+    def _follow(self, step: Step | None, trainer: pl.Trainer, absent: str = "") -> None:
+        """Perform what is due, one step after the other. Collective over the world.
+
+        Args:
+            step: what is due.
+            trainer: of this data center.
+            absent: why it gives nothing to the round; its Trainer is then between two attempts.
+        """
+        while step is not None and step is not Step.STOP_TRAINER:
+            match step:
+                case Step.TAKE_MEAN:
+                    step = self._take_mean(trainer, absent)
+                case Step.BEGIN_MEAN:
+                    step = self._begin_mean(trainer)
+                case Step.FINISH_MEAN:
+                    step = self._finish_mean(trainer)
+                case Step.ASK_WHO_GOES_ON:
+                    step = self._ask_who_goes_on(trainer)
+                case Step.LOG_ROUND:
+                    step = self._log_round(trainer, leaves=not absent and wants_stop(trainer))
+        if step is Step.STOP_TRAINER:
+            trainer.should_stop = True
+
+    def _take_mean(self, trainer: pl.Trainer, absent: str) -> Step | None:
+        """Equations 2 and 4."""
+        run, state, module = self._run, self._run.state, trainer.lightning_module
+        place = run.place(_limit(trainer), leaving=False)
+        decide = self._decider(state.round, state.epochs_done + (not state.over))
+        found = self._fit.averager.take(module, trainer.optimizers, state.round.report, place, decide, absent)
+        return self._taken(found, place, trainer)
+
+    def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
+        """Send the model: the round's that has just been trained, or, after a resume, what was sent before."""
+        run, state, averager = self._run, self._run.state, self._late_averager
+        round_ = state.travelling or state.round
+        place = run.place(_limit(trainer), leaving=state.travelling is None and wants_stop(trainer))
+        report, epochs_done = round_.report, round_.epochs_done or state.epochs_done + (not state.over)
+        if state.travelling is not None and not self._placed.center.is_leader:
+            report = replace(report, examples=0)  # the leader's is the data center's sum
+        decide = self._decider(round_, epochs_done)
+        module, again = trainer.lightning_module, state.travelling is not None
+        found = averager.begin(module, trainer.optimizers, report, place, decide, again)
+        return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
+
+    def _taken(self, found: MeanResult, place: RoundPlace, trainer: pl.Trainer) -> Step | None:
+        assert found.decision is not None, "a mean that is taken is decided on"
+        others = None
+        if (
+            found.report.absent and found.others != place
+        ):  # a data center that had been left out goes on with the others
+            others = found.others
+            skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
+        step = self._run.mean_taken(found.decision, found.report, others)
+        self._save_model(trainer)
+        return step
+
+    def _finish_mean(self, trainer: pl.Trainer) -> Step | None:
+        state, averager, module = self._run.state, self._late_averager, trainer.lightning_module
+        round_ = state.travelling
+        assert round_ is not None, "it is due only then"
+        decide = self._decider(round_, round_.epochs_done)
+        found = averager.finish(module, trainer.optimizers, round_.report, round_.index, decide)
+        assert found.decision is not None, "a mean that is here is decided on"
+        step = self._run.mean_finished(found.decision, found.report, _limit(trainer))
+        if state.leaving:
+            averager.keep_shared()
+        self._save_model(trainer)
+        return step
+
+    def _ask_who_goes_on(self, trainer: pl.Trainer) -> Step | None:
+        """Who leaves now has no epoch in which the mean could come: then all wait for it, and it is the run's last."""
+        round_ = self._run.state.travelling
+        assert round_ is not None, "it is due only then"
+        asked = self._placed.conversation.meet(Topic(TopicKind.GOING_ON, round_.index), wants_stop(trainer))
+        return self._run.going_on(not any(asked.contents.values()))
+
+    def _log_round(self, trainer: pl.Trainer, leaves: bool) -> Step | None:
+        """Write the round's line, and tell whoever listens; ``leaves``: this data center's Trainer ends."""
+        run, fit, place = self._run, self._fit, self._placed
+        state, round_ = run.state, run.state.unlogged[0]
+        assert round_.decision is not None, "a round whose mean is there is decided on"
+        leaves |= state.over or state.leaving
+        said = place.conversation.meet(Topic(TopicKind.REPORT, round_.index), [round_.report.to_plain(), leaves])
+        reports, anyone_leaves = [], False
+        for name, brought in zip(place.between.names, said.brought, strict=True):
+            if brought.content is None:
+                reports.append(CenterReport(name, absent=brought.why if isinstance(brought, Absent) else ""))
+            else:
+                reports.append(CenterReport.from_plain(brought.content[0]))
+                anyone_leaves |= bool(brought.content[1])
+        report = RoundReport(
+            round=round_.index,
+            local_epochs=round_.epochs,
+            learning_rates=list(round_.rates),
+            relative_change=round_.decision.change,
+            epochs_done=round_.epochs_done,
+            next_local_epochs=round_.decision.next_epochs,
+            centers=reports,
+        )
+        fit.folder_.append(report)
+        step = run.round_logged(anyone_leaves)
+        self._summarize("running")
+        announce(trainer, report, run.state.stop is not None)
+        fit.averager.show_local(trainer.lightning_module)
+        fit.metrics = MetricsSplit()
+        return step
+
+    def _close_epoch(self, trainer: pl.Trainer) -> None:
+        self._follow(self._run.close_epoch(), trainer)
+
+    def _sit_out(self, trainer: pl.Trainer, why: str) -> Leap:
+        """Take part in the round's end without a model of one's own. Collective over the world.
+
+        Called between two attempts of the Trainer, as the failed one has left everything.
+        """
+        run = self._run
+        self._fit.uncount()
+        text = " ".join(why.splitlines()[-2:])
+        self._follow(run.sit_out(text, _limit(trainer)), trainer, absent=text)
+        run.count_epoch()
+        self._follow(run.close_epoch(), trainer, absent=text)
+        # The others' outcomes so far are in the state: they need not be told again.
+        self._placed.journal.forget()
+        return Leap(self.state_dict(), FlatModel.of(trainer.lightning_module).pack())
+
+    # --- small things -------------------------------------------------------------------------------------
+
+    def _decider(self, round_: Round, epochs_done: int) -> Callable[[float, bool], Any]:
+        """What the presiding leader does when the mean of ``round_`` is there: (relative change of eq. 4, somebody
+        leaves) -> the decision, as plain data."""
+
+        def decide(change: float, leaves: bool) -> Any:
+            rate = round_.rates[-1] if round_.rates else 0.0
+            outcome = RoundOutcome(round_.index, round_.chosen, change, epochs_done, rate)
+            chosen = checked_epochs(self.settings.rule.next(outcome))
+            return self._run.decision(round_, change, chosen, leaves).to_plain()
+
+        return decide
+
+    def _book(self) -> None:
+        """Give the run what was trained since the epoch's start, or since the last call in the epoch."""
+        if self._fit.batches:
+            now = time.monotonic()
+            self._run.trained(self._fit.batch_examples, now - self._fit.clock)
+            self._fit.clock = now
+            self._fit.uncount()
+
+    def _save_model(self, trainer: pl.Trainer) -> None:
+        """Write the model with which the round ends."""
+        folder, averager = self._fit.folder_, self._fit.averager
+        if folder.writes_shared or not averager.shares_model:
+            path = averager.checkpoint_path(folder.folder, folder.center_folder)
+            save_model(trainer, path, self._placed.center.is_leader, required=self._run.state.stop is not None)
+
+    def _summarize(self, status: str, **content: Any) -> None:
+        if self._fit.folder is not None:
+            self._fit.folder.summarize(self._run.state, self._placed.center, status=status, **content)
 
     @property
-    def rounds_done(self) -> int:
-        """Rounds whose mean is there."""
-        return self.round - (self.ended is not None and self.ended.round < self.round)
+    def _stopped_by(self) -> str:
+        stop = self._run.state.stop
+        return "" if stop is None else stop.text(self.settings.rounds)
 
-    def books(self, epochs_done: int) -> Books:
-        """Of the round that is trained."""
-        found = self.relative_change, self.rule_epochs
-        return Books(self.round, self.local_epochs, epochs_done, self.rates, self.record, *found)
+    def _ended_by(self, exception: BaseException) -> None:
+        if self._fit.folder is not None:
+            status = "interrupted" if isinstance(exception, Interrupted) else "failed"
+            self._summarize(status, error=str(exception))
+            log.info("%s: %r", status, exception)
 
-    def average(self, trainer: pl.Trainer, module: pl.LightningModule, leaving: bool = False, absent: str = "") -> None:
-        """Equations 2 and 4. Collective over the world."""
-        ending = self.books(self.epochs_done + 1)
-        leaving = leaving or (self.averaging.overlaps and wants_stop(trainer))
-        last = bookkeeping.is_last(self, ending, trainer)
-        place = RunPlace(self.round, self.local_epochs, self.epochs_done, leaving, last)
-        decide = functools.partial(bookkeeping.decide, self, ending)
-        decision = self.averaging.run(module, trainer.optimizers, self.record, place, decide, absent)
-        self._untaken = False
-        if decision is None:
-            self.ended = ending
-            return
-        self.relative_change, self.rule_epochs, self.stop_reason = decision
-        if self.record.absent and (others := self.averaging.others_place) != place:
-            catch_up(self, trainer, others)
-        self.averaged = True
-        save_shared_model(self, trainer)
+    def _averager_of(self, place: Place) -> Averager:
+        if self.settings.combine == "predictions":
+            return EnsembleAverager(place, self.settings)
+        if self.settings.overlap and not place.alone:
+            return OverlappedAverager(place, self.settings)
+        return MeanAverager(place, self.settings)
 
-    def close_books(self, trainer: pl.Trainer, stop: bool) -> None:
-        """Log the round and step to the next. Collective over the world."""
-        bookkeeping.close(self, self.books(self.epochs_done), trainer, stop)
-        self.begin_round()
+    @property
+    def _late_averager(self) -> OverlappedAverager:
+        averager = self._fit.averager
+        assert isinstance(averager, OverlappedAverager), "only there means are begun"
+        return averager
 
-    def begin_round(self) -> None:
-        """Step to the next."""
-        self.round += 1
-        self.epoch_in_round = 0
-        self.averaged = False
-        self.record = CenterRecord(self.center.name)
-        self.metrics = MetricsSplit()
-
-    # --- checks and small things ----------------------------------------------------------------------
-
-    def _connect(self, trainer: pl.Trainer) -> None:
+    def _connect(self, trainer: pl.Trainer) -> Place:
         """Find this process's place, once. Collective over the world."""
-        if not hasattr(self, "exchange"):
-            self.center = join_trainer(trainer, self.centers)
-            self.exchange = Exchange(self.center, self.round_timeout, self.lanes)
-            self.exchange.may_miss = self.restarts.on_failure == "continue_without"
+        if self._place is None:
+            center, settings = join_trainer(trainer, self._centers), self.settings
+            self._place = Place.of(center, settings.transfer_lanes, settings.round_timeout, settings.may_miss)
+        return self._place
+
+    @property
+    def _placed(self) -> Place:
+        assert self._place is not None, "from setup on"
+        return self._place
+
+
+@dataclass
+class _Fit:
+    """What one call of ``trainer.fit`` needs; made anew in ``setup``.
+
+    Attributes:
+        folder: the run's.
+        averager: what a round's end does to models.
+        rates: the optimizers' base rates.
+        metrics: which metrics speak of which model.
+        loaded: the averager's state, from a checkpoint.
+        clock: when the epoch began, or when what was trained in it was last booked.
+        batches, batch_examples: trained since then.
+        examples: that this process has trained on since it began.
+    """
+
+    folder: RunFolder | None = None
+    averager: Averager = field(default=None)  # type: ignore[assignment]
+    rates: BaseRates | None = None
+    metrics: MetricsSplit = field(default_factory=MetricsSplit)
+    loaded: Mapping[str, Any] | None = None
+    clock: float = 0.0
+    batches: int = 0
+    batch_examples: int = 0
+    examples: int = 0
+
+    @property
+    def folder_(self) -> RunFolder:
+        assert self.folder is not None, "from setup on"
+        return self.folder
+
+    @property
+    def rates_(self) -> BaseRates:
+        assert self.rates is not None, "from on_fit_start on"
+        return self.rates
+
+    def count(self, examples: int) -> None:
+        """A batch was trained."""
+        self.batches += 1
+        self.batch_examples += examples
+        self.examples += examples
+
+    def uncount(self) -> None:
+        """What was counted is booked, or lost."""
+        self.batches = self.batch_examples = 0
+
+
+def _exchange_settings(exchange: Any) -> dict[str, Any]:
+    """``exchange={"codec": name, "overlap": bool, "lanes": number}`` as arguments of :class:`Settings`.
+
+    Raises:
+        ConfigurationError: it is no such mapping.
+    """
+    keys = ("codec", "overlap", "lanes")
+    if exchange is not None and (not isinstance(exchange, dict) or set(exchange) - set(keys)):
+        known = ", ".join(f'"{key}"' for key in keys)
+        raise ConfigurationError(f"exchange must be a mapping with the keys {known}, or None; found {exchange!r}")
+    found = dict(exchange or {})
+    try:
+        found["codec"] = codec_of(found.get("codec", "fp32"))
+    except ValueError as error:
+        raise ConfigurationError(f"exchange: {error}") from error
+    return found
+
+
+def _limit(trainer: pl.Trainer) -> int | None:
+    """Local epochs of the run at which the Trainer ends; None: there is no such number."""
+    return trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None

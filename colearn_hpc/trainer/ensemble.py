@@ -13,9 +13,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -26,36 +27,56 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from colearn_hpc.algorithm.shared_model import FlatModel
+from colearn_hpc.between import Offer, Vector
 from colearn_hpc.errors import ConfigurationError
-from colearn_hpc.mpi.exchange import Exchange
-from colearn_hpc.trainer.averaging import Averaging, RunPlace
-from colearn_hpc.trainer.round_log import CenterRecord
+from colearn_hpc.protocol.messages import Topic, TopicKind
+from colearn_hpc.protocol.reports import CenterReport
+from colearn_hpc.protocol.run import Decision, RoundPlace
+from colearn_hpc.protocol.settings import Settings
+from colearn_hpc.trainer.averaging import Decide, MeanResult, arrive
+from colearn_hpc.trainer.place import Place
 
-D = TypeVar("D")
 
+class EnsembleAverager:
+    """An :class:`~colearn_hpc.trainer.averaging.Averager` for data centers that never exchange weights.
 
-class Ensemble(Averaging):
-    """Takes the place of :class:`Averaging` where data centers never exchange weights."""
+    Args:
+        place: this process's.
+        settings: of the run.
+    """
 
     shares_model = False
 
-    def __init__(self, exchange: Exchange) -> None:
-        super().__init__(exchange, optimizer_state="keep")
+    def __init__(self, place: Place, settings: Settings) -> None:
+        self._place, self._settings = place, settings
+        self._round = 0
         self._probabilities: list[Tensor] = []
         self._targets: list[Tensor] = []
+
+    def start_from(self, module: LightningModule) -> None:
+        """There is no shared model."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Members hold nothing between rounds."""
+
+    def show_local(self, module: LightningModule) -> None:
+        """The module is the member's own throughout."""
 
     def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
         return center_folder / "member.ckpt"
 
-    def run(
+    def take(
         self,
         module: LightningModule,
         optimizers: Sequence[Optimizer],
-        record: CenterRecord,
-        place: RunPlace,
-        decide: Callable[[float, bool], D],
+        report: CenterReport,
+        place: RoundPlace,
+        decide: Decide,
         absent: str = "",
-    ) -> D:
+    ) -> MeanResult:
         """Close a round without touching any weight or optimizer. Collective over the world.
 
         There is no shared model: its relative change and the members' divergence from it are NaN (null in files).
@@ -64,13 +85,13 @@ class Ensemble(Averaging):
             ParticipantError: when this member's model is not finite.
         """
         model = FlatModel.of(module)
-        arrivals = self.arrive(model, None, record, place, absent)
-        leaves = any(arrival.place.leaving for arrival in arrivals.values())
-        record.divergence = math.nan
-        self._probabilities, self._targets = [], []
-        decision = self.exchange.decide(f"round {place.round}: no mean", lambda: decide(math.nan, leaves))
-        self.exchange.commit()
-        return decision
+        given, report = arrive(self._place, self._settings, model, None, report, place, absent)
+        self._round, self._probabilities, self._targets = given.place.round, [], []
+        decision = self._place.conversation.decide(
+            Topic(TopicKind.NO_MEAN, place.round), lambda: decide(math.nan, given.leaves)
+        )
+        self._place.conversation.settled()
+        return MeanResult(replace(report, divergence=math.nan), Decision.from_plain(decision), given.place)
 
     @torch.no_grad()
     def predict(self, trainer: pl.Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
@@ -88,7 +109,7 @@ class Ensemble(Averaging):
         self._probabilities.append(probabilities.float().cpu())
         self._targets.append(batch[1].cpu())
 
-    def evaluate(self, trainer: pl.Trainer, module: LightningModule) -> dict[str, float]:
+    def shared_metrics(self, trainer: pl.Trainer, module: LightningModule) -> dict[str, float] | None:
         """The ensemble's metrics from what :meth:`predict` took in. Collective over the world.
 
         Returns:
@@ -97,31 +118,33 @@ class Ensemble(Averaging):
         Raises:
             ConfigurationError: on all ranks, when the data centers evaluate on different examples.
         """
-        exchange = self.exchange
+        site, conversation = self._place.site, self._place.conversation
         share = None
         if self._probabilities:
             probabilities, targets = torch.cat(self._probabilities).clone(), torch.cat(self._targets).clone()
             share = (evaluated_indices(trainer, len(targets)), probabilities, targets)
         self._probabilities, self._targets = [], []
-        shares = exchange.link.gather(share)
+        shares = site.gather(share)
         whole = None
         if shares is not None and all(s is not None for s in shares):
             whole = in_order([s for s in shares if s is not None])
         digest = None if whole is None else _digest(whole[1])
-        statuses = exchange.meet(f"round {self.others_place.round}: evaluation", digest)
-        digests = {c.name: statuses[c.leader].content for c in exchange.center.topology.centers}
-        if None in digests.values():
+        attendance = conversation.meet(Topic(TopicKind.EVALUATION, self._round), digest)
+        digests = [attendance.contents.get(k) for k in range(len(attendance.brought))]
+        if None in digests:
             return {}
-        if len(set(digests.values())) > 1:
+        if len(set(digests)) > 1:
+            names = ", ".join(self._place.between.names)
             raise ConfigurationError(
                 "ensemble-learning averages predictions for one evaluation set, but the data centers evaluate on "
-                f"different examples ({', '.join(digests)}); give all of them the same validation data, unshuffled"
+                f"different examples ({names}); give all of them the same validation data, unshuffled"
             ).on_all_ranks()
         if whole is None:
             return {}  # not a leader
         probabilities, targets = whole
         mean = probabilities.reshape(-1)
-        exchange.transfer.mean_of_leaders(mean, [1.0] * len(digests))
+        offer = Offer(Vector(mean), mean, [1.0] * len(digests), len(mean))
+        self._place.means.take(offer, attendance.present)  # leaders carry alone: the settings allow no more lanes
         return metrics_of(module, mean.view(probabilities.shape), targets)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import Counter
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from colearn_hpc.errors import ConfigurationError, TopologyError
-from colearn_hpc.mpi.topology import CentersSpec, DataCenter
+from colearn_hpc.join import CentersSpec, DataCenter
 from colearn_hpc.trainer.process_group import Sockets, leave_process_group, open_sockets
 
 log = logging.getLogger("colearn_hpc")
@@ -36,8 +37,7 @@ class DataCenterEnvironment(ClusterEnvironment):
         super().__init__()
         self.center = centers if isinstance(centers, DataCenter) else DataCenter.join(centers)
         # All collectives happen here: Lightning reads the properties below on some ranks and not on others.
-        sizes = self.center.world.allgather((self.center.name, self.center.host, self.center.local_size))
-        _check_equal_nodes(sizes)
+        _check_equal_nodes(self.center)
         self.renew_address()
 
     def renew_address(self) -> None:
@@ -140,12 +140,12 @@ def _reserve_port() -> socket.socket:
     return reserved
 
 
-def _check_equal_nodes(sizes: list[tuple[str, str, int]]) -> None:
-    for name in dict.fromkeys(center for center, _, _ in sizes):
-        hosts = {host: size for center, host, size in sizes if center == name}
-        if len(set(hosts.values())) > 1:
-            found = ", ".join(f"{size} on {host}" for host, size in hosts.items())
+def _check_equal_nodes(center: DataCenter) -> None:
+    for one in center.topology.centers:
+        ranks = Counter(one.hosts)
+        if len(set(ranks.values())) > 1:
+            found = ", ".join(f"{number} on {host}" for host, number in ranks.items())
             raise TopologyError(
-                f"data center {name} has different numbers of ranks on its hosts ({found}); Lightning needs the "
+                f"data center {one.name} has different numbers of ranks on its hosts ({found}); Lightning needs the "
                 "same number on each: with Slurm use --ntasks-per-node, with mpirun --map-by ppr:N:node"
             ).on_all_ranks()

@@ -14,9 +14,10 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,9 +25,7 @@ from pytorch_lightning.callbacks import Callback
 
 from colearn_hpc import faults
 from colearn_hpc.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from colearn_hpc.trainer.callback import CoLearning
+from colearn_hpc.trainer.standing import Standing
 
 KINDS = ("raise", "oom", "kill", "segfault", "hang", "nan", "nospace", "drop-link")
 MOMENTS = ("step", "validation", "exchange", "checkpoint")
@@ -101,19 +100,20 @@ class FaultInjector(Callback):
 
     Args:
         orders: texts for :meth:`Fault.parse`.
-        colearning: the run's callback, which knows the place.
+        standing: tells how the run stands, :meth:`CoLearning.standing`.
     """
 
-    def __init__(self, orders: list[str], colearning: CoLearning) -> None:
+    def __init__(self, orders: list[str], standing: Callable[[], Standing]) -> None:
         self._faults = [Fault.parse(order) for order in orders]
-        self._colearning = colearning
-        self._epoch = (0, 0)  # round, local epoch: CoLearning counts on before the epoch's last moments
+        self._standing = standing
+        self._epoch = (0, 0)  # round, local epoch: the run counts on before the epoch's last moments
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         faults.on_moment(lambda moment: self._strike(moment, pl_module))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch = (self._colearning.round, self._colearning.epoch_in_round)
+        now = self._standing()
+        self._epoch = (now.round, now.epoch)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -127,8 +127,10 @@ class FaultInjector(Callback):
             self._strike("validation", pl_module, batch_idx)
 
     def _strike(self, moment: str, module: pl.LightningModule, step: int = 0) -> None:
-        colearning = self._colearning
-        me = (colearning.center.name, colearning.center.rank)
+        if not self._faults:
+            return
+        now = self._standing()
+        me = (now.center, now.rank)
         for fault in self._faults:
             here = (fault.center, fault.rank) == me and fault.at == moment
             place = (fault.round, self._epoch[1] if moment == "exchange" else fault.epoch)
@@ -136,7 +138,7 @@ class FaultInjector(Callback):
                 self._fire(fault, module)
 
     def _fire(self, fault: Fault, module: pl.LightningModule) -> None:
-        file = self._colearning.round_log.center_folder / "faults.jsonl"
+        file = self._standing().center_folder / "faults.jsonl"
         if count_fired(file).get(fault.text, 0) >= fault.times:
             return
         with file.open("a") as lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import _set_sampler_epoch
@@ -94,6 +95,29 @@ def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
     for _ in range(skip):
         next(fetcher)
     fetcher.fetched -= skip
+
+
+def batches_done(trainer: pl.Trainer) -> tuple[int, bool]:
+    """Batches done in the epoch under way, and whether they are all; (0, False) between two epochs.
+
+    Raises:
+        CheckpointError: right now no run could go on as if nothing had happened: a batch is half trained, or an epoch
+            begins.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    # Annotated as their base class in 2.6.
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = loop.batch_progress.current
+    if epoch.ready == epoch.processed:
+        return 0, False
+    if epoch.started < epoch.ready:
+        raise CheckpointError("while a local epoch began")
+    if batches.processed < batches.ready or not batches.ready:
+        raise CheckpointError("in the middle of a batch")
+    trained = bool(loop.batch_progress.is_last_batch)
+    if trained and batches.completed < batches.processed:
+        raise CheckpointError("at the last batch of a local epoch, before its validation")
+    return int(batches.ready), trained
 
 
 def skip_epochs(trainer: pl.Trainer, epochs: int) -> None:

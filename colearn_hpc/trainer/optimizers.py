@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
+import pytorch_lightning as pl
 from torch import Tensor
 from torch.optim import Optimizer
 
-OptimizerState: TypeAlias = Literal["reset", "keep", "average"]
+from colearn_hpc.algorithm.learning_rate import LearningRateSchedule
+from colearn_hpc.errors import ConfigurationError
 
 
 class BaseRates:
@@ -63,3 +64,18 @@ def averaged_state(optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
                 if value.is_floating_point() and value.shape == parameter.shape:
                     found.append((f"optimizer {i}, parameter {j}, {key}", value))
     return found
+
+
+def check_scheduler(trainer: pl.Trainer, module: pl.LightningModule, schedule: LearningRateSchedule | None) -> None:
+    """Refuse a scheduler of the user's own beside ours: the two would fight over the rate.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    if schedule is not None and trainer.lr_scheduler_configs:
+        name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+        raise ConfigurationError(
+            f"{type(module).__name__}.configure_optimizers() returns a {name}, and CoLearning sets the rate by "
+            f"{type(schedule).__name__}: the two would overwrite each other. Return only the optimizer, or use "
+            'CoLearning(schedule="none")'
+        )

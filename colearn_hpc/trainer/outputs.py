@@ -5,47 +5,44 @@ from __future__ import annotations
 import logging
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from colearn_hpc.mpi.exchange import Exchange
+from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.trainer.lightning_gaps import callbacks_of, rename_version
+from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import save_atomically
-
-if TYPE_CHECKING:
-    from colearn_hpc.trainer.callback import CoLearning
 
 log = logging.getLogger("colearn_hpc")
 
 
-def separate_outputs(trainer: pl.Trainer, exchange: Exchange) -> None:
+def separate_outputs(trainer: pl.Trainer, place: Place) -> None:
     """Give each data center its own logger version and checkpoint folder where they would collide.
 
     The first data center keeps what the user set; the others get its data center's name appended.
     Collective over the world.
     """
-    center = exchange.center
-    if len(center.topology.centers) == 1:
+    center = place.center
+    if place.alone:
         return
     for logger in trainer.loggers:
         if not isinstance(logger, CSVLogger | TensorBoardLogger):
             continue  # services such as MLflow or W&B make a run of its own for each leader
         folder = str(Path(logger.log_dir).resolve())
-        if _collides(exchange, "logger", folder) and center.index != 0:
+        if _collides(place, "logger", folder) and center.index != 0:
             rename_version(logger, center.name)
     for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint):
             # ModelCheckpoint.setup, which runs after this, fills in the logger's folder if there is one.
             folder = str(callback.dirpath or (Path(trainer.default_root_dir).resolve() if not trainer.loggers else ""))
-            if folder and _collides(exchange, "checkpoints", folder) and center.index != 0:
+            if folder and _collides(place, "checkpoints", folder) and center.index != 0:
                 base_folder = Path(callback.dirpath or Path(trainer.default_root_dir) / "checkpoints")
                 callback.dirpath = str(base_folder / center.name)
 
 
-def saves_shared_model(folder: Path, exchange: Exchange) -> bool:
+def writes_shared_model(folder: Path, place: Place) -> bool:
     """Whether this data center writes ``shared.ckpt``: the first one does, and each that cannot see its folder.
 
     The same answer on all ranks of a data center. Collective over the world.
@@ -57,38 +54,37 @@ def saves_shared_model(folder: Path, exchange: Exchange) -> bool:
         (folder / name).touch()
         return name
 
-    marker = folder / exchange.decide("run folder", mark)
-    statuses = exchange.meet("run folder seen", marker.exists())
-    if exchange.center.is_first:
+    conversation, index = place.conversation, place.center.index
+    marker = folder / conversation.decide(Topic(TopicKind.RUN_FOLDER), mark)
+    attendance = conversation.meet(Topic(TopicKind.FOLDER_SEEN), marker.exists())
+    if conversation.presides:
         marker.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return (
-        exchange.center.index == 0
-        or not statuses[exchange.center.topology.centers[exchange.center.index].leader].content
-    )
+    return index == 0 or not attendance.contents[index]
 
 
-def save_shared_model(colearning: CoLearning, trainer: pl.Trainer) -> None:
-    """Write the module's weights where the round's model is kept. Collective over the data center.
+def save_model(trainer: pl.Trainer, path: Path, is_leader: bool, required: bool) -> None:
+    """Write the module's weights. Collective over the data center.
+
+    Args:
+        trainer: whose module.
+        path: where.
+        is_leader: whether this rank leads its data center.
+        required: it is the run's result; otherwise a disk that refuses is only warned of.
 
     Raises:
-        OSError: on the leader, when the disk refuses the run's result. Before that it is only a warning.
+        OSError: on the leader, when the disk refuses the run's result.
     """
-    averaging = colearning.averaging
-    if not colearning.saves_shared and averaging.shares_model:
-        return
-    path = averaging.checkpoint_path(colearning.folder, colearning.round_log.center_folder)
     try:
-        save_atomically(trainer, path, colearning.center, weights_only=True)
+        save_atomically(trainer, path, is_leader, weights_only=True)
     except OSError as error:
-        if colearning.stop_reason:
+        if required:
             raise
         log.warning("%s could not be written: %s", path, error)
 
 
-def _collides(exchange: Exchange, purpose: str, folder: str) -> bool:
+def _collides(place: Place, purpose: str, folder: str) -> bool:
     """Whether two leaders on hosts that may share a file system would write here. Collective over the world."""
-    leaders = {center.leader for center in exchange.center.topology.centers}
-    statuses = exchange.meet(f"{purpose} folders", folder)
-    folders = [status.content for rank, status in enumerate(statuses) if rank in leaders]
+    attendance = place.conversation.meet(Topic(TopicKind.OUTPUT_FOLDERS, detail=purpose), folder)
+    folders = list(attendance.contents.values())
     return len(set(folders)) < len(folders)

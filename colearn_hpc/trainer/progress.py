@@ -5,29 +5,33 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
-from colearn_hpc.trainer.callback import CoLearning
+from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.trainer.optimizers import first_rate
-from colearn_hpc.trainer.round_log import RoundRecord
+from colearn_hpc.trainer.standing import Standing
 
 _SECONDS_PER_LINE = 10.0  # in a log file, a line per local epoch would bury the rounds
 
 
 class RunProgress(ProgressBar):
-    """Shows round, local epoch, rate and relative change. Only the first leader of the run shows anything."""
+    """Shows round, local epoch, rate and relative change. Only the presiding leader of the run shows anything.
 
-    def __init__(self, colearning: CoLearning) -> None:
+    Args:
+        standing: tells how the run stands, :meth:`CoLearning.standing`.
+    """
+
+    def __init__(self, standing: Callable[[], Standing]) -> None:
         super().__init__()
-        self._colearning = colearning
+        self._standing = standing
         self._bar: tqdm[Any] | None = None
         self._enabled = True
-        self._records: list[RoundRecord] = []
+        self._records: list[RoundReport] = []
         self._terminal = sys.stderr.isatty()
         self._last_line = 0.0
 
@@ -41,10 +45,10 @@ class RunProgress(ProgressBar):
         self._say(" ".join(map(str, args)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        colearning = self._colearning
-        self._enabled = self._enabled and colearning.center.is_first
-        bound = f"{colearning.rounds} rounds" if colearning.rounds else "until the Trainer's limits"
-        self._say(f"co-learning over {colearning.center.topology.describe()}; {bound}; run folder {colearning.folder}")
+        now = self._standing()
+        self._enabled = self._enabled and now.presides
+        bound = f"{now.rounds} rounds" if now.rounds else "until the Trainer's limits"
+        self._say(f"co-learning over {now.centers}; {bound}; run folder {now.folder}")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._enabled and self._terminal:
@@ -67,9 +71,9 @@ class RunProgress(ProgressBar):
         elif self._enabled and time.monotonic() - self._last_line > _SECONDS_PER_LINE:
             # The callback before this one has already counted the epoch.
             self._last_line = time.monotonic()
-            self._say(f"{self._position(trainer, self._colearning.epoch_in_round)}  {metrics}")
+            self._say(f"{self._position(trainer, self._standing().epoch)}  {metrics}")
 
-    def round_closed(self, record: RoundRecord, doubled: bool) -> None:
+    def round_closed(self, record: RoundReport, doubled: bool) -> None:
         """Called by :class:`CoLearning` on the ranks of every data center when a round is in the books."""
         self._records.append(record)
         shared = _text(record.centers[0].shared_metrics)
@@ -78,9 +82,7 @@ class RunProgress(ProgressBar):
         what = f"averaged: relative change {change:.4f}" if math.isfinite(change) else "closed: predictions averaged"
         self._say(f"round {record.round} {what}  {shared}")
         if doubled:
-            self._say(
-                f"  T doubles: {self._colearning.local_epochs} -> {record.next_local_epochs} local epochs a round"
-            )
+            self._say(f"  T doubles: {record.local_epochs} -> {record.next_local_epochs} local epochs a round")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._records:
@@ -92,11 +94,11 @@ class RunProgress(ProgressBar):
         return metrics
 
     def _position(self, trainer: pl.Trainer, epoch: int | None = None) -> str:
-        colearning = self._colearning
-        number = colearning.epoch_in_round + 1 if epoch is None else epoch
-        change = "-" if colearning.relative_change is None else f"{colearning.relative_change:.4f}"
+        now = self._standing()
+        number = now.epoch + 1 if epoch is None else epoch
+        change = "-" if now.relative_change is None else f"{now.relative_change:.4f}"
         rate = first_rate(trainer.optimizers)
-        return f"round {colearning.round} epoch {number}/{colearning.local_epochs} rate {rate:.4g} change {change}"
+        return f"round {now.round} epoch {number}/{now.local_epochs} rate {rate:.4g} change {change}"
 
     def _say(self, text: str) -> None:
         if self._enabled:
@@ -104,7 +106,7 @@ class RunProgress(ProgressBar):
             sys.stderr.flush()
 
 
-def table(records: Sequence[RoundRecord]) -> str:
+def table(records: Sequence[RoundReport]) -> str:
     """The closing table: a line per round, metrics of the shared model as the first data center saw them."""
     metrics = list(dict.fromkeys(name for record in records for name in record.centers[0].shared_metrics))
     rows = [["round", "T", "epochs", "rate", "change", *metrics, "train s", "wait s", "exchange s", "MB sent"]]

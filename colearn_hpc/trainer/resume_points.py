@@ -15,17 +15,18 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from typing import TypeAlias
 
 import pytorch_lightning as pl
 
 from colearn_hpc import faults
 from colearn_hpc.errors import CheckpointError
-from colearn_hpc.mpi.exchange import Exchange
-from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.protocol.messages import Topic, TopicKind
+from colearn_hpc.trainer.place import Place
 
 log = logging.getLogger("colearn_hpc")
 
-Place = tuple[int, int, int]  # rounds done, epochs done, batches done in the epoch under way
+Moment: TypeAlias = "tuple[int, int, int]"  # rounds done, epochs done, batches done in the epoch under way
 
 _POINT = re.compile(r"resume-round(\d+)-epoch(\d+)(?:-batch(\d+))?\.ckpt")
 
@@ -36,19 +37,19 @@ def path_of(folder: Path, rounds: int, epochs: int, batches: int = 0) -> Path:
     return folder / f"resume-round{rounds:06d}-epoch{epochs:06d}{middle}.ckpt"
 
 
-def list_resume_points(folder: Path) -> dict[Place, Path]:
+def list_resume_points(folder: Path) -> dict[Moment, Path]:
     """(rounds done, epochs done, batches done in the epoch under way) -> file."""
     found = {path: _POINT.fullmatch(path.name) for path in folder.glob("resume-*.ckpt")}
     return {(int(match[1]), int(match[2]), int(match[3] or 0)): path for path, match in found.items() if match}
 
 
-def sound_points(folder: Path) -> dict[Place, Path]:
+def sound_points(folder: Path) -> dict[Moment, Path]:
     """The points that can be read back; warns of the others."""
     points = list_resume_points(folder)
-    for place, path in list(points.items()):
+    for moment, path in list(points.items()):
         if damage := damage_of(path):
             log.warning("resume point %s is damaged (%s) and is passed over", path, damage)
-            del points[place]
+            del points[moment]
     return points
 
 
@@ -61,7 +62,7 @@ def damage_of(path: Path) -> str:
         return str(error) or type(error).__name__
 
 
-def obsolete(points: dict[Place, Path]) -> list[Path]:
+def obsolete(points: dict[Moment, Path]) -> list[Path]:
     """All but the newest, and the newest with fewer rounds done than that."""
     if not points:
         return []
@@ -70,7 +71,7 @@ def obsolete(points: dict[Place, Path]) -> list[Path]:
     return [path for key, path in points.items() if key not in (newest, before)]
 
 
-def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
+def find_resume_point(run_folder: Path, place: Place) -> Path | None:
     """The newest resume point of this data center that fits all others'. Collective over the world.
 
     Returns:
@@ -79,16 +80,18 @@ def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
     Raises:
         CheckpointError: on all ranks, if some data center has none that fits.
     """
-    center = exchange.center
+    center = place.center
     folder = run_folder / "centers" / center.name
     # The leader reads, which may take a while; every rank must see the same.
-    points = exchange.link.bcast(sound_points(folder) if center.is_leader else {})
+    points = place.site.bcast(sound_points(folder) if center.is_leader else {})
     files = [path.name for path in list_resume_points(folder).values()]
-    statuses = exchange.meet("resume points", (sorted({rounds for rounds, _, _ in points}), files))
-    offered = {status.center: set(status.content[0]) for status in statuses}
+    mine = [sorted({rounds for rounds, _, _ in points}), files]
+    contents = place.conversation.meet(Topic(TopicKind.RESUME_POINTS), mine).contents
+    names = place.between.names
+    offered = {names[k]: set(rounds) for k, (rounds, _) in contents.items()}
     if not any(offered.values()):
-        if damaged := {status.center: status.content[1] for status in statuses if status.content[1]}:
-            found = "; ".join(f"{name}: {', '.join(names)}" for name, names in damaged.items())
+        if damaged := {names[k]: there for k, (_, there) in contents.items() if there}:
+            found = "; ".join(f"{name}: {', '.join(there)}" for name, there in damaged.items())
             raise CheckpointError(
                 f"no resume point in {run_folder} can be read ({found}); bring them back, or start "
                 "anew with --overwrite"
@@ -108,49 +111,51 @@ def find_resume_point(run_folder: Path, exchange: Exchange) -> Path | None:
             "start anew with another --name"
         ).on_all_ranks()
     rounds_done = max(common)
-    return points[max(place for place in points if place[0] == rounds_done)]
+    return points[max(moment for moment in points if moment[0] == rounds_done)]
 
 
-def find_newest_point(run_folder: Path, exchange: Exchange, whole_epochs: bool = False) -> Path:
+def find_newest_point(run_folder: Path, place: Place) -> Path:
     """Where this data center alone can begin again. Collective over the data center.
 
     Args:
         run_folder: of the run.
-        exchange: its conversation.
-        whole_epochs: only points at a local epoch's end.
+        place: this process's.
 
     Raises:
         CheckpointError: the newest point is damaged or gone: an older one would be before what is told again.
     """
-    folder, newest = run_folder / "centers" / exchange.center.name, None
-    if exchange.center.is_leader:
+    folder, newest = run_folder / "centers" / place.center.name, None
+    if place.center.is_leader:
         points = list_resume_points(folder)
-        newest = max((place for place in points if not (whole_epochs and place[2])), default=None)
+        newest = max(points, default=None)
         if newest is not None and (damage := damage_of(points[newest])):
             log.warning("resume point %s is damaged: %s", points[newest], damage)
             newest = None
-    newest = exchange.link.bcast(newest)
+    newest = place.site.bcast(newest)
     if newest is None:
         raise CheckpointError(f"{folder} holds no resume point from which this data center could begin again")
     return path_of(folder, *newest)
 
 
-def check_same_place(start: str, exchange: Exchange) -> None:
+def check_same_place(start: str, place: Place) -> None:
     """All data centers start afresh, or all continue the same round of the same run. Collective over the world.
 
     Raises:
         CheckpointError: on all ranks, if they would not.
     """
-    places = {status.content: status.center for status in exchange.meet("places", start)}
+    name = place.center.name
+    place.conversation.agree(start, lambda one, other: f"the ranks of {name} continue from {one} and from {other}")
+    contents = place.conversation.meet(Topic(TopicKind.PLACES), start).contents
+    places = {where: place.between.names[k] for k, where in contents.items()}
     if len(places) > 1:
-        found = "; ".join(f"{center} at {place}" for place, center in places.items())
+        found = "; ".join(f"{center} at {where}" for where, center in places.items())
         raise CheckpointError(
             f"the data centers would continue from different places ({found}); give each its own resume point "
             "of the same run and round (`--resume` chooses them)"
         ).on_all_ranks()
 
 
-def save_atomically(trainer: pl.Trainer, path: Path, center: DataCenter, weights_only: bool = False) -> None:
+def save_atomically(trainer: pl.Trainer, path: Path, is_leader: bool, weights_only: bool = False) -> None:
     """``trainer.save_checkpoint`` under a temporary name, then rename. Collective over the data center.
 
     Raises:
@@ -163,7 +168,7 @@ def save_atomically(trainer: pl.Trainer, path: Path, center: DataCenter, weights
         temporary.unlink(missing_ok=True)
         trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks already wait
         raise
-    if center.is_leader:
+    if is_leader:
         faults.reached("checkpoint")
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

@@ -20,6 +20,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 _received: list[str] = []
 _previous: dict[int, Any] = {}
+_ends_workers = False
 
 
 def listen() -> None:
@@ -28,14 +29,17 @@ def listen() -> None:
     Lightning's own SIGTERM handler, set when a fit begins, broadcasts from within the handler: on ranks that are
     signalled at different batches that would mix up their collectives.
     """
+    global _ends_workers
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             before = signal.signal(number, _note)
             if before is not _note:
                 _previous.setdefault(number, before)
+        if not _ends_workers:
+            _ends_workers = True
+            atexit.register(_end_workers)
 
 
-@atexit.register
 def _end_workers() -> None:
     """The interpreter would TERM data loaders' workers and wait for them, for ever if one hangs in its fork, with our
     handler and no turn to run it: CPython before 3.11.10 and 3.12 can (gh-112275)."""

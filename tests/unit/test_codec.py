@@ -13,7 +13,7 @@ from colearn_hpc.algorithm.codec import BLOCK, NAMES, codec_of
 from colearn_hpc.errors import ConfigurationError
 
 CODECS = [name for name in NAMES if name != "fp32"]
-RATIOS = {"bf16": 0.51, "fp16": 0.51, "int8": 0.27}
+RATIOS = {"bf16": 0.51, "fp16": 0.51, "int8": 0.27, "int4": 0.13, "topk": 0.016}
 BIGGEST_BF16 = float(np.float32(3.389e38))
 
 
@@ -31,11 +31,17 @@ def bound(name, values):
     table = torch.nn.functional.pad(values.double().abs(), (0, -len(values) % BLOCK)).view(-1, BLOCK)
     largest = table.amax(1, keepdim=True).expand_as(table).reshape(-1)[: len(values)]
     size = values.double().abs()
+    chunks = torch.nn.functional.pad(values.double().abs(), (0, -len(values) % 4096)).view(-1, 4096)
+    kept = [-(-min(4096, len(values) - 4096 * i) // 32) for i in range(len(chunks))]
+    least = torch.tensor([float(chunk.topk(k).values[-1]) for chunk, k in zip(chunks, kept, strict=True)])
+    left = torch.maximum(least, chunks.amax(1) / 13.9)[:, None].expand_as(chunks).reshape(-1)[: len(values)]
     # 2⁻¹⁴⁹ is float32's smallest number; a scale that small is itself rounded.
     return {
         "bf16": size * 2.0**-8 + 2.0**-133,
         "fp16": size * 2.0**-11 + largest * 2.0**-38 + 2.0**-149,
         "int8": largest / 253 + 127 * 2.0**-149,
+        "int4": largest / 13.9 + 7 * 2.0**-149,
+        "topk": left + 7 * 2.0**-149,
     }[name]
 
 
@@ -52,7 +58,7 @@ def test_any_finite_numbers(name, values):
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("exponent", [-149, -140, -127, -126, -100, -20, 0, 20, 100, 126])
-@pytest.mark.parametrize("count", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 7])
+@pytest.mark.parametrize("count", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 7, 33 * 4096 + 45])
 def test_scales_and_shapes(name, exponent, count):
     values = torch.from_numpy(np.random.default_rng(count).uniform(-1, 1, count) * 2.0**exponent).float()
     assert ((round_trip(name, values).double() - values.double()).abs() <= bound(name, values)).all()
@@ -87,15 +93,78 @@ def test_encoding_again_changes_nothing(name):
     assert torch.allclose(round_trip(name, once), once, rtol=1e-6)
 
 
+def test_topk_sends_the_largest_and_nothing_else():
+    values = torch.randn(4096 + 64, generator=torch.Generator().manual_seed(0))
+    found = round_trip("topk", values)
+    for part, kept in ((slice(4096), 128), (slice(4096, None), 2)):
+        places = values[part].abs().topk(kept).indices.sort().values
+        assert torch.equal(found[part].nonzero()[:, 0], places)
+
+
+@pytest.mark.parametrize(("name", "count", "size"), [("int4", 513, 257 + 12), ("topk", 4096 + 33, 2 * 130 + 8)])
+def test_length_of_a_message_to_the_byte(name, count, size):
+    """Half a byte a value and 4 a block; 2 bytes for one value of 32 and 4 a chunk."""
+    assert codec_of(name).nbytes(count) == size
+
+
+def test_a_message_is_the_same_wherever_it_is_decoded_from():
+    """A message is bytes: what a leader receives lies at another address than what was sent."""
+    for name in CODECS:
+        codec, values = codec_of(name), torch.randn(5000, generator=torch.Generator().manual_seed(1))
+        message = torch.empty(codec.nbytes(5000), dtype=torch.uint8)
+        codec.encode(values, message)
+        there, here = torch.empty(5000), torch.empty(5000)
+        codec.decode(torch.from_numpy(np.frombuffer(message.numpy().tobytes(), np.uint8).copy()), there)
+        codec.decode(message, here)
+        assert torch.equal(here, there)
+
+
+def distance_left(name, feedback, size, rounds, rate, spread):
+    """From the common minimum of three quadratics, relative; each round is a step of gradient descent and its mean.
+
+    So only the codec keeps the mean from the minimum. The rate falls a hundredfold over the rounds.
+    """
+    generator = torch.Generator().manual_seed(2)
+    targets = torch.randn((3, size), generator=generator)
+    targets = targets[:1] + spread * (targets - targets[:1])
+    curvatures = 0.5 + torch.rand((3, size), generator=generator)
+    optimum = (curvatures * targets).sum(0) / curvatures.sum(0)
+    shared, owed, owed_mean = torch.zeros(size), torch.zeros(3, size), torch.zeros(size)
+    for i in range(rounds):
+        steps = -rate * 0.01 ** (i / rounds) * curvatures * (shared - targets) + feedback * owed
+        sent = torch.stack([round_trip(name, step) if name != "fp32" else step for step in steps])
+        mean = sent.mean(0) + feedback * owed_mean
+        applied = round_trip(name, mean) if name != "fp32" else mean
+        owed, owed_mean, shared = steps - sent, mean - applied, shared + applied
+    return float((shared - optimum).norm() / optimum.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "rounds", "rate", "spread"),
+    [("int8", 1500, 150, 0.3, 1), ("int4", 1500, 400, 0.1, 1), ("topk", 4200, 1000, 0.05, 0)],
+)
+def test_feedback_reaches_what_float32_reaches(name, size, rounds, rate, spread):
+    exact, found, without = (
+        distance_left(*arm, size, rounds, rate, spread) for arm in (("fp32", True), (name, True), (name, False))
+    )
+    assert exact < 1e-3 and found < 1.1 * exact and without > 5 * exact
+
+
+def test_topk_lags_where_data_centers_disagree():
+    """What they disagree on at the minimum is owed for about 32 rounds: its error goes only as the rate goes."""
+    settled, unfed = (distance_left("topk", feedback, 4200, 1000, 0.05, 1) for feedback in (True, False))
+    assert 0.005 < settled < 0.05 < unfed
+
+
 def test_unknown_codec():
-    with pytest.raises(ValueError, match="codec must be one of fp32, bf16, fp16, int8; found 'zip'"):
+    with pytest.raises(ValueError, match="codec must be one of fp32, bf16, fp16, int8, int4, topk; found 'zip'"):
         codec_of("zip")
 
 
 @pytest.mark.parametrize(
     ("exchange", "message"),
     [
-        ({"codec": "zip"}, "exchange: codec must be one of fp32, bf16, fp16, int8; found 'zip'"),
+        ({"codec": "zip"}, "exchange: codec must be one of fp32, bf16, fp16, int8, int4, topk; found 'zip'"),
         ({"codecs": "int8"}, "exchange must be a mapping"),
         ({"lanes": 0}, "exchange: lanes must be a whole number, at least 1, or null; found 0"),
         ({"lanes": True}, "exchange: lanes must be a whole number"),

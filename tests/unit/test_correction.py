@@ -5,10 +5,15 @@ import torch
 from torch import nn
 
 from colearn_hpc import CoLearning, OuterSGD
+from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.overlap import correct
 from colearn_hpc.algorithm.shared_model import FlatModel
-from colearn_hpc.errors import ConfigurationError
-from colearn_hpc.mpi.journal import Journal
+from colearn_hpc.algorithm.slice_sums import Squares
+from colearn_hpc.between import Compression, MeanFacts, Offer, Vector
+from colearn_hpc.errors import ConfigurationError, PeerError
+from colearn_hpc.protocol.journal import Remembered
+from colearn_hpc.protocol.messages import Arrival, Outcome, Present, Topic, TopicKind
+from colearn_hpc.protocol.settings import codec_name
 
 
 def test_the_correction():
@@ -71,16 +76,141 @@ def test_no_truth_value(value):
 
 
 def test_codecs_and_overlap_go_together():
-    both = CoLearning(exchange={"codec": "int8", "overlap": True})
-    assert (both.codec, both.overlaps) == ("int8", True) and not CoLearning().overlaps
+    both = CoLearning(exchange={"codec": "int8", "overlap": True}).settings
+    assert (codec_name(both), both.overlap) == ("int8", True) and not CoLearning().settings.overlap
 
 
-def test_a_gap_in_the_journal_lasts_until_the_next_resume_point():
-    journal = Journal()
-    assert not journal.whole
-    journal.kept = True
-    assert journal.whole
-    journal.gap = True
-    assert not journal.whole
-    journal.clear()
-    assert journal.whole
+# --- what can be told again after a restart -----------------------------------------------------------
+
+ROUND = Topic(TopicKind.ROUND, 1)
+MEAN = Topic(TopicKind.MEAN, 1)
+
+
+class Between:
+    """Between this data center and one that brings the same; a mean is twice the vector. Counts what it is asked."""
+
+    index, names, carries, tells = 0, ("dc0", "dc1"), True, False
+
+    def __init__(self):
+        self.asked = 0
+
+    def meet(self, topic, brought, patience, may_miss):
+        self.asked += 1
+        return Outcome(topic, (Arrival(topic, brought), Arrival(topic, Present(self.asked))))
+
+    def begin_mean(self, offer, present):
+        self.asked += 1
+        return Doubled(offer, self.asked)
+
+
+class Doubled:
+    def __init__(self, offer, number):
+        self.offer, self.number = offer, number
+
+    def advance(self):
+        pass
+
+    def finish(self, idle=None):
+        source, compression = self.offer.source, self.offer.compression
+        torch.mul(source.read(0, source.size, self.offer.result), 2, out=self.offer.result)
+        if compression is not None:
+            compression.prepare(source.size)
+            compression.pending.fill_(self.number)
+        return MeanFacts(self.number, Squares(), finite=True, distance=0.0)
+
+
+@pytest.fixture
+def journal():
+    journal = Remembered(Between())
+    journal.remembers = True
+    return journal
+
+
+def meet(journal, topic=ROUND, content=None):
+    return journal.meet(topic, Present(content), None, False)
+
+
+def offer(value, compression=None):
+    return Offer(Vector(torch.full((3,), value)), torch.empty(3), [1.0, 1.0], 3, compression=compression)
+
+
+def take(journal, offer):
+    return journal.begin_mean(offer, (0, 1)).finish()
+
+
+def test_a_gap_in_the_journal_lasts_until_the_next_resume_point(journal):
+    assert not Remembered(Between()).complete, "nothing is written down"
+    assert journal.complete
+    under_way = journal.begin_mean(offer(1.0), (0, 1))
+    journal.forget()  # a resume point with a mean under way
+    assert journal.complete
+    under_way.finish()
+    assert not journal.complete, "the others have done with it, and who begins again would ask for it"
+    journal.forget()
+    assert journal.complete
+
+
+def test_only_the_last_mean_can_be_told_again(journal):
+    take(journal, offer(1.0))
+    assert journal.complete
+    journal.begin_mean(offer(2.0), (0, 1))
+    assert not journal.complete, "its vector is the next one's memory"
+    journal.forget()
+    assert journal.complete
+
+
+def test_what_was_heard_is_told_again_in_order(journal):
+    """... as often as it takes, and the others are not asked."""
+    heard = [meet(journal, content="a"), take(journal, offer(1.0)), meet(journal, MEAN)]
+    for _ in range(2):
+        journal.tell_again()
+        assert journal.tells
+        mine = offer(5.0)
+        told = [meet(journal, content="b"), take(journal, mine), meet(journal, MEAN)]
+        assert told == heard and mine.result.tolist() == [2.0] * 3
+        assert not journal.tells
+    assert journal._inner.asked == 3
+    assert meet(journal).arrivals[1].brought.content == 4, "from here on it is asked"
+
+
+def test_a_resume_point_makes_it_forget(journal):
+    meet(journal)
+    journal.forget()
+    meet(journal, MEAN)
+    journal.tell_again()
+    assert meet(journal, MEAN).arrivals[1].brought.content == 2 and not journal.tells
+
+
+def test_without_restarts_nothing_is_written_down():
+    journal = Remembered(Between())
+    meet(journal)
+    take(journal, offer(1.0))
+    journal.tell_again()
+    assert not journal.tells
+
+
+def test_a_failure_ends_the_telling(journal):
+    meet(journal)
+    journal.tell_again()
+    journal.stop_telling()
+    assert not journal.tells and meet(journal).arrivals[1].brought.content == 2
+
+
+@pytest.mark.parametrize("ask", [lambda j: meet(j, MEAN), lambda j: take(j, offer(1.0))])
+def test_who_comes_elsewhere_is_told_nothing(journal, ask):
+    meet(journal)
+    journal.tell_again()
+    with pytest.raises(PeerError, match=r"after its restart this data center came to .* had come to `round 1` before"):
+        ask(journal)
+
+
+def test_error_feedback_is_told_again(journal):
+    """What is pending when the mean comes is the residual after the commit: that is before the restart."""
+    before, after = (Compression(codec_of("int8")) for _ in range(2))
+    take(journal, offer(1.0, before))
+    before.commit()
+    assert before.residual.tolist() == [1.0] * 3
+    journal.tell_again()
+    take(journal, offer(1.0, after))
+    after.commit()
+    assert after.residual.tolist() == [1.0] * 3

@@ -3,7 +3,9 @@
 import pytest
 
 from colearn_hpc.errors import TopologyError
-from colearn_hpc.mpi.lanes import Place, deal
+from colearn_hpc.mpi.lanes import Place, deal, places_of
+from colearn_hpc.mpi.topology import Topology
+from colearn_hpc.trainer.means import parts_of
 
 
 def ranks(*centers):
@@ -43,3 +45,22 @@ def test_ranks_dealt_in_turn():
 def test_too_many():
     with pytest.raises(TopologyError, match=r"lanes=3 needs as many ranks in every data center; .* index 1 has 2"):
         deal(ranks([4], [2]), 3)
+
+
+def test_places_follow_from_hosts():
+    """Two data centers on shared nodes, ranks dealt in turn: nodes are counted inside each data center."""
+    topology = Topology.of_names(["a", "b", "a", "b", "a"]).on_hosts(["n0", "n1", "n1", "n0", "n0"])
+    found = [(place.center, place.node_rank, place.local_rank) for place in places_of(topology)]
+    assert found == [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1)]
+    assert deal(places_of(topology)) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 100, 1000, 4099])
+@pytest.mark.parametrize("lanes", [1, 2, 3, 7])
+def test_parts_cover_a_vector(size, lanes):
+    """Each element once, in order; parts begin with a cache line, and differ by two of them at most."""
+    parts = parts_of(size, lanes)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(size))
+    assert len(parts) == lanes
+    assert all(part.start % 16 == 0 or part.start == size for part in parts)
+    assert all(abs(part.stop - part.start - size / lanes) < 32 for part in parts)

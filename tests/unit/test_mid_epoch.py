@@ -13,6 +13,7 @@ from colearn_hpc import CoLearning
 from colearn_hpc.cli.data import main as data
 from colearn_hpc.data import ShardDataModule
 from colearn_hpc.errors import RESUME_CODE, Interrupted
+from colearn_hpc.trainer.run_folder import read_lines
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -64,7 +65,7 @@ def fit(run, shards, *callbacks, workers=0, resume=False, **settings):
     module = ShardDataModule(str(shards / "dc0.h5"), batch_size=16, num_workers=workers)
     path = colearning.resume_path() if resume else None
     trainer.fit(net, module, ckpt_path=path)
-    metrics = colearning.last_record.centers[0].local_metrics
+    metrics = read_lines(run / "rounds.jsonl")[-1]["centers"][0]["local_metrics"]
     return [value.clone() for value in net.state_dict().values()], metrics
 
 

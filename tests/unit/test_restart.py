@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from colearn_hpc.errors import ConfigurationError, FingerprintError
+from colearn_hpc.protocol.failures import Failure, RestartPolicy
 from colearn_hpc.trainer.fingerprint import check_unchanged
 from colearn_hpc.trainer.inject import Fault, count_fired
-from colearn_hpc.trainer.restart import Failure, Restarts
 from colearn_hpc.trainer.resume_points import damage_of, path_of, sound_points
 
 
@@ -20,40 +20,40 @@ def felt(rank):
 
 
 def test_the_cause_is_told_and_not_what_its_peers_felt():
-    verdict = Restarts().judge([felt(0), failure(1), felt(2)])
+    verdict = RestartPolicy().judge([felt(0), failure(1), felt(2)])
     assert (verdict.action, verdict.text, verdict.number) == ("restart", "KeyError: 'x'", 1)
 
 
 def test_the_same_error_at_the_same_batch_is_not_tried_again():
-    restarts = Restarts(limit=5)
-    assert restarts.judge([failure()]).action == "restart"
-    verdict = restarts.judge([failure()])
+    policy = RestartPolicy(limit=5)
+    assert policy.judge([failure()]).action == "restart"
+    verdict = policy.judge([failure()])
     assert verdict.action == "stop" and "would come again" in verdict.text
 
 
 @pytest.mark.parametrize("other", [{"place": (1, 0, 4)}, {"line": "KeyError at a.py:6"}, {"rank": 1}])
 def test_another_error_is_tried_again(other):
-    restarts = Restarts()
-    restarts.judge([failure()])
-    assert restarts.judge([failure(**other)]).number == 2
+    policy = RestartPolicy()
+    policy.judge([failure()])
+    assert policy.judge([failure(**other)]).number == 2
 
 
 def test_restarts_are_counted_by_round():
-    restarts = Restarts(limit=2)
+    policy = RestartPolicy(limit=2)
     steps = [(1, 0, 1), (1, 0, 2), (2, 0, 3), (2, 0, 4), (2, 0, 5)]
-    actions = [restarts.judge([failure(place=place)]).action for place in steps]
+    actions = [policy.judge([failure(place=place)]).action for place in steps]
     assert actions == ["restart"] * 4 + ["stop"]
 
 
 def test_continue_without():
-    restarts = Restarts(limit=0, on_failure="continue_without")
-    assert restarts.judge([failure()]).action == "sit out"
+    policy = RestartPolicy(limit=0, on_failure="continue_without")
+    assert policy.judge([failure()]).action == "sit out"
     # The round's mean holds this data center's part already: there is nothing left to sit out.
-    assert restarts.judge([failure(averaged=True)]).action == "stop"
+    assert policy.judge([failure(averaged=True)]).action == "stop"
 
 
 def test_one_rank_that_cannot_begin_again_ends_it_for_all():
-    assert Restarts().judge([failure(), failure(1, restartable=False)]).action == "stop"
+    assert RestartPolicy().judge([failure(), failure(1, restartable=False)]).action == "stop"
 
 
 def test_faults_are_read():

@@ -98,13 +98,13 @@ def test_every_arm_of_a_study_is_a_configuration_that_fit_takes(arm: str) -> Non
     parsed = parser.parse_object({"colearning": settings["colearning"]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the parser's own deprecation
-        callback = parser.instantiate_classes(parsed).colearning
+        found = parser.instantiate_classes(parsed).colearning.settings
     schedule, rule = arm.split("+") if "+" in arm else {"fedavg": ("constant", "fle")}.get(arm, ("elr", "fle"))
     rule = "qsr" if arm == "qsr" else rule
-    assert type(callback.schedule).__name__ == {"clr": "CyclicalLR", "elr": "ExponentialLR"}.get(schedule, "ConstantLR")
+    assert type(found.schedule).__name__ == {"clr": "CyclicalLR", "elr": "ExponentialLR"}.get(schedule, "ConstantLR")
     expected = {"ile": "IncreasingEpochs", "fle": "FixedEpochs", "qsr": "QuadraticEpochs"}[rule]
-    assert type(callback.rule).__name__ == expected and callback.rule.first() == 3
-    assert (callback.outer_optimizer is not None) == (arm == "diloco")
+    assert type(found.rule).__name__ == expected and found.rule.first() == 3
+    assert (found.outer_optimizer is not None) == (arm == "diloco")
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,14 @@ def test_hostlists(text, hosts):
     assert expand_hostlist(text) == hosts
 
 
-@pytest.mark.parametrize(("environ", "limit"), [({}, 528384), ({"OMPI_MCA_btl_tcp_eager_limit": "7"}, 7)])
+@pytest.mark.parametrize(("environ", "limit"), [({}, 528384), ({"OMPI_MCA_btl_tcp_eager_limit": "70000"}, 70000)])
 def test_open_mpi_sends_slices_without_asking(environ, limit):
     """Unless somebody has chosen otherwise; a slice of float64 and its header fit."""
-    code = "import os, colearn_hpc.mpi; print(os.environ['OMPI_MCA_btl_tcp_eager_limit'])"
+    code = (
+        "import os; before = dict(os.environ); from colearn_hpc import DataCenter; "
+        "assert dict(os.environ) == before, 'importing changes nothing'; DataCenter.join(); "
+        "print(os.environ['OMPI_MCA_btl_tcp_eager_limit'])"
+    )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OMPI_MCA_btl")}
     done = subprocess.run([sys.executable, "-c", code], env=clean | environ, capture_output=True, text=True, check=True)
     assert int(done.stdout) == limit

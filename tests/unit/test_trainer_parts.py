@@ -10,21 +10,25 @@ import torch
 from pytorch_lightning.demos.boring_classes import BoringModel
 from torch import nn
 
-from colearn_hpc import CoLearning, ConstantLR, CyclicalLR, FixedEpochs, IncreasingEpochs
+from colearn_hpc import CoLearning, ConstantLR, CyclicalLR, DataCenter, FixedEpochs, IncreasingEpochs
+from colearn_hpc.algorithm.local_epochs import checked_epochs
 from colearn_hpc.errors import ColearnError, ConfigurationError
-from colearn_hpc.trainer import rules
+from colearn_hpc.protocol.reports import CenterReport, RoundReport
+from colearn_hpc.protocol.run import RunState
+from colearn_hpc.protocol.settings import describe
 from colearn_hpc.trainer.fingerprint import fingerprint
+from colearn_hpc.trainer.generators import generators, set_generators
 from colearn_hpc.trainer.lightning_gaps import pass_over_empty_hooks
 from colearn_hpc.trainer.metrics import batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, averaged_state, first_rate, reset_state
 from colearn_hpc.trainer.progress import table
-from colearn_hpc.trainer.recovery import generators, list_resume_points, obsolete, set_generators
-from colearn_hpc.trainer.round_log import CenterRecord, RoundLog, RoundRecord, read_lines, write_atomically
+from colearn_hpc.trainer.resume_points import list_resume_points, obsolete
+from colearn_hpc.trainer.run_folder import RunFolder, read_lines, write_atomically
 
 
 def record(index, change=0.5, **shared):
-    center = CenterRecord("dc0", examples=10, shared_metrics=shared)
-    return RoundRecord(index, 5, [0.1, 0.05], change, 5 * index + 5, 5, [center])
+    center = CenterReport("dc0", examples=10, shared_metrics=shared)
+    return RoundReport(index, 5, [0.1, 0.05], change, 5 * index + 5, 5, [center])
 
 
 # --- the run folder -----------------------------------------------------------------------------------
@@ -32,7 +36,7 @@ def record(index, change=0.5, **shared):
 
 @pytest.fixture
 def log(tmp_path):
-    log = RoundLog(tmp_path / "run", "dc0", writes_run=True, writes_center=True)
+    log = RunFolder(tmp_path / "run", "dc0", writes_run=True, writes_center=True)
     yield log
     log.close()
 
@@ -63,9 +67,9 @@ def test_rewind_drops_the_rounds_that_come_again(log):
 
 
 def test_only_the_first_leader_writes_the_run(tmp_path):
-    log = RoundLog(tmp_path / "run", "dc1", writes_run=False, writes_center=True)
+    log = RunFolder(tmp_path / "run", "dc1", writes_run=False, writes_center=True)
     log.append(record(0))
-    log.summarize(status="finished")
+    log.summarize(RunState.new("dc1", 5), DataCenter.join(), status="finished")
     log.rewind(0)
     log.close()
     assert {p.name for p in (tmp_path / "run").rglob("*") if p.is_file()} == {"log.txt"}
@@ -149,11 +153,11 @@ def test_lightning_passes_over_empty_hooks(tmp_path):
 
 
 def test_names_mean_rules():
-    callback = CoLearning(local_epochs=3, epsilon=0.2, decay=0.5, max_local_epochs=9)
-    assert callback.schedule == CyclicalLR(0.5) and callback.rule == IncreasingEpochs(3, 0.2, 9)
-    callback = CoLearning(local_epochs=3, schedule="constant", local_epochs_rule="fle")
-    assert callback.schedule == ConstantLR() and callback.rule == FixedEpochs(3)
-    assert CoLearning(schedule="none").schedule is None
+    settings = CoLearning(local_epochs=3, epsilon=0.2, decay=0.5, max_local_epochs=9).settings
+    assert settings.schedule == CyclicalLR(0.5) and settings.rule == IncreasingEpochs(3, 0.2, 9)
+    settings = CoLearning(local_epochs=3, schedule="constant", local_epochs_rule="fle").settings
+    assert settings.schedule == ConstantLR() and settings.rule == FixedEpochs(3)
+    assert CoLearning(schedule="none").settings.schedule is None
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ def test_impossible_arguments(arguments, says):
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, None, "3"])
 def test_a_users_rule_may_return_nonsense(value):
     with pytest.raises(ConfigurationError, match="must return an int"):
-        rules.checked_epochs(value)
+        checked_epochs(value)
 
 
 def test_rules_are_described_without_addresses():
@@ -197,7 +201,7 @@ def test_rules_are_described_without_addresses():
         def __init__(self):
             self.power = 2
 
-    assert rules.describe(Mine()) == "Mine({'power': 2})" and rules.describe(CyclicalLR()) == repr(CyclicalLR())
+    assert describe(Mine()) == "Mine({'power': 2})" and describe(CyclicalLR()) == repr(CyclicalLR())
 
 
 # --- fingerprint, optimizers, metrics -----------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from colearn_hpc import CoLearning
 from colearn_hpc.cli import main
 from colearn_hpc.cli.watch import fitted, view
+from colearn_hpc.protocol.conversation import Conversation
 
 NOW = 1_000_000.0
 STATUS = {
@@ -144,7 +145,7 @@ def test_what_a_real_run_leaves(tmp_path, capsys, fails):
     loader = DataLoader(TensorDataset(torch.ones(12, 2)), batch_size=4)
     if fails:
         with pytest.raises(RuntimeError, match="in mid-run"), pytest.MonkeyPatch.context() as patch:
-            patch.setattr("colearn_hpc.mpi.exchange.Exchange.fail", lambda *_: None)  # it would abort this process
+            patch.setattr(Conversation, "fail", lambda *_: None)  # it would abort this process
             trainer.fit(Tiny(fails), loader)
     else:
         trainer.fit(Tiny(), loader)

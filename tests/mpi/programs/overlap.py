@@ -34,11 +34,11 @@ class Trajectory(Callback):
 
     def on_validation_start(self, trainer, pl_module):
         if not trainer.sanity_checking:
-            colearning = self.colearning
-            kind = 2 if colearning.averaged else 1 if colearning.landed is not None else 0
+            now = self.colearning.standing()
+            kind = 0 if now.shows is None else 2 if now.shows == now.round else 1
             self.validated.append(np.append(flat(pl_module.parameters()), np.float32(kind)))
-            if kind and colearning.center.is_first:  # who has written it
-                state = torch.load(colearning.folder / "shared.ckpt")["state_dict"]
+            if kind and now.presides:  # who has written it
+                state = torch.load(now.folder / "shared.ckpt")["state_dict"]
                 self.kept.append(flat(state[name] for name, _ in pl_module.named_parameters()))
 
 

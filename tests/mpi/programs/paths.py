@@ -14,16 +14,21 @@ from mpi4py import MPI
 
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.shared_model import FlatModel, relative_change, weighted_mean
+from colearn_hpc.between import Compression, Offer, Vector
 from colearn_hpc.mpi import pipeline
-from colearn_hpc.mpi.mean import begin_mean
-from colearn_hpc.mpi.compression import Compression
-from colearn_hpc.mpi.pipeline import Vector
+from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
 
 world = MPI.COMM_WORLD
 K, ME = world.size, world.rank
 # Of a step's largest value in a block; the mean is encoded once more.
 BOUNDS = {"fp32": 0.0, "bf16": 2 * 2**-8, "fp16": 2 * 2**-10, "int8": 2 / 250}
 draw = np.random.default_rng(int(sys.argv[1]))
+
+
+def begin(comm, source, result, weights, parameters=None, previous=None, codec=None, gathering=None) -> MeanUnderWay:
+    """A mean over ``comm``; norms and codec apply to all of it where nothing else is said."""
+    size = source.size if parameters is None else parameters
+    return begin_mean(comm, Offer(source, result, weights, size, previous, codec, gathering=gathering), weights)
 
 
 class Late:
@@ -68,21 +73,21 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
     result = torch.full((mine.size,), math.nan, dtype=mine.dtype)
     chosen = codec_of(codec)
     compression = None if chosen is None else Compression(chosen)
-    taken = begin_mean(world, mine, result, weights, mine.parameter_size, previous, compression).finish()
+    facts = begin(world, mine, result, weights, mine.parameter_size, previous, compression).finish()
 
     late = torch.empty_like(result)
     fresh = None if chosen is None else Compression(chosen)
-    begin_mean(world, Late(mine), late, weights, mine.parameter_size, previous, fresh).finish()
+    begin(world, Late(mine), late, weights, mine.parameter_size, previous, fresh).finish()
     assert torch.equal(late, result), "read before it was there"
 
     # Begun, and moved on by each rank as often as it likes: some are ahead, some wait for others to begin.
     passing = torch.full((mine.size,), math.nan, dtype=mine.dtype)
     fresh = None if chosen is None else Compression(chosen)
     seldom = 1 + mine.size % 7
-    under_way = begin_mean(world, mine, passing, weights, mine.parameter_size, previous, fresh, gathering=seldom)
+    under_way = begin(world, mine, passing, weights, mine.parameter_size, previous, fresh, gathering=seldom)
     for _ in range(3 * ME):
         under_way.advance()
-    assert under_way.finish().bytes_sent == taken.bytes_sent
+    assert under_way.finish().bytes_sent == facts.bytes_sent
     assert torch.equal(passing, result), "the way is not the same"
 
     giving = [k for k in range(K) if weights[k]]
@@ -92,25 +97,25 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
         assert torch.equal(result, exact), (shapes, weights)
         again = vectors[ME].clone()
         if weights[ME]:
-            begin_mean(world, Vector(again), again, weights).finish()  # in place
+            begin(world, Vector(again), again, weights).finish()  # in place
             assert torch.equal(again, exact)
         else:
-            begin_mean(world, Vector(again.fill_(math.nan)), again, weights).finish()
+            begin(world, Vector(again.fill_(math.nan)), again, weights).finish()
     else:
         assert torch.equal(result[p:], exact[p:]), "only parameters are encoded"
         largest = max((float((vectors[k][:p] - previous).abs().max()) for k in giving), default=0.0) if p else 0.0
         error = float((result[:p] - exact[:p]).abs().max()) if p else 0.0
         assert error <= BOUNDS[codec] * largest + 1e-6, (codec, error, largest)
     assert len(set(world.allgather(result.numpy().tobytes()))) == 1, "not the same bits on all leaders"
-    assert taken.finite == bool(torch.isfinite(result).all())
-    assert math.isclose(taken.squares.relative_change, relative_change(result[:p], previous), rel_tol=1e-12)
-    assert len(set(world.allgather(taken.squares))) == 1
+    assert facts.finite == bool(torch.isfinite(result).all())
+    assert math.isclose(facts.squares.relative_change, relative_change(result[:p], previous), rel_tol=1e-12)
+    assert len(set(world.allgather(facts.squares))) == 1
     if not weights[ME]:
-        assert math.isnan(taken.divergence)
+        assert math.isnan(facts.divergence)
     elif p and codec == "fp32":
         apart = relative_change(vectors[ME][:p], result[:p])
-        assert math.isclose(taken.divergence, apart, rel_tol=1e-3), (taken.divergence, apart)
-    everything = world.allreduce(taken.bytes_sent)
+        assert math.isclose(facts.divergence, apart, rel_tol=1e-3), (facts.divergence, apart)
+    everything = world.allreduce(facts.bytes_sent)
     if codec == "fp32":
         # Who gives nothing saves all that it would send to the other slices' owners.
         own = [sum(c.bounds[k + 1] - c.bounds[k] for c in pipeline._chunks(mine.size, p, K)) for k in range(K)]
@@ -147,11 +152,7 @@ for codec in BOUNDS:
         vector[567] = bad if ME == K - 1 else 1.0
         result, chosen = torch.empty(1000), codec_of(codec)
         compression = None if chosen is None else Compression(chosen)
-        assert (
-            not begin_mean(world, Vector(vector), result, [1.0] * K, 1000, torch.zeros(1000), compression)
-            .finish()
-            .finite
-        )
+        assert not begin(world, Vector(vector), result, [1.0] * K, 1000, torch.zeros(1000), compression).finish().finite
 
 # Error feedback: what messages lacked so far, and nothing else, is missing in what all know.
 compression = Compression(codec_of("int8"))
@@ -160,12 +161,12 @@ steps = torch.zeros(5000, dtype=torch.float64)
 for number in range(20):
     local = [shared + torch.randn(5000, generator=torch.Generator().manual_seed(100 * number + k)) for k in range(K)]
     result = torch.empty(5000)
-    begin_mean(world, Vector(local[ME]), result, [1.0] * K, 5000, shared, compression).finish()
+    begin(world, Vector(local[ME]), result, [1.0] * K, 5000, shared, compression).finish()
     compression.commit()
     steps += sum(w.double() - shared.double() for w in local) / K
     shared = result
 # A residual is at most half a scale's step, 20 rounds later as well: errors do not add up.
 assert float((shared.double() - steps).abs().max()) < 0.1, float((shared.double() - steps).abs().max())
-alone = begin_mean(MPI.COMM_SELF, Vector(torch.ones(3)), torch.empty(3), [1.0]).finish()
+alone = begin(MPI.COMM_SELF, Vector(torch.ones(3)), torch.empty(3), [1.0]).finish()
 assert alone.finite and math.isnan(alone.divergence)
 print("all paths equal", flush=True)

@@ -79,7 +79,7 @@ def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", **settings
     settings = {"local_epochs": 2, "epsilon": 0.3, "weighting": "examples"} | settings
     settings = {"exchange": {"lanes": 2}} | settings  # as with each rank on a node of its own
     colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
-    injector = FaultInjector(faults.split(), colearning)
+    injector = FaultInjector(faults.split(), colearning.standing)
     trainer = toy.trainer(center, colearning, injector, *([Leaves(*leaves.split())] if leaves else []))
     data = {
         "train_dataloaders": toy.loader(center.index, center.size, center.rank, shuffle=True),
@@ -89,12 +89,13 @@ def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", **settings
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # the next case makes worlds of its own
     del os.environ["COLEARN_CENTER"]
+    next_epochs = colearning.state_dict()["run"]["round"]["chosen"]  # by the rule
     found = {
         "weights": module.state_dict().values(),
         "shared": (value for value in module.state_dict().values() if value.is_floating_point()),
         "generators": (torch.get_rng_state(), np.random.get_state()[1]),
         "momenta": (value for entry in trainer.optimizers[0].state.values() for value in entry.values()),
-        "place": (colearning.round, colearning.epochs_done, colearning.rule_epochs),
+        "place": (colearning.standing().round, colearning.standing().epochs_done, next_epochs),
     }
     digests = {name: sha256(b"".join(np.asarray(v).tobytes() for v in values)) for name, values in found.items()}
     return "".join(f"rank {center.world_rank} {name} {digest.hexdigest()}\n" for name, digest in digests.items())

@@ -27,7 +27,7 @@ class Trajectory(Callback):
         self.colearning, self.models = colearning, []
 
     def on_validation_start(self, trainer, pl_module):
-        if not trainer.sanity_checking and self.colearning.epoch_in_round == self.colearning.local_epochs - 1:
+        if not trainer.sanity_checking and self.colearning.standing().shows is not None:
             self.models.append(torch.cat([p.detach().reshape(-1) for p in pl_module.parameters()]).numpy().copy())
 
 

@@ -5,18 +5,25 @@ A trace must mean the same whatever the code is like, so what is told here has n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
-from colearn_hpc.mpi.exchange import Exchange
-from colearn_hpc.mpi.transfer import Transfer
+from colearn_hpc.protocol.conversation import Conversation
+from colearn_hpc.protocol.messages import Absent, TopicKind
+from colearn_hpc.protocol.run import Decision
+from colearn_hpc.trainer.averaging import Contribution
+from colearn_hpc.trainer.ensemble import EnsembleAverager
+from colearn_hpc.trainer.means import Means
 
-KINDS = {None: "round", "mean": "decision", "no mean": "decision", "report": "report"}
-PURPOSE = re.compile(r"round (\d+)(?:: (mean|no mean|report))?")
+KINDS = {
+    TopicKind.ROUND: "round",
+    TopicKind.MEAN: "decision",
+    TopicKind.NO_MEAN: "decision",
+    TopicKind.REPORT: "report",
+}
 
 
 def tap(meeting: Callable[[dict[str, Any]], None], mean: Callable[[Tensor], None]) -> None:
@@ -28,39 +35,48 @@ def tap(meeting: Callable[[dict[str, Any]], None], mean: Callable[[Tensor], None
             what each brought, as its leader says.
         mean: is called with each mean, shape (n,), when all of it is on this rank.
     """
-    judged, spread, mean_of_leaders = Exchange._judged, Transfer.spread, Transfer.mean_of_leaders
+    judged, spread, take = Conversation._judged, Means.spread, Means.take
+    takes_predictions = EnsembleAverager.shared_metrics
 
     def tapped_judged(self, outcome):
-        statuses = judged(self, outcome)  # raises where somebody failed or stops
-        if found := PURPOSE.fullmatch(outcome.purpose):
-            kind = KINDS[found[2]]
-            names = [center.name for center in self.center.topology.centers]
-            here = {names[k]: outcome.statuses[k][0] for k in outcome.present}
-            brought = {name: _plain(kind, status) for name, status in here.items() if status.content is not None}
-            meeting({"kind": kind, "round": int(found[1]), "present": list(here), "brought": brought})
-        return statuses
+        attendance = judged(self, outcome)  # raises where somebody failed or stops
+        if (kind := KINDS.get(outcome.topic.kind)) is not None:
+            here = {self.between.names[k]: attendance.brought[k] for k in attendance.present}
+            brought = {name: _plain(kind, one) for name, one in here.items() if one.content is not None}
+            meeting({"kind": kind, "round": outcome.topic.round, "present": list(here), "brought": brought})
+        return attendance
 
-    def tapped_spread(self, vector, taken):
-        taken = spread(self, vector, taken)
+    def tapped_spread(self, vector, facts):
+        facts = spread(self, vector, facts)
         mean(vector)
-        return taken
+        return facts
 
-    def tapped_mean_of_leaders(self, vector, weights):
-        mean_of_leaders(self, vector, weights)
-        mean(vector)
+    def tapped_shared_metrics(self, trainer, module):
+        # Predictions are averaged by leaders alone, and not spread.
+        def tapped_take(means, offer, present):
+            facts = take(means, offer, present)
+            mean(offer.result)
+            return facts
 
-    Exchange._judged = tapped_judged
-    Transfer.spread, Transfer.mean_of_leaders = tapped_spread, tapped_mean_of_leaders
+        Means.take = tapped_take
+        try:
+            return takes_predictions(self, trainer, module)
+        finally:
+            Means.take = take
+
+    Conversation._judged = tapped_judged
+    Means.spread, EnsembleAverager.shared_metrics = tapped_spread, tapped_shared_metrics
 
 
-def _plain(kind, status) -> dict[str, Any]:
-    content = status.content
+def _plain(kind, brought) -> dict[str, Any]:
+    content = brought.content
     if kind == "decision":
-        change, next_epochs, stop = content
-        reason = "rounds" if stop.startswith("rounds=") else "trainer ended" if stop else None
-        return {"change": change, "next_epochs": next_epochs, "stop": reason}
+        decision = Decision.from_plain(content)
+        reason = None if decision.stop is None else decision.stop.name.lower().replace("_", " ")
+        return {"change": decision.change, "next_epochs": decision.next_epochs, "stop": reason}
     if kind == "report":
-        record, stop = content
-        return {"record": asdict(record), "stop": stop}
-    place = asdict(content.place)
-    return {"size": content.size, "examples": content.examples, "absent": bool(status.absent)} | place
+        report, stop = content
+        return {"record": report, "stop": stop}
+    given = Contribution.from_plain(content)
+    absent = isinstance(brought, Absent)
+    return {"size": given.size, "examples": given.examples, "absent": absent} | asdict(given.place)

@@ -225,6 +225,10 @@ def max_steps_ends_in_mid_round():
     assert trainer.global_step == 10 and len(lines) == 2 and same_everywhere(module)
 
 
+def stopped_by(colearning):
+    return json.loads((colearning.standing().folder / "summary.json").read_text())["stopped_by"]
+
+
 @scenario
 def early_stopping_in_one_center():
     """One data center stops by itself in mid-round: the round is averaged, and all end."""
@@ -234,7 +238,7 @@ def early_stopping_in_one_center():
     )
     assert len(lines) == 1 and same_everywhere(module), lines
     assert trainer.current_epoch == (2 if CENTER.index else 7)
-    assert "Trainer ended" in colearning.stop_reason
+    assert colearning.standing().stopping and "Trainer ended" in stopped_by(colearning)
 
 
 @scenario

@@ -1,4 +1,4 @@
-"""What the ranks of one data center say to each other, in a way that one failing rank can break.
+"""Inside one data center: what its ranks say to each other, in a way that one failing rank can break.
 
 A rank that fails in its user's code leaves the others of its data center in a collective that it will never join.
 So every collective here begins with a non-blocking barrier, tested between sleeps, and while a rank waits it looks for
@@ -9,13 +9,16 @@ After a break the ranks *regroup* on fresh communicators, because the broken one
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from colearn_hpc.errors import CenterBrokenError, RoundTimeoutError
-from colearn_hpc.mpi.pacing import Patience
+from colearn_hpc.mpi.copies import copy_to_all
+from colearn_hpc.protocol.pacing import Patience
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -25,29 +28,33 @@ if TYPE_CHECKING:
 log = logging.getLogger("colearn_hpc")
 T = TypeVar("T")
 
+CHUNK = 1 << 24  # elements per message: counts stay far below 2^31 bytes
 _SPIN = 0.002  # s of testing without sleep: ranks of a data center are in step to about a millisecond
 
 
-class CenterLink:
-    """The conversation inside one data center. All methods but :meth:`break_` are collective over it.
+def nothing() -> None:
+    """Nothing is to be done meanwhile."""
+
+
+class MpiSite:
+    """A :class:`~colearn_hpc.between.TensorSite` over MPI. Messages here may be pickled: one organisation's ranks.
 
     Args:
         center: this process's data center. Collective over the data center.
-
-    Attributes:
-        idle: called while this rank waits, for what must not wait.
-        broken: why the link is broken, empty while it is not.
     """
 
     def __init__(self, center: DataCenter) -> None:
-        self.size, self.rank, self.name = center.size, center.rank, center.name
-        self.idle: Callable[[], Any] = bool
+        self.size, self.rank, self.name, self.host = center.size, center.rank, center.name, center.host
+        self.meanwhile: Callable[[], object] = nothing
         self.broken = ""
+        self.carriers: Sequence[int] = (0,)
         self._regrouping = center.comm.Dup()  # used by regroup alone, so nothing ever dangles on it
         self._distress = center.comm.Dup()
+        self._words = center.comm.Dup()
         self._comm = center.comm.Dup()
         self._generation = 0
-        self._calls: list[MPI.Request] = []
+        self._distress_calls: list[MPI.Request] = []
+        self._sent_words: list[MPI.Request] = []
 
     def enter(self) -> MPI.Comm:
         """Wait for all ranks; returns the communicator for one blocking collective right after.
@@ -77,12 +84,50 @@ class CenterLink:
         """The leader's content. The others wait politely: the leader may have been away for hours."""
         return self.enter().bcast(content, 0) if self.size > 1 else content
 
+    def call_leader(self, text: str) -> None:
+        self._sent_words.append(self._words.isend(text, 0))
+
+    def calls(self) -> list[str]:
+        found = []
+        while self.size > 1 and self._words.iprobe():
+            found.append(self._words.recv())
+        return found
+
+    # --- tensors ----------------------------------------------------------------------------------------
+
+    def rows(self, vector: Tensor) -> Tensor | None:
+        rows = torch.empty((self.size, *vector.shape), dtype=vector.dtype) if self.rank == 0 else None
+        self.enter().Gather(vector.numpy(), None if rows is None else rows.numpy(), 0)
+        return rows
+
+    def copy_to_all(self, tensors: Iterable[Tensor]) -> None:
+        if self.size > 1:
+            copy_to_all(self.enter(), 0, tensors)
+
+    def spread(self, vector: Tensor, parts: Sequence[slice]) -> None:
+        """Who is early waits politely: carriers may be busy with a slow link for minutes."""
+        if self.size == 1:
+            return
+        from mpi4py import MPI
+
+        comm = self.enter()
+        # All parts at once: each begins on another node.
+        MPI.Request.Waitall(
+            [
+                comm.Ibcast(block.numpy(), carrier)
+                for carrier, part in zip(self.carriers, parts, strict=True)
+                for block in vector[part].split(CHUNK)
+            ]
+        )
+
+    # --- failures ---------------------------------------------------------------------------------------
+
     def break_(self, why: str) -> None:
         """Tell the peers not to wait for this rank. Never blocks; once per break."""
         if self.broken:
             return
         self.broken = why
-        self._calls = [
+        self._distress_calls = [
             self._distress.isend((self._generation, why), rank) for rank in range(self.size) if rank != self.rank
         ]
 
@@ -109,7 +154,7 @@ class CenterLink:
             waiting = Patience(patience)
             request = self._regrouping.Ibarrier()
             while not request.Test():
-                self.idle()
+                self.meanwhile()
                 if waiting.report_due():
                     log.warning("waiting for all ranks of %s to leave what they were doing", self.name)
                 if waiting.over():
@@ -128,5 +173,5 @@ class CenterLink:
         while not request.Test():
             if waiting.seconds > _SPIN:
                 self.check()
-                self.idle()
+                self.meanwhile()
                 waiting.sleep()

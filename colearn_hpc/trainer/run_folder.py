@@ -1,11 +1,11 @@
 """What a round cost and did: the files of a run folder that users and tools read.
 
-    RUN/rounds.jsonl          one line per round, see :class:`RoundRecord`
+    RUN/rounds.jsonl          one line per round, see :class:`~colearn_hpc.protocol.reports.RoundReport`
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
     RUN/summary.json          how the run stands or ended
     RUN/centers/NAME/log.txt  what data center NAME had to say
     RUN/centers/NAME/status.json  what it is doing, for `colearn-hpc watch` (see heartbeat.py)
-    RUN/centers/NAME/resume-*.ckpt  its resume points (see recovery.py)
+    RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
 
 Files are replaced whole or appended by line, so a reader never sees half a record.
 """
@@ -17,74 +17,39 @@ import logging
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from colearn_hpc.trainer.callback import CoLearning
+from colearn_hpc.join import DataCenter
+from colearn_hpc.protocol.reports import RoundReport
+from colearn_hpc.protocol.run import RunState
 
 log = logging.getLogger("colearn_hpc")
 
 
-@dataclass
-class CenterRecord:
-    """One data center's part in a round.
+class RunFolder:
+    """Writes a run folder. Only the presiding leader writes the run's files; each leader its own center's log.
+
+    Args:
+        folder: of the run.
+        center: the data center's name.
+        writes_run: whether this rank presides.
+        writes_center: whether this rank leads its data center.
 
     Attributes:
-        name: the data center's.
-        examples: training examples it went through in the round, over all its ranks and local epochs.
-        train_seconds, wait_seconds, exchange_seconds: local training (validation left out), waiting for the
-            others, and averaging.
-        bytes_sent: payload sent to other data centers for the mean.
-        divergence: ‖w_k - w̄‖ / ‖w̄‖, with the mean of eq. 2 as w̄; NaN for who gave nothing to it.
-        local_metrics: metrics of the data center's own model, from its last local epoch.
-        shared_metrics: metrics of the shared model, from this data center's validation after averaging.
-        absent: why it gave nothing to the round's mean, empty if it did.
+        folder, center_folder: where the run's and the data center's files lie.
+        writes_shared: whether this data center writes the shared model.
+        last: the last line that was written.
     """
-
-    name: str
-    examples: int = 0
-    train_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    exchange_seconds: float = 0.0
-    bytes_sent: int = 0
-    divergence: float = 0.0
-    local_metrics: dict[str, float] = field(default_factory=dict)
-    shared_metrics: dict[str, float] = field(default_factory=dict)
-    absent: str = ""
-
-
-@dataclass
-class RoundRecord:
-    """A line of ``rounds.jsonl``.
-
-    Attributes:
-        round: i, from 0.
-        local_epochs: T_i, as trained.
-        learning_rates: rate of each local epoch (first parameter group).
-        relative_change: of eq. 4; null if infinite.
-        epochs_done: local epochs finished since the start of the run.
-        next_local_epochs: T_{i+1} as decided.
-        centers: one :class:`CenterRecord` each.
-    """
-
-    round: int
-    local_epochs: int
-    learning_rates: list[float]
-    relative_change: float
-    epochs_done: int
-    next_local_epochs: int
-    centers: list[CenterRecord] = field(default_factory=list)
-
-
-class RoundLog:
-    """Writes a run folder. Only the first leader writes the run's files; each leader its own center's log."""
 
     def __init__(self, folder: Path, center: str, writes_run: bool, writes_center: bool) -> None:
         self.folder = folder
         self.center_folder = folder / "centers" / center
+        self.writes_shared = False
+        self.last: RoundReport | None = None
         self._writes_run = writes_run
+        self._started = time.monotonic()
         self._unwritten: list[str] = []
         if writes_run:
             folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +67,18 @@ class RoundLog:
                 console.setFormatter(logging.Formatter("colearn-hpc: %(message)s"))
                 log.addHandler(console)
 
-    def append(self, record: RoundRecord) -> None:
+    def begin(self) -> None:
+        """Training begins here; the summary's seconds count from now."""
+        self._started = time.monotonic()
+
+    def continues(self, before: RunFolder) -> None:
+        """The data center begins again in place: the run goes on where ``before`` has left it."""
+        self.writes_shared, self.last, self._started = before.writes_shared, before.last, before._started
+        self._unwritten = before._unwritten
+
+    def append(self, record: RoundReport) -> None:
         """Add a round's line. Where the disk refuses, it is added with the next one."""
+        self.last = record
         if not self._writes_run:
             return
         path = self.folder / "rounds.jsonl"
@@ -123,14 +98,29 @@ class RoundLog:
             kept = [line for line in read_lines(path) if line["round"] < rounds_done]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def summarize(self, **content: Any) -> None:
+    def summarize(self, state: RunState, center: DataCenter, **content: Any) -> None:
         """Replace ``summary.json``.
+
+        Args:
+            state: how far the run has come.
+            center: this process's.
+            content: ``status`` and what belongs to it.
 
         Raises:
             OSError: the disk refuses, and the run has finished: its result would be lost in silence.
         """
         if not self._writes_run:
             return
+        content = {
+            "run_id": state.run_id,
+            "centers": [one.name for one in center.topology.centers],
+            "ranks": center.world_size,
+            "rounds": state.rounds_done,
+            "epochs": state.epochs_done,
+            "relative_change": state.change,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "shared_metrics": self.last.centers[0].shared_metrics if self.last else {},
+        } | content
         try:
             write_atomically(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n")
         except OSError as error:
@@ -143,21 +133,6 @@ class RoundLog:
             log.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
-
-
-def summary_of(colearning: CoLearning) -> dict[str, Any]:
-    """What ``summary.json`` says of a run, as far as it has come."""
-    last = getattr(colearning, "last_record", None)
-    return {
-        "run_id": colearning.run_id,
-        "centers": [center.name for center in colearning.center.topology.centers],
-        "ranks": colearning.center.world_size,
-        "rounds": colearning.rounds_done,
-        "epochs": colearning.epochs_done,
-        "relative_change": colearning.relative_change,
-        "seconds": round(time.monotonic() - colearning.started, 3),
-        "shared_metrics": last.centers[0].shared_metrics if last else {},
-    }
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from colearn_hpc.between import Idle
 from colearn_hpc.errors import RoundTimeoutError
-from colearn_hpc.mpi import pacing
-from colearn_hpc.mpi.pipeline import Idle
+from colearn_hpc.protocol import pacing
 
 log = logging.getLogger("colearn_hpc")
 

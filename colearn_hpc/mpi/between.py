@@ -1,0 +1,201 @@
+"""Between data centers that share an MPI world: meetings by messages with the first leader as chair, means over lanes.
+
+Meetings take no collective: it would need everybody, and a data center may be restarting, silent, or left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NoReturn
+
+from torch import Tensor
+
+from colearn_hpc.between import Offer
+from colearn_hpc.errors import RoundTimeoutError, TopologyError
+from colearn_hpc.mpi.copies import copy_to_all
+from colearn_hpc.mpi.lanes import deal, places_of
+from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
+from colearn_hpc.mpi.site import MpiSite
+from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.mpi.wire import Mailbox, allgather_plain
+from colearn_hpc.protocol import pacing
+from colearn_hpc.protocol.meeting import FINISHED, Attendee, Chair, GaveUp, NewsBook
+from colearn_hpc.protocol.messages import Arrival, Brought, LeftOut, News, Outcome, StopRequest, Topic
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+log = logging.getLogger("colearn_hpc")
+
+_CHAIR = 0
+
+
+def nothing() -> None:
+    """Nothing is to be done meanwhile."""
+
+
+class MpiBetween:
+    """A :class:`~colearn_hpc.between.Between` over MPI. Collective over the world.
+
+    Args:
+        center: this process's data center.
+        site: inside it.
+        lanes: ranks of each data center that share the transfer of a mean; None: one per node. Equal on all ranks.
+
+    Raises:
+        TopologyError: on all ranks, when the ranks disagree on ``lanes``, or there cannot be so many.
+    """
+
+    tells = False
+
+    def __init__(self, center: DataCenter, site: MpiSite, lanes: int | None = 1) -> None:
+        self.index, self.names = center.index, tuple(c.name for c in center.topology.centers)
+        self.meanwhile: Callable[[], object] = nothing
+        self.stop_asked = ""
+        self._world, self._leaders = center.world, center.leaders
+        self._lanes = _agreed_lanes(center, site, lanes)
+        mine = [lane for lane, ranks in enumerate(self._lanes) if center.world_rank in ranks]
+        self.carries = bool(mine)
+        # Ranks inside this data center, by lane.
+        site.carriers = [center.topology.centers[center.index].world_ranks.index(r[center.index]) for r in self._lanes]
+        self._lane = _group(center.world, self._lanes[mine[0]]) if mine else None
+        self._groups: dict[tuple[int, ...], MPI.Intracomm] = {}
+        if center.leaders is not None:
+            now = time.monotonic()
+            self._mailbox = Mailbox(center.leaders)
+            self._chair, self._attendee = Chair(self.names), Attendee(self.index)
+            self._news = NewsBook(self.index, self.names, now)
+            self._told = 0.0
+
+    # --- meetings ---------------------------------------------------------------------------------------
+
+    def meet(self, topic: Topic, brought: Brought, patience: float | None, may_miss: bool) -> Outcome:
+        self._tell_all(News("waiting", topic))
+        now = time.monotonic()
+        if self.index == _CHAIR:
+            self._chair.receive(_CHAIR, Arrival(topic, brought))
+            self._chair.open(topic, now, patience, may_miss)
+        else:
+            self._mailbox.send(_CHAIR, self._attendee.arrive(topic, brought, now, patience))
+        waiting = pacing.Patience(patience)
+        while True:
+            self.listen()
+            found = self._due(topic)
+            self._send_outbox()
+            if isinstance(found, Outcome):
+                self._news.met(found, time.monotonic())
+                return found
+            if isinstance(found, GaveUp):
+                missing = self._missing(topic)
+                raise RoundTimeoutError(self._news.gave_up(topic, missing, patience or 0.0, time.monotonic()))
+            self._pass_time(waiting, topic)
+
+    def _due(self, topic: Topic) -> Outcome | GaveUp | None:
+        now = time.monotonic()
+        if self.index == _CHAIR:
+            missing = self._chair.missing
+            found = self._chair.due(now)
+            if isinstance(found, Outcome) and (left_out := missing - set(found.present)):
+                log.warning("%s: going on without %s", topic, self._news.text(left_out, now))
+            for text in self._chair.messages:
+                log.warning("%s", text)
+            self._chair.messages.clear()
+            return found
+        return self._attendee.due(now, self._news.when(_CHAIR), self._news.waits_at(_CHAIR, topic))
+
+    def finish(self, patience: float | None) -> list[str]:
+        silent = self._chair.close()
+        self._send_outbox()
+        waiting = pacing.Patience(patience)
+        while silent - self._chair.arrived(silent) and not waiting.over():
+            self.listen()
+            self._pass_time(waiting, FINISHED)
+        return [self.names[k] for k in sorted(silent - self._chair.arrived(silent))]
+
+    def _pass_time(self, waiting: pacing.Patience, topic: Topic) -> None:
+        self.meanwhile()
+        missing = self._missing(topic)
+        if waiting.report_due() and self._news.speaks(missing):
+            text = self._news.text(missing, time.monotonic())
+            log.warning("%s: waiting for %s since %.0f s", topic, text, waiting.seconds)
+        waiting.sleep()
+
+    def _missing(self, topic: Topic) -> set[int]:
+        return self._chair.missing if self.index == _CHAIR else self._news.not_at(topic)
+
+    # --- messages ---------------------------------------------------------------------------------------
+
+    def tell(self, text: Callable[[], str], now: bool = False) -> None:
+        moment = time.monotonic()
+        if now or moment - self._told >= pacing.NEWS_INTERVAL:
+            self._told = moment
+            self._tell_all(News(text()))
+
+    def ask_to_stop(self, reason: str) -> None:
+        self._tell_all(StopRequest(reason))
+
+    def listen(self) -> None:
+        for leader, message in self._mailbox.receive():
+            if isinstance(message, News):
+                if seen := self._news.receive(leader, message, time.monotonic()):
+                    log.warning("%s", seen)
+            elif isinstance(message, StopRequest):
+                self.stop_asked = self.stop_asked or message.reason
+            elif isinstance(message, Arrival):
+                self._chair.receive(leader, message)
+            elif isinstance(message, Outcome | LeftOut):
+                self._attendee.receive(message)
+
+    def _tell_all(self, message: News | StopRequest) -> None:
+        for k in range(len(self.names)):
+            if k != self.index:
+                self._mailbox.send(k, message)
+
+    def _send_outbox(self) -> None:
+        for k, message in self._chair.outbox():
+            if k != self.index:
+                self._mailbox.send(k, message)
+
+    # --- tensors ----------------------------------------------------------------------------------------
+
+    def begin_mean(self, offer: Offer, present: tuple[int, ...]) -> MeanUnderWay:
+        return begin_mean(self._lane_of(present), offer, [offer.weights[k] for k in present])
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        assert self._leaders is not None, "only leaders are called"
+        copy_to_all(self._leaders, 0, tensors)
+
+    def _lane_of(self, present: tuple[int, ...]) -> MPI.Intracomm:
+        """This lane's ranks of the data centers ``present``. Collective over them alone."""
+        assert self._lane is not None, "only carriers are called"
+        if len(present) == self._lane.Get_size():
+            return self._lane
+        if present not in self._groups:
+            self._groups[present] = _group(self._lane, list(present))
+        return self._groups[present]
+
+    def give_up(self, code: int) -> NoReturn:
+        self._world.Abort(code)
+        sys.exit(code)  # Abort does not return
+
+
+def _agreed_lanes(center: DataCenter, site: MpiSite, lanes: int | None) -> list[list[int]]:
+    """World ranks of each lane. Collective over the world."""
+    wanted = site.gather(lanes)
+    everyone = None if center.leaders is None or wanted is None else allgather_plain(center.leaders, wanted)
+    said = [one for of_center in site.bcast(everyone) or () for one in of_center]
+    try:
+        if len(set(said)) > 1:
+            found = ", ".join(sorted({str(one) for one in said}))
+            raise TopologyError(f"the ranks were given different numbers of lanes: {found}; use one configuration")
+        return deal(places_of(center.topology), lanes)
+    except TopologyError as error:
+        raise error.on_all_ranks() from None
+
+
+def _group(comm: MPI.Intracomm, ranks: list[int]) -> MPI.Intracomm:
+    """A communicator of some ranks. Collective over them alone."""
+    return comm.Create_group(comm.Get_group().Incl(ranks))

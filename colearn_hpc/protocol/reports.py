@@ -1,0 +1,83 @@
+"""What a round cost and did: the lines of ``rounds.jsonl``, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CenterReport:
+    """One data center's part in a round.
+
+    Attributes:
+        name: the data center's.
+        examples: training examples it went through in the round, over all its ranks and local epochs.
+        train_seconds, wait_seconds, exchange_seconds: local training (validation left out), waiting for the
+            others, and averaging.
+        bytes_sent: payload sent to other data centers for the mean.
+        divergence: ‖w_k - w̄‖ / ‖w̄‖, with the mean of eq. 2 as w̄; NaN for who gave nothing to it.
+        local_metrics: metrics of the data center's own model, from its last local epoch.
+        shared_metrics: metrics of the shared model, from this data center's validation after averaging.
+        absent: why it gave nothing to the round's mean, empty if it did.
+    """
+
+    name: str
+    examples: int = 0
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    exchange_seconds: float = 0.0
+    bytes_sent: int = 0
+    divergence: float = 0.0
+    local_metrics: dict[str, float] = field(default_factory=dict)
+    shared_metrics: dict[str, float] = field(default_factory=dict)
+    absent: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain data, for a meeting or a file."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> CenterReport:
+        """From what :meth:`to_plain` made, possibly in another data center.
+
+        Raises:
+            ValueError: it is no report.
+        """
+        if not isinstance(plain, dict) or set(plain) != set(cls.__dataclass_fields__):
+            raise ValueError(f"no report of a data center: {plain!r:.200}")
+        texts = all(isinstance(plain[key], str) for key in ("name", "absent"))
+        numbers = all(
+            isinstance(plain[key], int | float)
+            for key in ("examples", "train_seconds", "wait_seconds", "exchange_seconds", "bytes_sent", "divergence")
+        )
+        metrics = all(
+            isinstance(plain[key], dict) and all(isinstance(value, int | float) for value in plain[key].values())
+            for key in ("local_metrics", "shared_metrics")
+        )
+        if not (texts and numbers and metrics):
+            raise ValueError(f"no report of a data center: {plain!r:.200}")
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """A line of ``rounds.jsonl``.
+
+    Attributes:
+        round: i, from 0.
+        local_epochs: T_i, as trained.
+        learning_rates: rate of each local epoch (first parameter group).
+        relative_change: of eq. 4; null if infinite.
+        epochs_done: local epochs finished since the start of the run.
+        next_local_epochs: T_{i+1} as decided.
+        centers: one :class:`CenterReport` each.
+    """
+
+    round: int
+    local_epochs: int
+    learning_rates: list[float]
+    relative_change: float
+    epochs_done: int
+    next_local_epochs: int
+    centers: list[CenterReport] = field(default_factory=list)

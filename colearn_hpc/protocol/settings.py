@@ -1,0 +1,226 @@
+"""Everything that a user chooses, as one frozen value; every contradiction is refused here, in one table.
+
+The callback and the command line both build :class:`Settings`, so what one refuses the other refuses too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from colearn_hpc.errors import ConfigurationError
+
+OptimizerState: TypeAlias = Literal["reset", "keep", "average"]
+OnFailure: TypeAlias = Literal["stop", "continue_without"]
+
+_CHOICES = {
+    "optimizer_state": ("reset", "keep", "average"),
+    "weighting": ("uniform", "examples"),
+    "combine": ("weights", "predictions"),
+    "on_failure": ("stop", "continue_without"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked to do. ``dataclasses.replace`` checks again.
+
+    Attributes:
+        schedule: the learning-rate schedule; None: rates are the optimizer's own. Opaque here.
+        rule: of the local epochs. Opaque here.
+        rounds: stop after so many; None: the Trainer's own limits end the run.
+        learning_rate: base rate of all parameter groups; None: each group's own.
+        optimizer_state: what happens to momenta at a round's end.
+        weighting: of the data centers in the mean.
+        combine: ``"weights"`` or ``"predictions"`` (ensemble-learning).
+        combiner: how K vectors become one; None: eq. 2. Opaque here.
+        outer_optimizer: what steps along the mean; None: the mean is the shared model. Opaque here.
+        codec: how parameters are written on the wire, with ``name`` and ``feedback``; None: as they are.
+        overlap: the mean travels while the next round's first local epoch is trained.
+        lanes: ranks of a data center that share the transfer; None: one per node.
+        round_timeout: seconds to wait for another data center; None: for ever.
+        restarts: how often in one round a data center that failed begins again.
+        on_failure: what comes after that.
+        resume_points: whether they are written.
+
+    Raises:
+        ConfigurationError: a value is impossible, or two contradict each other.
+    """
+
+    schedule: Any
+    rule: Any
+    rounds: int | None = None
+    learning_rate: float | None = None
+    optimizer_state: OptimizerState = "reset"
+    weighting: Literal["uniform", "examples"] = "uniform"
+    combine: Literal["weights", "predictions"] = "weights"
+    combiner: Any = None
+    outer_optimizer: Any = None
+    codec: Any = None
+    overlap: bool = False
+    lanes: int | None = None
+    round_timeout: float | None = None
+    restarts: int = 3
+    on_failure: OnFailure = "stop"
+    resume_points: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigurationError(f"{name} must be one of {', '.join(choices)}; found {getattr(self, name)!r}")
+        _check_whole("rounds", self.rounds, 1, or_none="None")
+        _check_whole("restarts", self.restarts, 0)
+        _check_whole("exchange: lanes", self.lanes, 1, or_none="null")
+        if not isinstance(self.overlap, bool):
+            raise ConfigurationError(f"exchange: overlap must be true or false; found {self.overlap!r}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ConfigurationError(
+                f"learning_rate must be positive, or None for the optimizer's own; found {self.learning_rate}"
+            )
+        if self.round_timeout is not None and not self.round_timeout > 0:
+            raise ConfigurationError(
+                f"round_timeout must be a positive number of seconds, or None; found {self.round_timeout!r}"
+            )
+        if self.outer_optimizer is not None and not callable(getattr(self.outer_optimizer, "step", None)):
+            raise ConfigurationError(
+                f"outer_optimizer={self.outer_optimizer!r} has no `step(previous, mean, state)` method; use OuterSGD"
+            )
+        for holds, text in CLASHES:
+            if holds(self):
+                raise ConfigurationError(text.format(s=self, outer=describe(self.outer_optimizer)))
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether a round's mean may be taken without a data center that does not come."""
+        return self.on_failure == "continue_without"
+
+    @property
+    def transfer_lanes(self) -> int | None:
+        """:attr:`lanes`, or 1 where only leaders can take part in the mean."""
+        return 1 if any(holds(self) for holds in _LEADERS_ALONE) else self.lanes
+
+    def fingerprint(self) -> dict[str, str]:
+        """What all data centers must have in common, as text."""
+        overlap = {"overlap": "True"} if self.overlap else {}
+        return overlap | {
+            "rounds": str(self.rounds),
+            "schedule": describe(self.schedule),
+            "local_epochs_rule": describe(self.rule),
+            "learning_rate": str(self.learning_rate),
+            "optimizer_state": self.optimizer_state,
+            "weighting": self.weighting,
+            "outer_optimizer": describe(self.outer_optimizer),
+            "combine": self.combine if self.combiner is None else describe(self.combiner),
+            "codec": codec_name(self),
+            "on_failure": self.on_failure,
+        }
+
+
+def codec_name(settings: Settings) -> str:
+    """The codec's name, as in ``exchange: {codec: name}``."""
+    return "fp32" if settings.codec is None else str(settings.codec.name)
+
+
+def describe(rule: Any) -> str:
+    """A rule as text that is equal on all ranks: a default repr holds a memory address."""
+    text = repr(rule)
+    return f"{type(rule).__name__}({vars(rule)})" if " at 0x" in text else text
+
+
+def _with_predictions(s: Settings) -> bool:
+    return s.combine == "predictions"
+
+
+def _with_outer(s: Settings) -> bool:
+    return s.outer_optimizer is not None
+
+
+def _with_feedback(s: Settings) -> bool:
+    return s.codec is not None and s.codec.feedback
+
+
+def _several_lanes(s: Settings) -> bool:
+    return s.lanes is not None and s.lanes > 1
+
+
+_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback)
+_LEFT_OUT = (
+    'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
+    'out has no part of it. Use on_failure="stop"'
+)
+
+# What cannot be had together: (whether it holds, what is said). In the text, `s` is the Settings.
+CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
+    (
+        lambda s: s.learning_rate is not None and s.schedule is None,
+        'schedule="none" leaves rates to the optimizer, but learning_rate={s.learning_rate} is set; drop one of the '
+        'two (schedule="constant" holds a rate)',
+    ),
+    (
+        lambda s: _with_outer(s) and _with_predictions(s),
+        'outer_optimizer steps from one shared model to the next, and with combine="predictions" there is none; drop '
+        "one of the two",
+    ),
+    (
+        lambda s: s.may_miss and s.optimizer_state == "average",
+        _LEFT_OUT.format('optimizer_state="average"'),
+    ),
+    (
+        lambda s: s.may_miss and _with_predictions(s),
+        _LEFT_OUT.format('combine="predictions"'),
+    ),
+    (
+        lambda s: s.combiner is not None and s.weighting == "examples",
+        'combine={s.combiner} counts every data center once, and weighting="examples" does not; use '
+        'weighting="uniform", or combine="weights"',
+    ),
+    (
+        lambda s: s.codec is not None and _with_predictions(s),
+        'exchange: codec={s.codec.name!r} is for weights on the wire, and with combine="predictions" none travel; drop '
+        "one of the two",
+    ),
+    (
+        lambda s: _several_lanes(s) and _with_predictions(s),
+        'exchange: lanes={s.lanes} cannot be combined with combine="predictions": no weights travel. Drop one of the '
+        "two",
+    ),
+    (
+        lambda s: _several_lanes(s) and _with_outer(s),
+        "exchange: lanes={s.lanes} cannot be combined with an outer_optimizer: its state is the leader's. Drop one of "
+        "the two",
+    ),
+    (
+        lambda s: _several_lanes(s) and _with_feedback(s),
+        'exchange: lanes={s.lanes} cannot be combined with codec="{s.codec.name}": what its messages lack is the '
+        "leader's to remember. Drop one of the two",
+    ),
+    (
+        lambda s: s.overlap and _with_predictions(s),
+        'exchange: overlap=True cannot be combined with combine="predictions": with it no weights travel. Drop one of '
+        "the two",
+    ),
+    (
+        lambda s: s.overlap and s.optimizer_state == "average",
+        'exchange: overlap=True cannot be combined with optimizer_state="average": a correction of state that went on '
+        'meanwhile may make a variance negative. Use "reset" or "keep"',
+    ),
+    (
+        lambda s: s.overlap and s.may_miss,
+        'exchange: overlap=True cannot be combined with on_failure="continue_without": while a mean is under way every '
+        'data center is needed. Use "stop"',
+    ),
+    (
+        lambda s: s.overlap and _with_outer(s),
+        "exchange: overlap=True cannot be combined with outer_optimizer={outer}: its step begins where all data "
+        "centers are, and they have gone on. Drop one of the two",
+    ),
+)
+
+
+def _check_whole(name: str, value: Any, least: int, or_none: str = "") -> None:
+    if value is None and or_none:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        none = f", or {or_none}" if or_none else ""
+        raise ConfigurationError(f"{name} must be a whole number, at least {least}{none}; found {value!r}")

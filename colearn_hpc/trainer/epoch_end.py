@@ -1,0 +1,283 @@
+"""A local epoch's end, after every other callback: the round's line, then the resume point, then a stop if asked.
+
+A resume point is a Lightning checkpoint (weights, optimizers, loops, callbacks) plus the random number generators of
+every rank: what a data center needs to continue with the bits of a run that was never interrupted. One is written at
+the start, at the end of every local epoch, and in the middle where the run was asked to stop (see mid_epoch.py).
+resume_points.py knows the files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, trainable_parameters
+from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError
+from colearn_hpc.trainer import signals
+from colearn_hpc.trainer.generators import generators, set_generators, set_rank_generators
+from colearn_hpc.trainer.heartbeat import Heartbeat
+from colearn_hpc.trainer.lightning_gaps import (
+    add_running_sums,
+    batches_done,
+    pass_over_empty_hooks,
+    restart_epoch,
+)
+from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
+from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.resume_points import list_resume_points, obsolete, path_of, save_atomically
+from colearn_hpc.trainer.run_folder import RunFolder
+from colearn_hpc.trainer.standing import Standing
+from colearn_hpc.trainer.supervisor import Supervisor
+
+log = logging.getLogger("colearn_hpc")
+
+
+class EpochEnd(Checkpoint):
+    """Closes a local epoch after everyone else, writes resume points, and stops the run when asked to.
+
+    A ``Checkpoint`` by class, because Lightning calls those last; added by :class:`CoLearning`. The heartbeat is called
+    from here, and is no callback of its own, for the sake of microseconds a batch.
+
+    Args:
+        place: this process's.
+        folder: the run's.
+        supervisor: who begins again after a failure.
+        standing: tells how the run stands.
+        close_epoch: closes the epoch; called in ``on_train_epoch_end``.
+        book: books what was trained since the epoch's start, for a point in its middle.
+        resume_points: whether they are written.
+    """
+
+    best_model_path = ""  # Lightning asks the first Checkpoint for it; without ModelCheckpoint that is this one
+
+    def __init__(
+        self,
+        place: Place,
+        folder: RunFolder,
+        supervisor: Supervisor,
+        standing: Callable[[], Standing],
+        close_epoch: Callable[[pl.Trainer], None],
+        book: Callable[[], None],
+        resume_points: bool,
+    ) -> None:
+        self._place, self._folder, self._supervisor = place, folder, supervisor
+        self._standing, self._close_epoch, self._book, self._writes = standing, close_epoch, book, resume_points
+        self._heartbeat = Heartbeat(place, standing, folder.center_folder / "status.json")
+        self._trainer: pl.Trainer | None = None
+        self._saving = False  # the checkpoint that is written is a resume point
+        self._generators: list[dict[str, Any]] = []  # as they were before the epoch's data iterator was made
+        self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
+        self._sums: dict[str, dict[str, torch.Tensor]] = {}
+        self._resumed = False
+        self._trained = False  # the epoch that is resumed is trained, and only its end is to come
+        self._epochs_begun = 0  # in this fit
+        pass_over_empty_hooks(self)
+
+    # --- Lightning's hooks ------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._trainer, self._epochs_begun = trainer, 0
+        self._heartbeat.start()
+        if self._resumed:
+            # Here, and not later: the first epoch's data iterator, made next, already draws.
+            set_rank_generators(self._generators, self._place.center.rank)
+        else:
+            self._generators = self._place.site.gather(generators()) or []
+        if self._writes:
+            self._place.conversation.stops.signal = signals.received
+            signals.listen()
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_back_signals()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._heartbeat.trains(trainer)
+        self._take_back_signals()
+        if self._supervisor.attempt.leap is not None:
+            self._middle = {}
+        batch = self._middle.get("batches", 0)
+        now = self._standing()
+        log.info("training from round %d, epoch %d, batch %d", now.round, now.epochs_done, batch)
+        if self._resumed:
+            self._check_ranks()
+            set_rank_generators(self._generators, self._place.center.rank)
+            restart_epoch(trainer, batch)
+        if self._middle:
+            mine = self._middle["ranks"][self._place.center.rank]
+            restore_metrics(pl_module, mine["metrics"])
+            self._sums = mine["sums"]
+            set_generators(mine["generators"])
+            self._middle = {}
+        if self._writes:
+            if not self._resumed:
+                self._save(trainer)
+            self._place.journal.remembers = self._supervisor.supervises
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epochs_begun += 1
+        self._heartbeat.begins_epoch(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._heartbeat.batch_done(outputs, batch_idx)
+        if self._sums:
+            add_running_sums(trainer, self._sums)
+        if not self._writes or not self._place.conversation.stops.agreed():
+            return
+        if is_safe_point(trainer, batch_idx):
+            self._book()
+            self._middle = self._where_in_epoch(trainer, batch_idx + 1)
+            self._save(trainer, batch_idx + 1)
+            self._stop()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._heartbeat.validates()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._heartbeat.progress()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._heartbeat.trains(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close_epoch(trainer)
+        if not self._writes:
+            return
+        self._check_finite(pl_module)
+        if self._trained:  # nothing of that epoch was drawn again
+            set_rank_generators(self._generators, self._place.center.rank)
+            self._trained = False
+        self._generators = self._place.site.gather(generators()) or []
+        self._sums = {}
+        self._save(trainer)
+        # Known to all data centers alike: after the last round there is nothing left to stop.
+        if not self._standing().stopping and self._place.conversation.stops.agreed():
+            self._stop()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._heartbeat.end("finished")
+        signals.forget()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._heartbeat.end("interrupted" if isinstance(exception, Interrupted) else "failed")
+        if isinstance(exception, Interrupted):
+            signals.served()
+            if self._place.conversation.presides:
+                log.warning("%s; every data center has its resume point: start again with --resume", exception)
+
+    # --- checkpoints ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of a resume point, or of a checkpoint that somebody else writes at this moment. Collective over the data
+        center, as writing a checkpoint is."""
+        if self._saving or self._trainer is None:
+            return {"generators": self._generators, "middle": self._middle, "trained": False, "unfit": ""}
+        found, middle, trained, unfit = self._generators, {}, False, ""
+        try:
+            batches, trained = batches_done(self._trainer)
+            if trained and self._standing().ends_round:
+                unfit = "between the last batch of a round and the epoch's end"
+            elif not batches or trained:
+                # Until the first epoch has begun, those from before its iterator was made; see on_fit_start.
+                found = self._place.site.gather(generators()) or [] if self._epochs_begun else found
+            elif is_safe_point(self._trainer, batches - 1):
+                middle = self._where_in_epoch(self._trainer, batches)
+            else:
+                unfit = "at a batch after which no run can go on (gradients are accumulated, or validation follows)"
+        except CheckpointError as moment:
+            unfit = str(moment)
+        return {"generators": found, "middle": middle, "trained": trained, "unfit": unfit}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if unfit := state_dict.get("unfit"):
+            raise CheckpointError(
+                f"this checkpoint was written {unfit}, from where no run can go on as if nothing had happened; "
+                "continue from a resume point (`--resume`, or ckpt_path=colearning.resume_path()), or write "
+                "checkpoints at a local epoch's end"
+            )
+        self._generators = state_dict["generators"]
+        self._middle = state_dict.get("middle", {})
+        self._trained = state_dict.get("trained", False)
+        self._resumed = True
+
+    def _where_in_epoch(self, trainer: pl.Trainer, batches: int) -> dict[str, Any]:
+        """What a point in the middle of an epoch needs. Collective over the data center."""
+        mine = epoch_metrics(trainer, trainer.lightning_module) | {"generators": generators()}
+        mine["sums"] |= self._sums
+        return {"batches": batches, "ranks": self._place.site.gather(mine)}
+
+    def _save(self, trainer: pl.Trainer, batches: int = 0) -> None:
+        """Write this data center's resume point. Collective over the data center.
+
+        A disk that is full or read-only ends nothing: the point before stays, and the next one may succeed.
+        """
+        now, problem = self._standing(), ""
+        folder = self._folder.center_folder
+        path = path_of(folder, now.rounds_done, now.epochs_done, batches)
+        self._saving = True
+        try:
+            save_atomically(trainer, path, self._place.center.is_leader)
+        except OSError as error:
+            problem = str(error)
+        finally:
+            self._saving = False
+        if problem := self._place.site.bcast(problem):
+            log.warning("%s could not be written (%s); the resume point before it stays", path, problem)
+            return
+        self._place.journal.forget()
+        self._supervisor.point_written()
+        if self._place.center.is_leader:
+            for old in obsolete(list_resume_points(folder)):
+                old.unlink(missing_ok=True)
+
+    # --- checks and stops -------------------------------------------------------------------------------
+
+    def _check_finite(self, module: pl.LightningModule) -> None:
+        """Every restart from a resume point with NaN in it would fail again, and the points before it are removed."""
+        model = FlatModel(trainable_parameters(module))
+        if name := first_non_finite(model.pack(), model):
+            raise ParticipantError(
+                f"NaN or Inf in the model of data center {self._place.center.name} ({name}) after local epoch "
+                f"{self._standing().epochs_done - 1}; lower the learning rate or clip gradients"
+            )
+
+    def _check_ranks(self) -> None:
+        """A data center may be resumed with more ranks or fewer, though not in the middle of an epoch."""
+        center, before = self._place.center, len(self._generators)
+        if center.size == before:
+            return
+        if self._middle:
+            raise FingerprintError(
+                f"this resume point is from the middle of an epoch that data center {center.name} trained with "
+                f"{before} rank(s), and now it has {center.size}; resume with {before} until the next local epoch's "
+                "end, whose point can be resumed with any number"
+            )
+        if center.is_leader:
+            log.warning(
+                "data center %s goes on with %d rank(s) instead of %d: it draws other batches than it would have",
+                center.name,
+                center.size,
+                before,
+            )
+
+    def _stop(self) -> NoReturn:
+        log.info("resume point written, leaving: %s", self._place.conversation.stops.reason)
+        self._place.conversation.stop()
+
+    def _take_back_signals(self) -> None:
+        if self._writes:
+            signals.listen()

@@ -1,0 +1,115 @@
+"""How a mean travels: inside each data center to its carriers, between data centers, and back to all ranks."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from colearn_hpc.algorithm.shared_model import weighted_mean
+from colearn_hpc.between import Between, MeanFacts, Offer, TensorSite, UnderWay
+from colearn_hpc.trainer.stall import stall_watch
+
+_ALIGNED = 16  # elements: parts begin with a cache line
+
+
+def parts_of(size: int, lanes: int) -> list[slice]:
+    """The part of a vector of ``size`` elements that each lane carries."""
+    ends = [min(-(-size * end // (lanes * _ALIGNED)) * _ALIGNED, size) for end in range(lanes + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+
+class Means:
+    """The means of a run. No caller may guard its collective methods by a condition that those ranks do not share.
+
+    Args:
+        site: inside this data center.
+        between: between the data centers.
+        patience: seconds that a mean may stand still; None: a number of our own.
+
+    Attributes:
+        waiting: this rank waits for a mean.
+    """
+
+    def __init__(self, site: TensorSite, between: Between, patience: float | None = None) -> None:
+        self._site, self._between, self._patience = site, between, patience
+        self._under_way: UnderWay | None = None
+        self._present: tuple[int, ...] = ()
+        self.waiting = False
+
+    @property
+    def carries(self) -> bool:
+        """Whether this rank takes part in means: a leader, or one that shares the transfer with it."""
+        return self._between.carries
+
+    def advance(self) -> None:
+        """Let messages of a mean that is under way pass: some transports move nothing by themselves. Never blocks."""
+        if self._under_way is not None:
+            self._under_way.advance()
+
+    def mean_in_center(self, vector: Tensor) -> None:
+        """Put the mean over this data center's ranks into every carrier's vector. Collective over the data center.
+
+        Args:
+            vector: contiguous, on the CPU, shape ``(n,)``.
+        """
+        if self._site.size == 1 or not vector.numel():
+            return
+        rows = self._site.rows(vector)
+        if rows is not None:
+            weighted_mean(list(rows), [1.0] * len(rows), out=vector)
+        if len(self._site.carriers) > 1:
+            self._site.copy_to_all([vector])
+
+    def begin(self, offer: Offer, present: tuple[int, ...]) -> None:
+        """Begin this lane's part of eq. 2 over the data centers ``present``, right after the meeting that says so. It
+        goes on at every :meth:`advance`. Collective over the carriers."""
+        lane = list(self._site.carriers).index(self._site.rank)
+        self._present = present
+        part = parts_of(offer.source.size, len(self._site.carriers))[lane]
+        self._under_way = self._between.begin_mean(offer.part(part), present)
+        self._under_way.advance()
+
+    def finish(self) -> MeanFacts:
+        """Wait until this rank's part of the mean is there. Collective over the carriers, right after a meeting.
+
+        Raises:
+            RoundTimeoutError: nothing has moved for too long.
+        """
+        assert self._under_way is not None, "begin comes first"
+        self.waiting = True
+        names = [self._between.names[k] for k in self._present]
+        facts = self._under_way.finish(stall_watch(names, self._patience))
+        self._under_way = None
+        self.waiting = False
+        return facts
+
+    def take(self, offer: Offer, present: tuple[int, ...]) -> MeanFacts:
+        """:meth:`begin` and :meth:`finish`."""
+        self.begin(offer, present)
+        return self.finish()
+
+    def abandon(self) -> None:
+        """Bring a mean that is under way to its end, and forget it. Collective over the carriers."""
+        if self._under_way is not None:
+            self.finish()
+
+    def spread(self, vector: Tensor, facts: MeanFacts | None) -> MeanFacts | None:
+        """Put the carriers' parts of the mean into every rank's vector, in place. Collective over the data center.
+
+        Args:
+            vector: the mean, shape ``(n,)``; on carriers their part is there.
+            facts: what carriers know of theirs.
+
+        Returns:
+            On the leader what is known of all of it, elsewhere ``facts``.
+        """
+        if self._site.size == 1:
+            return facts
+        lanes = len(self._site.carriers)
+        found: Sequence[MeanFacts | None] | None = self._site.gather(facts) if lanes > 1 else None
+        self._site.spread(vector, parts_of(len(vector), lanes))
+        return facts if found is None else functools.reduce(operator.add, filter(None, found))

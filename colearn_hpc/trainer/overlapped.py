@@ -1,0 +1,205 @@
+"""Overlap: the mean travels while the next round's first local epoch is trained (``exchange: {overlap: true}``).
+
+    round i, its last batch            all meet; each sends its model s_k as it is now, and trains on from it
+    round i+1, every batch of epoch 0  messages pass
+    its last batch                     all meet; the mean w̄ⁱ is here, T_{i+1} is decided, the module is made w̄ⁱ
+    validation, checkpoints            see w̄ⁱ, as they do without overlap, but an epoch later
+    the epoch's end                    the module becomes w_k + (w̄ⁱ - s_k): w̄ⁱ, and what was learned meanwhile
+
+Epoch 0 has the rate of T_i, because T_{i+1} is not known yet. With T = 1 a mean arrives and the next leaves at the same
+batch. The last round has no epoch after it: its mean is waited for, and is the mean of what all have, w̄ of eq. 2.
+
+Only parameters are corrected. Running statistics (float buffers) of w̄ⁱ are the mean's, for validation and checkpoints;
+those of the local model stay its own: they forget what was before within batches, and a variance that is corrected can
+become negative. Optimizer state is reset where the weights jump, or kept.
+
+While a mean is under way every data center is needed: a failure ends the run, and is not restarted in place. Resume
+points hold what was sent, and a resumed run sends it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from colearn_hpc.algorithm.overlap import correct
+from colearn_hpc.algorithm.shared_model import FlatModel
+from colearn_hpc.between import Vector
+from colearn_hpc.protocol.messages import Topic, TopicKind
+from colearn_hpc.protocol.reports import CenterReport
+from colearn_hpc.protocol.run import Decision, RoundPlace
+from colearn_hpc.protocol.settings import Settings
+from colearn_hpc.trainer.averaging import Decide, MeanResult, SharedModel, arrive, take_mean
+from colearn_hpc.trainer.optimizers import reset_state
+from colearn_hpc.trainer.place import Place
+
+# Chunks that can move from one batch's end to the next.
+GATHERING = 16
+
+
+class OverlappedAverager:
+    """An :class:`~colearn_hpc.trainer.averaging.Averager` whose mean is begun by :meth:`begin` and comes with
+    :meth:`finish`, unless the round is the last.
+
+    Holds one vector more than :class:`~colearn_hpc.trainer.averaging.MeanAverager`, on all ranks: the model as it was
+    sent, and when the mean has come, the model with which to train on.
+
+    Args:
+        place: this process's.
+        settings: of the run.
+    """
+
+    shares_model = True
+
+    def __init__(self, place: Place, settings: Settings) -> None:
+        self._place, self._settings = place, settings
+        self.shared = SharedModel(place, settings)
+        # What was sent, or the local model while the module is the shared one. Its memory is kept between rounds.
+        self._local: Tensor | None = None
+        self._sent = False
+        self._shows_shared = False
+
+    def start_from(self, module: LightningModule) -> None:
+        self.shared.start_from(module)
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = self._local if self._sent or self._shows_shared else None
+        return self.shared.state_dict() | {"sent": kept, "shows_shared": self._shows_shared}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shared.load_state_dict(state)
+        self._local = state.get("sent")
+        self._shows_shared = state.get("shows_shared", False)
+
+    def begin(
+        self,
+        module: LightningModule,
+        optimizers: Sequence[Optimizer],
+        report: CenterReport,
+        place: RoundPlace,
+        decide: Decide,
+        again: bool = False,
+    ) -> MeanResult:
+        """Send the model, or take the mean at once where no epoch follows in which it could come. Collective over the
+        world.
+
+        Args:
+            module: the local model.
+            optimizers: its optimizers.
+            report: this data center's part in the round.
+            place: where this data center is.
+            decide: called on the presiding leader if the mean is taken.
+            again: send what a checkpoint says was sent.
+
+        Returns:
+            Without a decision where the mean has begun.
+        """
+        model = FlatModel.of(module)
+        if not again:
+            if not self._shows_shared:
+                self._local = model.pack(self._local)
+            assert self._local is not None
+            # DDP keeps parameters equal inside a data center, buffers not, and gives the leader's to all at the next
+            # batch.
+            self._place.means.mean_in_center(self._local[model.parameter_size :])
+        sent = self._local
+        assert sent is not None, "a checkpoint with a mean under way holds what was sent"
+        given, report = arrive(self._place, self._settings, model, sent, report, place)
+        if place.last or given.leaves:
+            model.unpack(sent)
+            self._shows_shared = False
+            return take_mean(self._place, self._settings, self.shared, model, optimizers, given, report, decide)
+        self._sent = True
+        if self._place.means.carries:
+            offer = self.shared.offer(model, Vector(sent), given.weights, GATHERING)
+            self._place.means.begin(offer, given.present)
+        return MeanResult(report, None, given.place)
+
+    def take(
+        self,
+        module: LightningModule,
+        optimizers: Sequence[Optimizer],
+        report: CenterReport,
+        place: RoundPlace,
+        decide: Decide,
+        absent: str = "",
+    ) -> MeanResult:
+        return self.begin(module, optimizers, report, replace(place, leaving=True), decide)
+
+    def finish(
+        self,
+        module: LightningModule,
+        optimizers: Sequence[Optimizer],
+        report: CenterReport,
+        round_index: int,
+        decide: Decide,
+    ) -> MeanResult:
+        """Wait for the mean that is under way, and make it the module's. Collective over the world.
+
+        Args:
+            module: the local model; becomes the shared one, until :meth:`show_local` or :meth:`keep_shared`.
+            optimizers: its optimizers.
+            report: this data center's part in the round that is averaged.
+            round_index: its i.
+            decide: called on the presiding leader.
+        """
+        conversation, means = self._place.conversation, self._place.means
+        model, sent = FlatModel.of(module), self._local
+        assert sent is not None and self._sent
+        clock = time.monotonic()
+        # Whoever failed since the mean was begun says so here. After it no user's code runs until the mean is in place.
+        conversation.meet(Topic(TopicKind.UNDER_WAY, round_index))
+        waited = time.monotonic() - clock
+
+        clock, result = time.monotonic(), self.shared.buffer(model)
+        facts = means.spread(result, means.finish() if means.carries else None)
+        seconds = time.monotonic() - clock
+        decision = conversation.decide(
+            Topic(TopicKind.MEAN, round_index),
+            lambda: decide(self.shared.change(model, result, facts, round_index), False),
+        )
+
+        clock = time.monotonic()
+        correct(model, sent, result)
+        model.unpack(result)
+        self._sent, self._shows_shared = False, True
+        if facts is not None:
+            report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
+            self.shared.commit(result, None)
+        if self._settings.optimizer_state == "reset":
+            reset_state(optimizers)
+        conversation.settled()
+        report = replace(
+            report,
+            wait_seconds=report.wait_seconds + waited,
+            exchange_seconds=report.exchange_seconds + seconds + time.monotonic() - clock,
+        )
+        place = RoundPlace(round_index, 0, 0)
+        return MeanResult(report, Decision.from_plain(decision), place)
+
+    def show_local(self, module: LightningModule) -> None:
+        """Make the module the local model again, corrected by the mean."""
+        if self._shows_shared:
+            assert self._local is not None
+            FlatModel.of(module).unpack(self._local)
+            self._shows_shared = False
+
+    def keep_shared(self) -> None:
+        """No epoch follows: the module stays the shared model."""
+        self._shows_shared = False
+
+    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
+        """Validation itself measures the shared model."""
+
+    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
+        return None
+
+    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
+        return run_folder / "shared.ckpt"

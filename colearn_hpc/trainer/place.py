@@ -1,0 +1,72 @@
+"""Where this process is in the run, and how it reaches the others: made once, handed to whoever needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from colearn_hpc.between import Between, TensorSite
+from colearn_hpc.join import DataCenter, connect
+from colearn_hpc.protocol.conversation import Conversation
+from colearn_hpc.protocol.journal import Remembered
+from colearn_hpc.trainer.means import Means
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process's place.
+
+    Attributes:
+        center: its data center.
+        site: inside it.
+        between: between the data centers, with a memory for restarts.
+        conversation: the words.
+        means: the tensors.
+    """
+
+    center: DataCenter
+    site: TensorSite
+    between: Between
+    journal: Remembered
+    conversation: Conversation
+    means: Means
+
+    @classmethod
+    def of(
+        cls, center: DataCenter, lanes: int | None = 1, patience: float | None = None, may_miss: bool = False
+    ) -> Place:
+        """Reach the others. Collective over the world.
+
+        Args:
+            center: this process's data center.
+            lanes: ranks of each data center that share the transfer of a mean; None: one per node.
+            patience: seconds to wait for other data centers; None: for ever.
+            may_miss: whether a round may be taken without a data center that does not arrive in time.
+
+        Raises:
+            TopologyError: on all ranks, when there cannot be so many lanes.
+        """
+        connection = connect(center, lanes)
+        journal = Remembered(connection.between)
+        means = Means(connection.site, journal, patience)
+        conversation = Conversation(connection.site, journal, patience, may_miss, means.advance)
+        return cls(center, connection.site, journal, journal, conversation, means)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other data center."""
+        return len(self.between.names) == 1
+
+    @property
+    def doing(self) -> str:
+        """What this rank waits in: "waiting" for others or "exchanging"; nothing where it does not wait."""
+        return "exchanging" if self.means.waiting else "waiting" if self.conversation.waiting else ""
+
+    @property
+    def can_begin_again(self) -> bool:
+        """Whether a restart from the last resume point would find its way."""
+        return self.journal.complete and self.conversation.can_begin_again
+
+    def regroup(self, content: object, patience: float | None = None) -> list[object]:
+        """:meth:`Conversation.regroup`, and no more is told from memory."""
+        self.journal.stop_telling()
+        return self.conversation.regroup(content, patience)

@@ -1,0 +1,179 @@
+"""A data center that failed begins again from its own last resume point.
+
+"If a participant fails, the server restarts it" (Mi et al. 2020). All ranks of the data center come together, whatever
+each was doing, agree on what went wrong, and train again from the resume point; the other data centers go on training,
+or wait. What the failed one had already heard from them is told to it again (``protocol/journal.py``), so that the
+final weights are bit for bit those of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from colearn_hpc.errors import RoundTimeoutError
+from colearn_hpc.protocol import pacing
+from colearn_hpc.protocol.conversation import is_everywhere
+from colearn_hpc.protocol.failures import Failure, RestartPolicy, Verdict
+from colearn_hpc.trainer.environment import DataCenterEnvironment
+from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.resume_points import find_newest_point
+
+log = logging.getLogger("colearn_hpc")
+
+REGROUP_PATIENCE = 600.0  # s for the ranks of a data center to leave what they are doing
+
+
+@dataclass(frozen=True)
+class Leap:
+    """Where a data center goes on after a round without it, ahead of its resume point.
+
+    Attributes:
+        state: of the callback.
+        vector: the shared model, shape (n,).
+    """
+
+    state: dict[str, Any]
+    vector: Tensor
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One call of ``trainer.fit``.
+
+    Attributes:
+        number: 0 for the first; later ones are restarts, and the other data centers are far from a run's start.
+        leap: where to go on instead of at the resume point; None: there.
+    """
+
+    number: int = 0
+    leap: Leap | None = None
+
+
+class Supervisor:
+    """Calls ``trainer.fit`` again when this data center fails, as far as the policy allows.
+
+    Args:
+        policy: how often, and what comes then.
+
+    Attributes:
+        supervises: somebody is there to begin again, :meth:`run`.
+        attempt: the one under way.
+    """
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self._verdict: Verdict | None = None
+        self.supervises = False
+        self.attempt = Attempt()
+
+    def point_written(self) -> None:
+        """A resume point is at or after the leap: the next attempt begins there."""
+        self.attempt = replace(self.attempt, leap=None)
+
+    def judge(self, error: BaseException, place: Place, trainer: pl.Trainer, failure: Failure) -> Verdict:
+        """Come together, and judge. Collective over the data center, in whatever state each rank is.
+
+        Does not return where the ranks do not come together: then all ranks of the run are ended.
+
+        Args:
+            error: what happened on this rank.
+            place: this process's.
+            trainer: that failed.
+            failure: what this rank knows of it.
+        """
+        conversation = place.conversation
+        if isinstance(error, RoundTimeoutError):
+            conversation.abort(failure.text)
+        conversation.break_center(error)
+        if (environment := environment_of(trainer)) is not None:
+            environment.leave_process_group()
+        try:
+            patience = REGROUP_PATIENCE if failure.restartable else pacing.GRACE
+            failures = cast("list[Failure]", place.regroup(failure, patience))
+        except RoundTimeoutError as lost:
+            conversation.abort(f"{failure.text}\n({lost})")
+        verdict = self._verdict = self._policy.judge(failures)
+        if verdict.action == "restart":
+            what = f"restarting ({verdict.number} of {self._policy.limit} in this round)"
+            last_line = verdict.text.splitlines()[-1]
+            conversation.progress(lambda: f"{what}: {last_line}", now=True)
+            if place.center.is_leader:
+                log.info("%s", verdict.text)
+                log.warning("%s, %s: %s", place.center.name, what, last_line)
+        elif verdict.action == "sit out" and place.center.is_leader:
+            log.warning("%s sits out round %d: %s", place.center.name, failure.place[0], verdict.text)
+        return verdict
+
+    def can_restart(self, error: BaseException, place: Place) -> bool:
+        """Whether beginning again may help against this error, and would find its way."""
+        if not self.supervises or not isinstance(error, Exception) or isinstance(error, RoundTimeoutError):
+            return False
+        return place.can_begin_again and not is_everywhere(error)
+
+    def run(
+        self,
+        trainer: pl.Trainer,
+        model: pl.LightningModule,
+        attempt: Callable[[Any], None],
+        ckpt_path: Any,
+        where: Callable[[], tuple[Place, Path]],
+        sit_out: Callable[[str], Leap],
+    ) -> None:
+        """Call ``attempt(ckpt_path)`` until it ends by itself, or the policy ends it.
+
+        Args:
+            trainer: whose ``fit`` is called.
+            model: that it trains.
+            attempt: one call of it.
+            ckpt_path: where the first one begins.
+            where: this process's place and the run folder, once an attempt has begun.
+            sit_out: takes part in the round's end without a model of one's own, and says where to go on.
+
+        Raises:
+            Exception: whatever ended the run.
+        """
+        self.supervises, self.attempt, self._verdict = True, Attempt(), None
+        modes = [(part, part.training) for part in model.modules()]
+        while True:
+            try:
+                return attempt(ckpt_path)
+            except Exception:
+                verdict, self._verdict = self._verdict, None
+                if verdict is None or verdict.action == "stop":
+                    raise
+            # The traceback is gone with its handler, and what it held: the failed attempt's batch, loader and graph.
+            place, folder = where()
+            try:
+                leap = sit_out(verdict.text) if verdict.action == "sit out" else self.attempt.leap
+                _renew(trainer)
+                for part, training in modes:
+                    part.training = training  # a failure in validation leaves them as validation wants them
+                trainer.num_sanity_val_steps = 0
+                ckpt_path = find_newest_point(folder, place)
+                place.journal.tell_again()
+                self.attempt = Attempt(self.attempt.number + 1, leap)
+            except Exception as error:
+                place.conversation.fail(error)
+                raise
+
+
+def environment_of(trainer: pl.Trainer) -> DataCenterEnvironment | None:
+    """The Trainer's environment, if it is ours; a data center of one rank needs none."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment if isinstance(environment, DataCenterEnvironment) else None
+
+
+def _renew(trainer: pl.Trainer) -> None:
+    """Give the data center's next process group an address of its own. Collective over the data center."""
+    if (environment := environment_of(trainer)) is not None:
+        environment.renew_address()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # after running out of memory, what the failed attempt held

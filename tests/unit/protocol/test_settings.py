@@ -1,0 +1,195 @@
+"""What cannot be had together is refused with one text, by Settings and by CoLearning alike."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from colearn_hpc import CoLearning
+from colearn_hpc.algorithm.codec import codec_of
+from colearn_hpc.algorithm.combine import combiner_of
+from colearn_hpc.algorithm.learning_rate import schedule_of
+from colearn_hpc.algorithm.outer import OuterSGD
+from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.protocol.settings import CLASHES, Settings, describe
+
+PREDICTIONS, AVERAGE = {"combine": "predictions"}, {"optimizer_state": "average"}
+OUTER, WITHOUT = {"outer_optimizer": OuterSGD()}, {"on_failure": "continue_without"}
+LEFT_OUT = (
+    'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
+    'out has no part of it. Use on_failure="stop"'
+)
+# (arguments of CoLearning, what is said), in the order of CLASHES.
+CASES = [
+    (
+        {"schedule": "none", "learning_rate": 0.1},
+        'schedule="none" leaves rates to the optimizer, but learning_rate=0.1 is set; drop one of the two '
+        '(schedule="constant" holds a rate)',
+    ),
+    (
+        OUTER | PREDICTIONS,
+        'outer_optimizer steps from one shared model to the next, and with combine="predictions" there is none; drop '
+        "one of the two",
+    ),
+    (WITHOUT | AVERAGE, LEFT_OUT.format('optimizer_state="average"')),
+    (WITHOUT | PREDICTIONS, LEFT_OUT.format('combine="predictions"')),
+    (
+        {"combine": "median", "weighting": "examples"},
+        'combine=Median() counts every data center once, and weighting="examples" does not; use weighting="uniform", '
+        'or combine="weights"',
+    ),
+    (
+        PREDICTIONS | {"exchange": {"codec": "bf16"}},
+        "exchange: codec='bf16' is for weights on the wire, and with combine=\"predictions\" none travel; drop one of "
+        "the two",
+    ),
+    (
+        PREDICTIONS | {"exchange": {"lanes": 2}},
+        'exchange: lanes=2 cannot be combined with combine="predictions": no weights travel. Drop one of the two',
+    ),
+    (
+        OUTER | {"exchange": {"lanes": 2}},
+        "exchange: lanes=2 cannot be combined with an outer_optimizer: its state is the leader's. Drop one of the two",
+    ),
+    (
+        {"exchange": {"lanes": 2, "codec": "int8"}},
+        'exchange: lanes=2 cannot be combined with codec="int8": what its messages lack is the leader\'s to remember. '
+        "Drop one of the two",
+    ),
+    (
+        PREDICTIONS | {"exchange": {"overlap": True}},
+        'exchange: overlap=True cannot be combined with combine="predictions": with it no weights travel. Drop one of '
+        "the two",
+    ),
+    (
+        AVERAGE | {"exchange": {"overlap": True}},
+        'exchange: overlap=True cannot be combined with optimizer_state="average": a correction of state that went on '
+        'meanwhile may make a variance negative. Use "reset" or "keep"',
+    ),
+    (
+        WITHOUT | {"exchange": {"overlap": True}},
+        'exchange: overlap=True cannot be combined with on_failure="continue_without": while a mean is under way every '
+        'data center is needed. Use "stop"',
+    ),
+    (
+        OUTER | {"exchange": {"overlap": True}},
+        "exchange: overlap=True cannot be combined with outer_optimizer=OuterSGD(learning_rate=0.7, momentum=0.9, "
+        "nesterov=True): its step begins where all data centers are, and they have gone on. Drop one of the two",
+    ),
+]
+
+
+def as_settings(exchange=None, schedule="clr", combine="weights", **arguments):
+    """Arguments of CoLearning as those of Settings."""
+    found = arguments | dict(exchange or {}) | {"schedule": schedule_of(schedule, 0.25), "rule": None}
+    found |= {"codec": codec_of(found.get("codec", "fp32")), "combiner": combiner_of(combine)}
+    return found | {"combine": "predictions" if combine == "predictions" else "weights"}
+
+
+def unchecked(arguments):
+    """Settings that nobody has checked."""
+    found = object.__new__(Settings)
+    for name, field in Settings.__dataclass_fields__.items():
+        object.__setattr__(found, name, arguments.get(name, field.default))
+    return found
+
+
+def test_every_clash_has_a_case():
+    """... that no other row refuses."""
+    held = [
+        [row for row, (holds, _) in enumerate(CLASHES) if holds(unchecked(as_settings(**given)))] for given, _ in CASES
+    ]
+    assert held == [[row] for row in range(len(CLASHES))]
+
+
+@pytest.mark.parametrize(("arguments", "said"), CASES, ids=lambda value: str(value)[:40])
+def test_clashes(arguments, said):
+    with pytest.raises(ConfigurationError) as by_settings:
+        Settings(**as_settings(**arguments))
+    with pytest.raises(ConfigurationError) as by_callback:
+        CoLearning(**arguments)
+    assert str(by_settings.value) == str(by_callback.value) == said
+
+
+@pytest.mark.parametrize(("arguments", "said"), CASES, ids=lambda value: str(value)[:40])
+def test_a_change_is_checked_again(arguments, said):
+    """As the command line changes settings that a file has made."""
+    given = as_settings(**arguments)
+    with pytest.raises(ConfigurationError) as error:
+        replace(CoLearning().settings, **given)
+    assert str(error.value) == said
+
+
+IMPOSSIBLE = [
+    ({"optimizer_state": "forget"}, "optimizer_state must be one of reset, keep, average; found 'forget'"),
+    ({"weighting": "size"}, "weighting must be one of uniform, examples; found 'size'"),
+    ({"on_failure": "hope"}, "on_failure must be one of stop, continue_without; found 'hope'"),
+    ({"rounds": 0}, "rounds must be a whole number, at least 1, or None; found 0"),
+    ({"rounds": True}, "rounds must be a whole number, at least 1, or None; found True"),
+    ({"rounds": 1.5}, "rounds must be a whole number, at least 1, or None; found 1.5"),
+    ({"restarts": -1}, "restarts must be a whole number, at least 0; found -1"),
+    ({"restarts": None}, "restarts must be a whole number, at least 0; found None"),
+    ({"exchange": {"lanes": 0}}, "exchange: lanes must be a whole number, at least 1, or null; found 0"),
+    ({"exchange": {"overlap": 1}}, "exchange: overlap must be true or false; found 1"),
+    ({"learning_rate": 0.0}, "learning_rate must be positive, or None for the optimizer's own; found 0.0"),
+    (
+        {"learning_rate": float("nan")},
+        "learning_rate must be positive, or None for the optimizer's own; found nan",
+    ),
+    ({"round_timeout": 0}, "round_timeout must be a positive number of seconds, or None; found 0"),
+    (
+        {"outer_optimizer": "sgd"},
+        "outer_optimizer='sgd' has no `step(previous, mean, state)` method; use OuterSGD",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), IMPOSSIBLE, ids=lambda value: str(value)[:40])
+def test_impossible_values(arguments, said):
+    with pytest.raises(ConfigurationError) as by_settings:
+        Settings(**as_settings(**arguments))
+    with pytest.raises(ConfigurationError) as by_callback:
+        CoLearning(**arguments)
+    assert str(by_settings.value) == str(by_callback.value) == said
+
+
+def test_a_choice_that_the_callback_makes_itself():
+    with pytest.raises(ConfigurationError, match=r"combine must be one of weights, predictions; found .votes."):
+        replace(CoLearning().settings, combine="votes")
+
+
+def test_settings_do_not_change():
+    settings = CoLearning(rounds=3).settings
+    with pytest.raises(FrozenInstanceError):
+        settings.rounds = 4
+    assert replace(settings, rounds=4).rounds == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lanes"),
+    [({}, None), ({"exchange": {"lanes": 2}}, 2), (PREDICTIONS, 1), (OUTER, 1), ({"exchange": {"codec": "int8"}}, 1)],
+    ids=str,
+)
+def test_where_only_leaders_can_take_part_there_is_one_lane(arguments, lanes):
+    assert Settings(**as_settings(**arguments)).transfer_lanes == lanes
+
+
+def test_only_one_setting_lets_a_round_miss_somebody():
+    assert CoLearning(on_failure="continue_without").settings.may_miss
+    assert not CoLearning().settings.may_miss
+
+
+def test_the_fingerprint():
+    plain = CoLearning(rounds=3).settings.fingerprint()
+    assert plain["rounds"] == "3" and plain["codec"] == "fp32" and "overlap" not in plain
+    other = CoLearning(rounds=3, exchange={"codec": "int8", "overlap": True}).settings.fingerprint()
+    assert {key for key in other if other[key] != plain.get(key)} == {"codec", "overlap"}
+
+
+class Rule:
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+
+def test_a_rule_of_the_users_own_is_the_same_text_everywhere():
+    assert describe(Rule(3)) == describe(Rule(3)) == "Rule({'epochs': 3})"
+    assert describe(OuterSGD()) == "OuterSGD(learning_rate=0.7, momentum=0.9, nesterov=True)"
