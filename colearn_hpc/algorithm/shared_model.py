@@ -3,7 +3,8 @@
 What data centers exchange is fixed here, once:
 
 * trainable parameters, shared (tied) ones once; they alone enter the norm of eq. 4;
-* floating-point buffers (BatchNorm statistics): without them the shared model is useless;
+* floating-point buffers (BatchNorm statistics): without them the shared model is useless; but none that holds ±Inf by
+  design, as a causal mask does;
 * never: frozen parameters and integer counters such as ``num_batches_tracked``.
 
 Sums are carried out in float64 in the order of the data centers, so a mean depends neither on the
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,9 +76,10 @@ class FlatModel:
             self.parameter_size = offset
 
     @classmethod
-    def of(cls, module: nn.Module) -> FlatModel:
-        """The exchanged part of ``module``: trainable parameters, then floating-point buffers."""
-        return cls(trainable_parameters(module), float_buffers(module))
+    def of(cls, module: nn.Module, constant: Mapping[str, Tensor] | None = None) -> FlatModel:
+        """The exchanged part of ``module``: trainable parameters, then floating-point buffers but the ``constant`` ones
+        (see :func:`infinite_buffers`)."""
+        return cls(trainable_parameters(module), float_buffers(module, constant))
 
     @torch.no_grad()
     def pack(self, out: Tensor | None = None) -> Tensor:
@@ -193,9 +195,30 @@ def trainable_parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
-def float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """(name, buffer) of every floating-point or complex buffer, shared ones once."""
-    return [(name, b) for name, b in module.named_buffers() if b.is_floating_point() or b.is_complex()]
+def float_buffers(module: nn.Module, constant: Mapping[str, Tensor] | None = None) -> list[tuple[str, Tensor]]:
+    """(name, buffer) of every floating-point or complex buffer, shared ones once.
+
+    Args:
+        module: whose buffers.
+        constant: buffers to leave out while they are what they are here, see :func:`infinite_buffers`.
+    """
+    constant = constant or {}
+    floats = [(name, b) for name, b in module.named_buffers() if b.is_floating_point() or b.is_complex()]
+    return [(name, b) for name, b in floats if not (name in constant and torch.equal(b, constant[name].to(b.device)))]
+
+
+@torch.no_grad()
+def infinite_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the floating-point buffers that hold ±Inf and no NaN, by name.
+
+    In a model that is not yet trained they hold it by design, as a causal mask does: nothing is to be averaged there.
+    """
+    found = {}
+    for name, buffer in float_buffers(module):
+        real = _real(buffer)
+        if bool(torch.isinf(real).any()) and not bool(torch.isnan(real).any()):
+            found[name] = buffer.detach().cpu().clone()
+    return found
 
 
 def batch_norm_names(module: nn.Module) -> frozenset[str]:

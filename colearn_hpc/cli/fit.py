@@ -35,7 +35,7 @@ import colearn_hpc.models
 from colearn_hpc.cli.devices import trainer_devices
 from colearn_hpc.cli.method import METHODS, arrange
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
-from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together
+from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
 from colearn_hpc.trainer import signals
@@ -209,6 +209,26 @@ class ColearnCLI(LightningCLI):
             error += self._nearest(error)
         if errors := all_errors(error):
             raise UsageError("\n".join(errors)).on_all_ranks()
+        self._check_same_command()
+
+    def _check_same_command(self) -> None:
+        """What says which run this is, and what becomes of an old one, is compared before anything is done. Collective
+        over the world.
+
+        Raises:
+            UsageError: on all ranks, where they were started with different ones.
+        """
+        of_all = ("name", "resume", "overwrite", "method")
+        settings = self.config[self.config["subcommand"]]
+        mine = [self.config["subcommand"], *(str(settings[key]) for key in of_all)]
+        everyone = told_by_all(mine)
+        for key, found in zip(("command", *of_all), zip(*everyone, strict=True), strict=True):
+            if len(set(found)) > 1:
+                ranks = "; ".join(f"{value} on rank {found.index(value)}" for value in dict.fromkeys(found))
+                option = key if key == "command" else f"--{key}"
+                raise UsageError(
+                    f"{option} differs between the ranks ({ranks}); start all data centers with the same command"
+                ).on_all_ranks()
 
     def _nearest(self, error: str) -> str:
         """The option that was meant, if the error is about one that is unknown."""
@@ -350,19 +370,20 @@ def main(argv: Sequence[str]) -> int:
         with contextlib.redirect_stdout(None if rank else sys.stdout):
             ColearnCLI(session)
         return 0
-    except SystemExit as stop:  # --help, Lightning after Ctrl-C, or interrupted by a signal on all ranks
-        if isinstance(stop, Interrupted) and size > 1:
-            # The launcher sends TERM to the rest as soon as one exits; the code would be the signal's.
-            signals.ignore()
-            leave_together()
-        return int(stop.code or 0)
     except BaseException as raised:
+        if isinstance(raised, SystemExit) and (session.place is None or is_everywhere(raised)):
+            # --help, or interrupted by a signal on all ranks
+            if isinstance(raised, Interrupted) and size > 1:
+                # The launcher sends TERM to the rest as soon as one exits; the code would be the signal's.
+                signals.ignore()
+                leave_together()
+            return int(raised.code or 0)
         error = _own(raised)
         if session.place is not None:
             session.place.conversation.fail(error)
         elif not is_everywhere(error):
             raise
-        if rank == 0:
+        if rank == 0 or getattr(error, "after_the_end", False):
             text = session.place.conversation.verdict if session.place is not None else ""
             print(f"colearn-hpc: error: {text or describe_error(error)}", file=sys.stderr, flush=True)
         if size > 1:

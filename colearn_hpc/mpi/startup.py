@@ -60,6 +60,14 @@ def all_errors(error: str) -> list[str]:
     return list(dict.fromkeys(filter(None, allgather_plain(MPI.COMM_WORLD, error))))
 
 
+def told_by_all(content: list[str]) -> list[list[str]]:
+    """Every rank's words, by rank. Collective over the world; ranks start together, so this may block."""
+    prepare_environment()
+    from mpi4py import MPI
+
+    return allgather_plain(MPI.COMM_WORLD, content)
+
+
 def leave_together(patience: float = 10.0) -> None:
     """Wait, but not for ever, until every rank is about to exit. Collective over the world.
 

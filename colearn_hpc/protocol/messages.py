@@ -251,10 +251,13 @@ def plural(number: int, noun: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """One text for people: our own errors as they are, anything unforeseen with its traceback."""
+    """One text for people, never empty: our own errors as they are, anything unforeseen with its traceback."""
     if isinstance(error, ColearnError):
-        return str(error)
-    return "".join(traceback.format_exception(error)).strip()
+        return str(error) or type(error).__name__
+    try:
+        return "".join(traceback.format_exception(error)).strip()
+    except Exception:  # its own __str__ fails
+        return f"{type(error).__name__} (its text cannot be read)"
 
 
 def joined_failures(names: Sequence[str], outcome: Outcome) -> str:

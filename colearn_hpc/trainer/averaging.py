@@ -17,6 +17,7 @@ from colearn_hpc.algorithm.shared_model import (
     FlatModel,
     first_non_finite,
     float_buffers,
+    infinite_buffers,
     relative_change,
     trainable_parameters,
 )
@@ -56,6 +57,9 @@ class Averager(Protocol):
     """
 
     shares_model: bool
+
+    def watch(self, module: LightningModule) -> None:
+        """See the module before it is trained, in each ``fit``."""
 
     def start_from(self, module: LightningModule) -> None:
         """Take the module as the shared model that round 0 starts from."""
@@ -246,10 +250,18 @@ class SharedModel:
         # Where the next mean goes. Kept between rounds: fresh memory of a model's size costs more than the sums in it.
         self._buffer: Tensor | None = None
         self.compression = None if settings.codec is None else Compression(settings.codec)
+        self.constant: dict[str, Tensor] = {}  # buffers that are infinite by design
+
+    def watch(self, module: LightningModule) -> None:
+        self.constant = infinite_buffers(module)
+
+    def model_of(self, module: LightningModule) -> FlatModel:
+        """What of the module is averaged."""
+        return FlatModel.of(module, self.constant)
 
     def start_from(self, module: LightningModule) -> None:
         if self._place.means.carries:
-            self.previous = FlatModel.of(module).pack()
+            self.previous = self.model_of(module).pack()
 
     def state_dict(self) -> dict[str, Any]:
         """The last shared model, the outer optimizer's state, and what the codec's messages lacked."""
@@ -340,6 +352,9 @@ class MeanAverager:
         self._place, self._settings = place, settings
         self.shared = SharedModel(place, settings)
 
+    def watch(self, module: LightningModule) -> None:
+        self.shared.watch(module)
+
     def start_from(self, module: LightningModule) -> None:
         self.shared.start_from(module)
 
@@ -358,7 +373,7 @@ class MeanAverager:
         decide: Decide,
         absent: str = "",
     ) -> MeanResult:
-        others = float_buffers(module)
+        others = float_buffers(module, self.shared.constant)
         if self._settings.optimizer_state == "average":
             others += averaged_state(optimizers)
         model = FlatModel(trainable_parameters(module), others)

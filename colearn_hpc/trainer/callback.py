@@ -6,6 +6,7 @@ It holds no mathematics (see ``algorithm/``), decides nothing (see ``protocol/ru
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSched
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
-from colearn_hpc.errors import ConfigurationError, Interrupted
+from colearn_hpc.errors import ConfigurationError, Interrupted, PeerError
 from colearn_hpc.join import CentersSpec, DataCenter
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
@@ -35,8 +36,16 @@ from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
 from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import join_trainer
 from colearn_hpc.trainer.epoch_end import EpochEnd
-from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint
-from colearn_hpc.trainer.lightning_gaps import callbacks_of, pass_over_empty_hooks, skip_epochs, wants_stop
+from colearn_hpc.trainer.epoch_start import EpochStart
+from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning
+from colearn_hpc.trainer.lightning_gaps import (
+    average_from_here,
+    callbacks_of,
+    check_callbacks,
+    pass_over_empty_hooks,
+    skip_epochs,
+    wants_stop,
+)
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, reset_state
 from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_shared_model
@@ -165,8 +174,10 @@ class CoLearning(Callback):
             separate_outputs(trainer, place)
             if trainer.progress_bar_callback is not None and place.center.index != 0:
                 trainer.progress_bar_callback.disable()  # one bar for the run
+        check_callbacks(trainer)
         callbacks = callbacks_of(trainer)
-        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, EpochEnd)]
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, EpochStart | EpochEnd)]
+        callbacks.insert(0, EpochStart(self._start_epoch))
         callbacks.append(
             EpochEnd(
                 place,
@@ -183,6 +194,7 @@ class CoLearning(Callback):
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
         check_scheduler(trainer, pl_module, settings.schedule)
         fit.rates = BaseRates(trainer.optimizers, settings.learning_rate)
+        fit.averager.watch(pl_module)
         if fit.loaded is not None:
             fit.averager.load_state_dict(dict(fit.loaded))
         if self._supervisor.attempt.number > 0:
@@ -191,6 +203,7 @@ class CoLearning(Callback):
             return
         found = fingerprint(trainer, pl_module, settings.fingerprint())
         place.conversation.compare(Topic(TopicKind.START), found)
+        place.conversation.compare(Topic(TopicKind.START, detail="data"), meaning(trainer))
         check_unchanged(dict(run.state.settings), found)
         run.note(settings=found)
         resumed = fit.loaded is not None
@@ -208,11 +221,13 @@ class CoLearning(Callback):
         fit.folder_.rewind(state.lines)
         fit.folder_.begin()
         fit.clock = time.monotonic()
+        fit.began = True
         if run.is_finished:
             trainer.should_stop = True  # a finished run was resumed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run = self._run
+        self._fit.trains = True
         if (leap := self._supervisor.attempt.leap) is not None:
             FlatModel.of(pl_module).unpack(leap.vector)
             if self.settings.optimizer_state == "reset":
@@ -222,16 +237,6 @@ class CoLearning(Callback):
         if self._fit.loaded is not None:
             self._fit.loaded = None
             self._follow(run.resumed(), trainer)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        run, schedule = self._run, self.settings.schedule
-        run.start_epoch(_limit(trainer))
-        if schedule is not None:
-            state = run.state
-            position = EpochPosition(state.round.index, state.epoch, state.round.epochs, state.epochs_done)
-            self._fit.rates_.apply(schedule.factor(position))
-        run.rate(first_rate(trainer.optimizers))
-        self._fit.clock = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -275,10 +280,15 @@ class CoLearning(Callback):
         self._book()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
         self._summarize("finished", stopped_by=self._stopped_by or "the Trainer")
+        self._fit.finished = True
         self._placed.conversation.finish()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":
+            return
+        if self._fit.finished:  # on_fit_end, a logger's last words: nothing is left to be done again, or to be told
+            with contextlib.suppress(AttributeError):
+                exception.everywhere = exception.after_the_end = True  # type: ignore[attr-defined]
             return
         if is_everywhere(exception):
             if isinstance(exception, Interrupted) and self._place is not None:
@@ -294,10 +304,20 @@ class CoLearning(Callback):
         if verdict.action == "stop":
             self._ended_by(exception)
             place.conversation.fail(exception, verdict.text)
+            if isinstance(exception, SystemExit):  # whatever its code is, this run has not succeeded
+                raise PeerError(f"{verdict.text}\n(sys.exit() in a run ends it for all data centers)") from exception
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and self._fit.folder is not None:
-            self._fit.folder.close()
+        if stage != "fit" or self._fit.folder is None:
+            return
+        self._fit.folder.close()
+        fit, alone = self._fit, self._placed.alone
+        if fit.began and not fit.trains and fit.loaded is None and not alone and not trainer.interrupted:
+            # Lightning passes over a fit without a batch in silence; the others would wait for ever.
+            raise ConfigurationError(
+                f"data center {self._placed.center.name} has nothing to train on: its loader has no batch, or "
+                "limit_train_batches or max_steps is 0; give it data, or leave it out of the run"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         self._book()
@@ -321,6 +341,7 @@ class CoLearning(Callback):
         Raises:
             Exception: what ended the run when ``restarts`` were used up or could not help.
         """
+        self._supervisor.loads_everything = data.get("weights_only") is False
         self._supervisor.run(
             trainer,
             model,
@@ -419,6 +440,7 @@ class CoLearning(Callback):
         ):  # a data center that had been left out goes on with the others
             others = found.others
             skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
+        average_from_here(trainer)
         step = self._run.mean_taken(found.decision, found.report, others)
         self._save_model(trainer)
         return step
@@ -430,6 +452,7 @@ class CoLearning(Callback):
         decide = self._decider(round_, round_.epochs_done)
         found = averager.finish(module, trainer.optimizers, round_.report, round_.index, decide)
         assert found.decision is not None, "a mean that is here is decided on"
+        average_from_here(trainer)
         step = self._run.mean_finished(found.decision, found.report, _limit(trainer))
         if state.leaving:
             averager.keep_shared()
@@ -473,6 +496,17 @@ class CoLearning(Callback):
         fit.averager.show_local(trainer.lightning_module)
         fit.metrics = MetricsSplit()
         return step
+
+    def _start_epoch(self, trainer: pl.Trainer) -> None:
+        """The rate of a local epoch. Called by :class:`EpochStart`, before any other callback can read it."""
+        run, schedule = self._run, self.settings.schedule
+        run.start_epoch(_limit(trainer))
+        if schedule is not None:
+            state = run.state
+            position = EpochPosition(state.round.index, state.epoch, state.round.epochs, state.epochs_done)
+            self._fit.rates_.apply(schedule.factor(position))
+        run.rate(first_rate(trainer.optimizers))
+        self._fit.clock = time.monotonic()
 
     def _close_epoch(self, trainer: pl.Trainer) -> None:
         self._follow(self._run.close_epoch(), trainer)
@@ -575,6 +609,7 @@ class _Fit:
         clock: when the epoch began, or when what was trained in it was last booked.
         batches, batch_examples: trained since then.
         examples: that this process has trained on since it began.
+        began, trains, finished: how far the fit has come.
     """
 
     folder: RunFolder | None = None
@@ -586,6 +621,9 @@ class _Fit:
     batches: int = 0
     batch_examples: int = 0
     examples: int = 0
+    began: bool = False
+    trains: bool = False
+    finished: bool = False
 
     @property
     def folder_(self) -> RunFolder:

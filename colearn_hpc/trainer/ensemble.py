@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from colearn_hpc.algorithm.shared_model import FlatModel
+from colearn_hpc.algorithm.shared_model import FlatModel, infinite_buffers
 from colearn_hpc.between import Offer, Vector
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.messages import Topic, TopicKind
@@ -50,8 +50,12 @@ class EnsembleAverager:
     def __init__(self, place: Place, settings: Settings) -> None:
         self._place, self._settings = place, settings
         self._round = 0
+        self._constant: dict[str, Tensor] = {}
         self._probabilities: list[Tensor] = []
         self._targets: list[Tensor] = []
+
+    def watch(self, module: LightningModule) -> None:
+        self._constant = infinite_buffers(module)
 
     def start_from(self, module: LightningModule) -> None:
         """There is no shared model."""
@@ -84,7 +88,7 @@ class EnsembleAverager:
         Raises:
             ParticipantError: when this member's model is not finite.
         """
-        model = FlatModel.of(module)
+        model = FlatModel.of(module, self._constant)
         given, report = arrive(self._place, self._settings, model, None, report, place, absent)
         self._round, self._probabilities, self._targets = given.place.round, [], []
         decision = self._place.conversation.decide(

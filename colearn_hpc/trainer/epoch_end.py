@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, trainable_parameters
+from colearn_hpc.algorithm.shared_model import (
+    FlatModel,
+    first_non_finite,
+    float_buffers,
+    infinite_buffers,
+    trainable_parameters,
+)
 from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.generators import generators, set_generators, set_rank_generators
@@ -28,8 +35,9 @@ from colearn_hpc.trainer.lightning_gaps import (
     restart_epoch,
 )
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
+from colearn_hpc.trainer.optimizers import averaged_state
 from colearn_hpc.trainer.place import Place
-from colearn_hpc.trainer.resume_points import list_resume_points, obsolete, path_of, save_atomically
+from colearn_hpc.trainer.resume_points import check_readable, list_resume_points, obsolete, path_of, save_atomically
 from colearn_hpc.trainer.run_folder import RunFolder
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Supervisor
@@ -69,10 +77,12 @@ class EpochEnd(Checkpoint):
         self._standing, self._close_epoch, self._book, self._writes = standing, close_epoch, book, resume_points
         self._heartbeat = Heartbeat(place, standing, folder.center_folder / "status.json")
         self._trainer: pl.Trainer | None = None
+        self._read_back = False  # a resume point of this run has been read back
         self._saving = False  # the checkpoint that is written is a resume point
         self._generators: list[dict[str, Any]] = []  # as they were before the epoch's data iterator was made
         self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
+        self._constant: dict[str, torch.Tensor] = {}  # buffers that are infinite by design
         self._resumed = False
         self._trained = False  # the epoch that is resumed is trained, and only its end is to come
         self._epochs_begun = 0  # in this fit
@@ -82,6 +92,7 @@ class EpochEnd(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._trainer, self._epochs_begun = trainer, 0
+        self._constant = infinite_buffers(pl_module)
         self._heartbeat.start()
         if self._resumed:
             # Here, and not later: the first epoch's data iterator, made next, already draws.
@@ -157,7 +168,7 @@ class EpochEnd(Checkpoint):
         self._close_epoch(trainer)
         if not self._writes:
             return
-        self._check_finite(pl_module)
+        self._check_finite(trainer, pl_module)
         if self._trained:  # nothing of that epoch was drawn again
             set_rank_generators(self._generators, self._place.center.rank)
             self._trained = False
@@ -231,6 +242,8 @@ class EpochEnd(Checkpoint):
         self._saving = True
         try:
             save_atomically(trainer, path, self._place.center.is_leader)
+            if self._place.center.is_leader and not (self._read_back or self._supervisor.loads_everything):
+                self._check_readable(path)
         except OSError as error:
             problem = str(error)
         finally:
@@ -238,18 +251,29 @@ class EpochEnd(Checkpoint):
         if problem := self._place.site.bcast(problem):
             log.warning("%s could not be written (%s); the resume point before it stays", path, problem)
             return
+        self._read_back = True
         self._place.journal.forget()
         self._supervisor.point_written()
         if self._place.center.is_leader:
             for old in obsolete(list_resume_points(folder)):
                 old.unlink(missing_ok=True)
 
+    def _check_readable(self, path: Path) -> None:
+        """The first resume point of a run is read back before anything relies on it."""
+        try:
+            check_readable(path)
+        except CheckpointError as error:
+            if self._supervisor.supervises:
+                raise
+            log.warning("%s", error)  # in `trainer.fit()` nobody tells us how it will be loaded
+
     # --- checks and stops -------------------------------------------------------------------------------
 
-    def _check_finite(self, module: pl.LightningModule) -> None:
+    def _check_finite(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Every restart from a resume point with NaN in it would fail again, and the points before it are removed."""
-        model = FlatModel(trainable_parameters(module))
-        if name := first_non_finite(model.pack(), model):
+        buffers = float_buffers(module, self._constant)
+        model = FlatModel(trainable_parameters(module), [*buffers, *averaged_state(trainer.optimizers)])
+        if name := first_non_finite(None, model):
             raise ParticipantError(
                 f"NaN or Inf in the model of data center {self._place.center.name} ({name}) after local epoch "
                 f"{self._standing().epochs_done - 1}; lower the learning rate or clip gradients"

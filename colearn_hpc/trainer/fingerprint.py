@@ -89,5 +89,15 @@ def check_data(trainer: pl.Trainer, before: dict[str, str]) -> dict[str, str]:
     return data
 
 
+def meaning(trainer: pl.Trainer) -> dict[str, str]:
+    """What the numbers of this data center's examples mean (classes in order, encoding, scale, vocabulary, ...), as its
+    data module says by a method ``meaning()``; empty where it says nothing.
+
+    All data centers must mean the same: otherwise label 0 is a cat here and a dog there, and nobody would notice.
+    """
+    of_module = getattr(trainer.datamodule, "meaning", None)  # type: ignore[attr-defined]
+    return {str(key): str(value) for key, value in of_module().items()} if callable(of_module) else {}
+
+
 def _text(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.data import _set_sampler_epoch
 from lightning_fabric.utilities.types import _Stateful
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loops.fetchers import _DataLoaderIterDataFetcher
 from torch import Tensor
 
-from colearn_hpc.errors import CheckpointError
+from colearn_hpc.errors import CheckpointError, ConfigurationError
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
@@ -40,6 +43,51 @@ def pass_over_empty_hooks(callback: Callback) -> None:
     for name in _BATCH_HOOKS:
         if getattr(type(callback), name) is getattr(Callback, name):
             setattr(callback, name, None)
+
+
+def check_callbacks(trainer: pl.Trainer) -> None:
+    """Refuse callbacks that cannot be had together with rounds.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks_of(trainer)):
+        raise ConfigurationError(
+            "StochasticWeightAveraging sets rates of its own and ends with an average of one data center's weights. "
+            "Leave it out; to average over rounds use CoLearning(outer_optimizer=OuterSGD(0.5, 0.0, nesterov=False))"
+        )
+
+
+def average_from_here(trainer: pl.Trainer) -> None:
+    """Have Lightning's ``WeightAveraging`` begin again at the module as it is: the shared model, of which validation
+    and the end of ``fit`` are to speak. Its average is private in 2.6."""
+    for callback in callbacks_of(trainer):
+        average = getattr(callback, "_average_model", None)
+        if isinstance(callback, WeightAveraging) and average is not None:
+            average.module.load_state_dict(trainer.lightning_module.state_dict())
+
+
+def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool) -> None:
+    """``trainer.save_checkpoint``, written where it belongs. Collective over the data center.
+
+    2.6 writes through a transaction of fsspec in the system's temporary folder, which may be full, small or missing. A
+    user's own plugin for checkpoints is left its way.
+    """
+    io = trainer.strategy.checkpoint_io
+    if type(io) is not TorchCheckpointIO:
+        trainer.save_checkpoint(path, weights_only=weights_only)
+        return
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    problem: OSError | None = None
+    if trainer.is_global_zero:
+        try:
+            with path.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+            problem = error if isinstance(error, OSError) else OSError(f"{path}: {error}")
+    trainer.strategy.barrier("write_checkpoint")
+    if problem is not None:
+        raise problem
 
 
 def rename_version(logger: CSVLogger | TensorBoardLogger, suffix: str) -> None:

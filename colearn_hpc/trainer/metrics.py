@@ -35,10 +35,26 @@ class MetricsSplit:
 
 
 def batch_size(batch: Any) -> int:
-    """Examples in a batch: the length of the first tensor in it, at any depth; 0 if there is none."""
+    """Examples in a batch; 0 if it cannot be told.
+
+    What the batch says of itself comes first: ``batch_size``, ``num_graphs`` (graphs), then the length that its tensors
+    have in common, at any depth; tensors without a dimension are passed over.
+    """
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor) and batch[0].ndim:
+        # Nearly always: a list of tensors. This is for every batch, so look no further than needed.
+        length = batch[0].shape[0]
+        if all(isinstance(part, Tensor) and part.ndim and part.shape[0] == length for part in batch):
+            return int(length)
+    return next(iter(lengths), 0) if len(lengths := batch_lengths(batch)) == 1 else 0
+
+
+def batch_lengths(batch: Any) -> set[int]:
+    """All lengths that the parts of a batch have; more than one, and nobody knows how many examples there are."""
+    for name in ("batch_size", "num_graphs"):
+        said = getattr(batch, name, None)
+        if isinstance(said, int) and not isinstance(said, bool):
+            return {said}
     if isinstance(batch, Tensor):
-        return int(batch.shape[0]) if batch.ndim else 1
-    if isinstance(batch, list) and batch and (size := batch_size(batch[0])):  # nearly always; this is for every batch
-        return size
-    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((size for item in items if (size := batch_size(item))), 0)
+        return {int(batch.shape[0])} if batch.ndim else set()
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return set().union(*map(batch_lengths, parts))

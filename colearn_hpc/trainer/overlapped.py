@@ -30,7 +30,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from colearn_hpc.algorithm.overlap import correct
-from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.between import Vector
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.reports import CenterReport
@@ -65,6 +64,9 @@ class OverlappedAverager:
         self._local: Tensor | None = None
         self._sent = False
         self._shows_shared = False
+
+    def watch(self, module: LightningModule) -> None:
+        self.shared.watch(module)
 
     def start_from(self, module: LightningModule) -> None:
         self.shared.start_from(module)
@@ -101,7 +103,7 @@ class OverlappedAverager:
         Returns:
             Without a decision where the mean has begun.
         """
-        model = FlatModel.of(module)
+        model = self.shared.model_of(module)
         if not again:
             if not self._shows_shared:
                 self._local = model.pack(self._local)
@@ -151,7 +153,7 @@ class OverlappedAverager:
             decide: called on the presiding leader.
         """
         conversation, means = self._place.conversation, self._place.means
-        model, sent = FlatModel.of(module), self._local
+        model, sent = self.shared.model_of(module), self._local
         assert sent is not None and self._sent
         clock = time.monotonic()
         # Whoever failed since the mean was begun says so here. After it no user's code runs until the mean is in place.
@@ -188,7 +190,7 @@ class OverlappedAverager:
         """Make the module the local model again, corrected by the mean."""
         if self._shows_shared:
             assert self._local is not None
-            FlatModel.of(module).unpack(self._local)
+            self.shared.model_of(module).unpack(self._local)
             self._shows_shared = False
 
     def keep_shared(self) -> None:

@@ -10,18 +10,23 @@ shows in the checksums that torch writes beside each tensor, and such a point co
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
 
 from colearn_hpc import faults
 from colearn_hpc.errors import CheckpointError
 from colearn_hpc.protocol.messages import Topic, TopicKind
+from colearn_hpc.trainer.lightning_gaps import write_checkpoint
 from colearn_hpc.trainer.place import Place
 
 log = logging.getLogger("colearn_hpc")
@@ -156,23 +161,66 @@ def check_same_place(start: str, place: Place) -> None:
 
 
 def save_atomically(trainer: pl.Trainer, path: Path, is_leader: bool, weights_only: bool = False) -> None:
-    """``trainer.save_checkpoint`` under a temporary name, then rename. Collective over the data center.
+    """A checkpoint under a temporary name in its own folder, then renamed. Collective over the data center.
 
     Raises:
         OSError: on the leader alone, when the file could not be written; what was there before is still there.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        trainer.save_checkpoint(temporary, weights_only=weights_only)
+        write_checkpoint(trainer, temporary, weights_only)
     except OSError:
         temporary.unlink(missing_ok=True)
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks already wait
         raise
     if is_leader:
         faults.reached("checkpoint")
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def check_readable(path: Path) -> None:
+    """Read a checkpoint as the next start will: one that cannot be read is no resume point.
+
+    Raises:
+        CheckpointError: it cannot be read, with the part of it that is to blame.
+    """
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        content = torch.load(path, map_location="cpu", weights_only=False)
+        where = next(iter(_unreadable(content, "")), "") or "something in it"
+        raise CheckpointError(
+            f"the resume point {path.name} could not be read back: {where} is nothing that torch loads with "
+            "weights_only=True. Save plain numbers, texts and tensors in checkpoints, or allow everything: "
+            "--weights_only=false, colearning.fit(..., weights_only=False)"
+        ) from None
+
+
+# Loaded beside plain numbers and tensors: harmless, and what many an `on_save_checkpoint` keeps by accident.
+NUMPY_NUMBERS: list[Any] = [
+    np.dtype,
+    np.float64(0).__reduce__()[0],  # the function that makes a NumPy number again
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFD"},
+]
+
+
+def _unreadable(value: object, where: str) -> Iterator[str]:
+    """The keys of a checkpoint whose values torch does not load, with their types."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _unreadable(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _unreadable(item, f"{where}[{index}]")
+    else:
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        buffer.seek(0)
+        try:
+            torch.load(buffer, weights_only=True)
+        except Exception:
+            yield f"{where} ({type(value).__module__}.{type(value).__qualname__})"
 
 
 def _text(rounds: set[int]) -> str:

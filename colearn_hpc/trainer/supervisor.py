@@ -24,7 +24,7 @@ from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy, Verdict
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.place import Place
-from colearn_hpc.trainer.resume_points import find_newest_point
+from colearn_hpc.trainer.resume_points import NUMPY_NUMBERS, find_newest_point
 
 log = logging.getLogger("colearn_hpc")
 
@@ -64,6 +64,7 @@ class Supervisor:
         policy: how often, and what comes then.
 
     Attributes:
+        loads_everything: checkpoints are loaded with ``weights_only=False``.
         supervises: somebody is there to begin again, :meth:`run`.
         attempt: the one under way.
     """
@@ -71,7 +72,7 @@ class Supervisor:
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self._verdict: Verdict | None = None
-        self.supervises = False
+        self.supervises = self.loads_everything = False
         self.attempt = Attempt()
 
     def point_written(self) -> None:
@@ -144,7 +145,8 @@ class Supervisor:
         modes = [(part, part.training) for part in model.modules()]
         while True:
             try:
-                return attempt(ckpt_path)
+                with torch.serialization.safe_globals(NUMPY_NUMBERS):
+                    return attempt(ckpt_path)
             except Exception:
                 verdict, self._verdict = self._verdict, None
                 if verdict is None or verdict.action == "stop":
