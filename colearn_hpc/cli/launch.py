@@ -138,6 +138,8 @@ def rank_environment(environ: Mapping[str, str], ranks: int, threads: int | None
         environment["OMP_NUM_THREADS"] = str(per_rank)
     defaults = {
         "OMPI_MCA_mpi_warn_on_fork": "0",  # data loader workers fork; Open MPI warns of each, and it is harmless here
+        "PRTE_MCA_ras": "^slurm,pbs,lsf,gridengine,flux",  # this machine, also in a batch job that has more: Open MPI 5
+        "OMPI_MCA_ras": "^slurm,tm,lsf,gridengine,alps",  # 4
         "OMPI_MCA_btl": "^tcp",
         "UCX_TLS": "^tcp",
         "GLOO_SOCKET_IFNAME": "lo",

