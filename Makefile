@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean dist wheelhouse
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -38,5 +38,16 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# -- for a release (packaging/RELEASING.md) -------------------------------------------------------
+
+# sdist and wheel, in dist/.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+# All that an installation without a network needs, in wheelhouse/; for this Python and this kind of machine.
+wheelhouse: dist
+	$(BIN)/pip download --constraint constraints.txt --dest wheelhouse "$$(ls dist/*.whl)[mpi]"
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist wheelhouse *.egg-info

@@ -38,6 +38,7 @@ commands:
 
 `colearn-hpc COMMAND --help` tells the rest. A first run:
 
+  colearn-hpc configs copy quickstart
   colearn-hpc data digits --out data/digits --centers 5
   colearn-hpc launch --centers 5 -- fit --config configs/quickstart.yaml
 """
