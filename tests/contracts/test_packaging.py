@@ -161,7 +161,45 @@ def test_an_unknown_name(tmp_path, capsys):
     assert "there is no nosuch; there are README.md, chain.sh, " in capsys.readouterr().err
 
 
+RECIPES = REPOSITORY / "packaging"
+
+
 def test_one_version_everywhere():
     """``_version.py`` is the one source; what cannot read it says the same."""
     assert yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["version"] == __version__
     assert f"\n## {__version__}" in (REPOSITORY / "CHANGELOG.md").read_text()
+    assert yaml.safe_load((RECIPES / "conda" / "recipe.yaml").read_text())["context"]["version"] == __version__
+    assert f'version("{__version__}"' in (RECIPES / "spack/packages/py_colearn_hpc/package.py").read_text()
+    (easyconfig,) = (RECIPES / "easybuild").iterdir()
+    assert easyconfig.name.startswith(f"colearn_hpc-{__version__}-")
+    assert f"version = '{__version__}'" in easyconfig.read_text().splitlines()
+    assert [path.name for path in (RECIPES / "modulefiles" / "colearn_hpc").iterdir()] == [__version__]
+
+
+@pytest.fixture(scope="module")
+def requirements(dist):
+    """Name -> range of what the wheel requires without any extra."""
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
+        (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("METADATA"))
+    lines = re.findall(r"^Requires-Dist: ([\w-]+)(?:\[\w+\])?([^;\n]*)$", metadata, re.MULTILINE)
+    assert len(lines) > 10
+    return {name.lower(): spec for name, spec in lines}
+
+
+def test_the_conda_recipe_requires_what_the_wheel_does(requirements):
+    run = yaml.safe_load((RECIPES / "conda" / "recipe.yaml").read_text())["requirements"]["run"]
+    there = {name: sorted(spec.split(",")) for name, spec in map(str.split, run)}
+    for name, spec in requirements.items():
+        assert there[{"torch": "pytorch"}.get(name, name)] == sorted(spec.split(",")), name
+
+
+def test_the_spack_package_requires_what_the_wheel_does(requirements):
+    text = (RECIPES / "spack/packages/py_colearn_hpc/package.py").read_text()
+    there = dict(re.findall(r'depends_on\("py-([\w-]+)@([\d.]+)', text))
+    for name, spec in requirements.items():
+        assert f">={there[name]}" in spec.split(","), name
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.py")) + sorted(RECIPES.rglob("*.eb")), ids=lambda p: p.name)
+def test_recipes_in_python_compile(path):
+    compile(path.read_text(), str(path), "exec")
