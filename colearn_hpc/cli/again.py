@@ -1,8 +1,9 @@
 """``colearn-hpc again CODE -- FIT...``: whether a batch job is to start its run again after this exit code.
 
 For the scripts in slurm/: exit code 0 says yes. Yes after 85 (all data centers have written their resume points) and
-after the death of a rank (86, 128 + signal), as long as the run gets on: after two starts in a row without a new resume
-point the answer is no, with the reason. What stops a run at the same place each time would stop it for ever.
+after the death of a rank (86, 128 + signal, or what MPI makes of it), as long as the run gets on: after two starts in a
+row without a new resume point the answer is no, with the reason. Otherwise a run that dies at the same place each time
+would start for ever.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def start_again(folder: Path, code: int) -> bool:
         code: of the start that has just ended.
     """
     memory = folder / _MEMORY
-    if code != RESUME_CODE and not may_help(code, ours=False):
+    if code != RESUME_CODE and not may_help(code):
         _forget(memory)
         return False
     points = sorted(str(path.relative_to(folder)) for path in folder.glob("centers/*/resume-*.ckpt"))

@@ -238,7 +238,9 @@ class Start:
             self.asked, self._asked_at = signal.Signals(number).name, now
             if self.fit:
                 self._order = signal.SIGUSR1
-                say(f"{self.asked}: every data center writes its resume point and leaves; again: end at once")
+                say(
+                    f"{self.asked}: every data center writes its resume point and leaves; a second one ends all at once"
+                )
             else:
                 self._order = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
         elif now - self._asked_at < _TOGETHER:

@@ -181,7 +181,7 @@ def test_colearn_that_may_not_requeue_says_so(tmp_path):
     assert Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step="exit 85", scontrol=1).run() == 85
 
 
-@pytest.mark.parametrize("code", [86, 137, 139])
+@pytest.mark.parametrize("code", [14, 86, 137, 139])
 def test_colearn_after_a_dead_rank(tmp_path, code):
     job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR | {"SLURM_RESTART_COUNT": "50"}, step=f"exit {code}")
     assert (job.run(), job.requeued) == (0, True)

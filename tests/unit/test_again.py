@@ -20,12 +20,12 @@ def point(folder, center, name):
     path.touch()
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 14, 127])
+@pytest.mark.parametrize("code", [0, 1, 2])
 def test_not_after_an_error_or_the_end(again, tmp_path, code):
     assert not again(code) and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("code", [85, 86, 137])
+@pytest.mark.parametrize("code", [85, 86, 137, 14])  # 14: Open MPI's, of ranks whose peer was killed
 def test_as_long_as_any_data_center_gets_on(again, tmp_path, capfd, code):
     for number in range(4):
         point(tmp_path, f"dc{number % 2}", f"round{number:06d}")
