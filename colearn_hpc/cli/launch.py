@@ -140,8 +140,8 @@ def rank_environment(environ: Mapping[str, str], ranks: int, threads: int | None
         "OMPI_MCA_mpi_warn_on_fork": "0",  # data loader workers fork; Open MPI warns of each, and it is harmless here
         "PRTE_MCA_ras": "^slurm,pbs,lsf,gridengine,flux",  # this machine, also in a batch job that has more: Open MPI 5
         "OMPI_MCA_ras": "^slurm,tm,lsf,gridengine,alps",  # 4
-        "OMPI_MCA_btl": "^tcp",
-        "UCX_TLS": "^tcp",
+        "OMPI_MCA_btl": "^tcp",  # shared memory is left
+        "UCX_NET_DEVICES": "lo",
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
     }
@@ -238,9 +238,7 @@ class Start:
             self.asked, self._asked_at = signal.Signals(number).name, now
             if self.fit:
                 self._order = signal.SIGUSR1
-                say(
-                    f"{self.asked}: every data center writes its resume point and leaves; a second one ends all at once"
-                )
+                say(f"{self.asked}: every data center writes its resume point and leaves; a second one ends all now")
             else:
                 self._order = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
         elif now - self._asked_at < _TOGETHER:

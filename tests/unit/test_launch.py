@@ -317,6 +317,19 @@ def test_two_signals_close_together_are_one(stand_in, tmp_path):
     assert said.count("writes its resume point") == 1
 
 
+def test_a_later_signal_ends_at_once(stand_in, tmp_path):
+    """For ranks that do not come to a safe point: the second one goes on as TERM, by which mpirun kills them."""
+    ready = tmp_path / "ready1"
+    ranks = f"trap '' USR1; trap 'exit 143' TERM; touch {ready}; while :; do sleep 0.05; done"
+    process = subprocess.Popen([*stand_in(ranks), "fit"], stderr=subprocess.DEVNULL)
+    wait_for(1, tmp_path, "ready?")
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 143
+
+
 def test_a_signal_before_anybody_listens(stand_in, tmp_path):
     """USR1 kills who has not taken it yet: nothing was trained, and the next start does all."""
     ready = tmp_path / "ready1"
@@ -348,7 +361,7 @@ def test_ctrl_c_in_a_terminal(mpirun, tmp_path):
     )
     os.close(theirs)
     log = tmp_path / "runs" / "run" / "centers" / "dc0" / "log.txt"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (log.exists() and "training from" in log.read_text()):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
