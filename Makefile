@@ -17,7 +17,7 @@ $(VENV)/.base: constraints.txt setup.py
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,privacy,dev]"
 	touch $@
 
 # -- what people type -----------------------------------------------------------------------------

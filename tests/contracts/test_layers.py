@@ -12,14 +12,16 @@ ROOT = {"errors", "faults", "_version", "_torchmetrics", "_torchvision"}  # open
 MAY_IMPORT = {
     "algorithm": {"algorithm"},
     "mpi": {"mpi", "algorithm"},
-    "trainer": {"trainer", "mpi", "algorithm"},
+    "privacy": {"privacy", "algorithm"},
+    "trainer": {"trainer", "mpi", "privacy", "algorithm"},
     "data": {"data"},
     "models": {"models"},
     "studies": {"studies"},
-    "cli": {"cli", "studies", "trainer", "mpi", "algorithm", "data", "models"},
+    "cli": {"cli", "studies", "trainer", "mpi", "privacy", "algorithm", "data", "models"},
 }
 FORBIDDEN_LIBRARIES = {
     "algorithm": {"mpi4py", "pytorch_lightning", "lightning", "lightning_fabric", "h5py"},
+    "privacy": {"mpi4py", "pytorch_lightning", "lightning", "lightning_fabric", "h5py"},
     "trainer": {"mpi4py"},
     "data": {"mpi4py"},
     "models": {"mpi4py"},
