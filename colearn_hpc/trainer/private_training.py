@@ -128,9 +128,12 @@ class PrivateTraining(Callback):
         if not left:
             self._stop(trainer)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not called where a run is resumed in the middle of an epoch: then the digest comes with the state.
-        self._weights = _digest(pl_module)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Where a run is resumed in the middle of an epoch, the digest of the epoch's start comes with the state.
+        if batch_idx == 0:
+            self._weights = _digest(pl_module)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -263,18 +266,16 @@ def _check_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def _only_optimizer(trainer: pl.Trainer, module: pl.LightningModule) -> Optimizer:
-    """The module's optimizer.
+    """The module's optimizer; Lightning has refused several.
 
     Raises:
-        ConfigurationError: there are none or several, it needs a closure, or it does not train all that is trainable.
+        ConfigurationError: it makes several evaluations a step, or does not train all that is trainable.
     """
-    if len(trainer.optimizers) != 1 or isinstance(trainer.optimizers[0], LBFGS):
-        found = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "none"
-        raise ConfigurationError(
-            f"PrivateTraining needs one optimizer of single steps from configure_optimizers, found {found}; use SGD or "
-            "Adam, with parameter groups where rates differ"
-        )
     (optimizer,) = trainer.optimizers
+    if isinstance(optimizer, LBFGS):
+        raise ConfigurationError(
+            "PrivateTraining does not go with LBFGS, which evaluates the loss several times a step; use SGD or Adam"
+        )
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter not in trained:

@@ -19,7 +19,7 @@ def test_epsilon_is_opacus_own():
 
 
 def test_the_gaussian_mechanism_by_hand():
-    """Without sampling n steps have the Rényi divergence nα / 2σ² (Mironov 2017); the best α, between Opacus' orders."""
+    """Without sampling n steps have the Rényi divergence nα / 2σ² (Mironov 2017); here the best α of all."""
     noise, count, delta = 4.0, 20, 1e-5
     orders = np.linspace(1.01, 60, 100_000)
     bounds = count * orders / (2 * noise**2) + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
