@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": ("doctor", "check ranks, hosts, GPUs, links and disks before a run; alone or under mpirun, srun"),
     "watch": ("watch", "show how a run stands, from its run folder"),
     "report": ("report", "write the report of one run folder"),
+    "privacy": ("privacy", "plan the noise of differentially private training"),
 }
 
 _HELP = """usage: colearn-hpc COMMAND ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,7 @@ class Accountant:
     """
 
     def __init__(self, delta: float) -> None:
-        if not 0 < delta < 1:
-            raise ConfigurationError(f"delta={delta!r} must lie between 0 and 1; take less than 1 / examples")
+        check_delta(delta)
         self.delta = delta
         self._history: list[Steps] = []
 
@@ -70,19 +69,10 @@ class Accountant:
     def steps_left(self, budget: float, noise: float, rate: float) -> int:
         """How many more steps like this keep ε at or below ``budget``."""
 
-        def fits(count: int) -> bool:
-            return epsilon_of(_with(self._history, noise, rate, count), self.delta) <= budget
+        def passes(count: int) -> bool:
+            return epsilon_of(_with(self._history, noise, rate, count), self.delta) > budget
 
-        if not fits(1):
-            return 0
-        above = 2
-        while fits(above):
-            above *= 2
-        below = above // 2
-        while above - below > 1:
-            middle = (below + above) // 2
-            below, above = (middle, above) if fits(middle) else (below, middle)
-        return below
+        return least(passes) - 1
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers: a checkpoint with them opens with ``weights_only=True``."""
@@ -108,6 +98,31 @@ def epsilon_of(history: Sequence[Steps], delta: float) -> float:
         warnings.filterwarnings("ignore", "Optimal order is the")
         epsilon, _ = get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=spent, delta=delta)
     return math.inf if math.isnan(epsilon) else float(epsilon)
+
+
+def check_delta(delta: float, examples: int = 1) -> None:
+    """Refuse a δ that promises nothing.
+
+    Raises:
+        ConfigurationError: it is not between 0 and 1 / examples.
+    """
+    if not 0 < delta * examples < 1:
+        raise ConfigurationError(
+            f"delta={delta:g} must lie between 0 and 1 / examples, here {1 / examples:.1g}: a mechanism that publishes "
+            "one record whole has δ = 1 / examples; take a tenth of it"
+        )
+
+
+def least(holds: Callable[[int], bool], limit: int = 2**40) -> int:
+    """The least n ≥ 1 for which ``holds(n)``, which stays true from there on; ``limit`` where it is none below."""
+    above = 1
+    while above < limit and not holds(above):
+        above *= 2
+    below, above = above // 2, min(above, limit)
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if holds(middle) else (middle, above)
+    return above
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
 from colearn_hpc.errors import ConfigurationError
-from colearn_hpc.privacy.accountant import Accountant
+from colearn_hpc.privacy.accountant import Accountant, check_delta
 from colearn_hpc.privacy.opacus_import import import_opacus
 from colearn_hpc.privacy.sampling import PoissonBatches, private_loader
 from colearn_hpc.privacy.site_random import Noise, new_key
@@ -116,11 +116,7 @@ class PrivateTraining(Callback):
         self._key = trainer.strategy.broadcast(self._key or new_key())
         self._sampler = self._draw_privately(trainer)
         sampling = self._sampler.sampling
-        if self.delta * sampling.examples >= 1:
-            raise ConfigurationError(
-                f"PrivateTraining(delta={self.delta:g}): with {sampling.examples} examples it must be below "
-                f"{1 / sampling.examples:.1g}, for δ = 1 / examples would allow to publish a record"
-            )
+        check_delta(self.delta, sampling.examples)
         left = self.accountant.steps_left(self.budget, self.noise, sampling.rate)
         self._steps_allowed = self.accountant.steps + left
         self._hooks = _grad_sample_hooks(pl_module)

@@ -316,7 +316,7 @@ def test_a_schedule_of_accumulation_is_refused():
 
 
 def test_delta_must_be_below_one_over_the_examples():
-    with pytest.raises(ConfigurationError, match=r"delta=0.02\): with 60 examples it must be below 0.02"):
+    with pytest.raises(ConfigurationError, match=r"delta=0.02 must lie between 0 and 1 / examples, here 0.02"):
         fit(Task(), privately(delta=0.02))
 
 
