@@ -47,13 +47,13 @@ class Noise:
     Args:
         key: the site's, 32 bytes.
         step: number of the step in the run.
-        weights: digest of the weights from which the step's local epoch began. Two different gradients must never
-            get the same noise, for their difference would be bare; a run that went back to an older resume point and
-            came by with other weights would do that.
+        context: on what the step's gradient depends, as bytes: the weights from which its local epoch began, and
+            settings. Two different gradients must never get the same noise, for their difference would be bare; a run
+            that went back to an older resume point and came by with other weights would do that.
     """
 
-    def __init__(self, key: bytes, step: int, weights: bytes) -> None:
-        self._stream = _Keystream(_derive(key, b"noise", step, weights))
+    def __init__(self, key: bytes, step: int, context: bytes) -> None:
+        self._stream = _Keystream(_derive(key, b"noise", step, context))
 
     def normal(self, count: int) -> NDArray[np.float32]:
         """The next ``count`` numbers, shape (count,)."""

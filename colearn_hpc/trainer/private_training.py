@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from typing import Any
 
 import pytorch_lightning as pl
@@ -105,7 +106,7 @@ class PrivateTraining(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.replace_layers:  # at every stage, for the weights of a checkpoint must fit
-            _replace_layers(pl_module)
+            replace_layers(pl_module)
         if stage == "fit":
             _check_trainer(trainer, pl_module)
 
@@ -120,6 +121,8 @@ class PrivateTraining(Callback):
         left = self.accountant.steps_left(self.budget, self.noise, sampling.rate)
         self._steps_allowed = self.accountant.steps + left
         self._hooks = _grad_sample_hooks(pl_module)
+        # The first layer's input is data, which needs no gradient.
+        warnings.filterwarnings("ignore", "Full backward hook is firing when gradients are computed with respect to")
         trainer.optimizers = [self._private(optimizer, trainer.world_size)]
         if not left:
             self._stop(trainer)
@@ -204,15 +207,16 @@ class PrivateTraining(Callback):
         from colearn_hpc.privacy.dp_optimizer import SiteDistributedDPOptimizer, SiteDPOptimizer
 
         assert self._sampler is not None, "on_fit_start makes it"
-        rate = self._sampler.sampling.rate
+        sampling, ranks_batch = self._sampler.sampling, self._sampler.batch_size
+        settings = repr((self.noise, self.clip, sampling.examples, sampling.batch)).encode()
         private = (SiteDistributedDPOptimizer if ranks > 1 else SiteDPOptimizer)(
             optimizer,
-            noise_of_step=lambda: Noise(self._key, self.accountant.steps, self._weights),
+            noise_of_step=lambda: Noise(self._key, self.accountant.steps, self._weights + settings),
             noise_multiplier=self.noise,
             max_grad_norm=self.clip,
-            expected_batch_size=self._sampler.batch_size,
+            expected_batch_size=ranks_batch,
         )
-        private.attach_step_hook(lambda _: self.accountant.step(self.noise, rate))
+        private.attach_step_hook(lambda _: self.accountant.step(self.noise, sampling.rate))
         return private
 
 
@@ -320,8 +324,9 @@ def _grad_sample_hooks(module: pl.LightningModule) -> Any:
     return hooks
 
 
-def _replace_layers(module: pl.LightningModule) -> None:
-    """Put Opacus' replacements in place of layers that it has one for."""
+def replace_layers(module: pl.LightningModule) -> None:
+    """Put Opacus' replacements in place of layers that it has one for: GroupNorm for BatchNorm, its own LSTM."""
+    import_opacus()
     from opacus.validators import ModuleValidator
 
     for name, child in module.named_children():

@@ -83,6 +83,12 @@ def weights(task):
     return torch.cat([p.detach().reshape(-1) for p in task.parameters()])
 
 
+def noise_of(private, step, batch=BATCH):
+    """What a callback that has trained one epoch drew in a step of it."""
+    weights, settings = private.state_dict()["weights"], (private.noise, private.clip, EXAMPLES, batch)
+    return Noise(KEY, step, weights + repr(settings).encode())
+
+
 def opacus_epsilon(noise, steps, delta):
     accountant = RDPAccountant()
     accountant.history = [(noise, BATCH / EXAMPLES, steps)]
@@ -105,7 +111,7 @@ def test_one_step_by_hand():
         assert norm > 0.3, "else nothing is clipped"
         for t, g in zip(total, gradients, strict=True):
             t += g * 0.3 / norm
-    noise = Noise(KEY, 0, private.state_dict()["weights"])
+    noise = noise_of(private, 0)
     for p, t, trained in zip(parameters, total, task.parameters(), strict=True):
         drawn = torch.from_numpy(noise.normal(p.numel())).view_as(p)
         expected = p - 0.1 * (t + 0.7 * 0.3 * drawn) / BATCH
@@ -159,14 +165,27 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, saved_after, killed_after, op
     assert resumed.epsilon() == pytest.approx(opacus_epsilon(1.0, 3 * STEPS, 1e-3), abs=1e-9)
 
 
-def test_other_weights_have_other_noise():
-    """A run that goes back and comes by with other weights must not use noise again."""
-    states = []
-    for net in (network(), nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))):
-        private = privately()
-        fit(Task(net), private, max_epochs=1)
-        states.append(private.state_dict()["weights"])
-    assert states[0] != states[1]
+@pytest.mark.parametrize("changed", [{"noise": 2.0}, {"clip": 2.0}, {"net": 7}], ids=str)
+def test_another_gradient_has_other_noise(changed):
+    """A run that goes back and comes by with other weights or settings must not use noise again."""
+
+    class Spy(Callback):
+        def on_train_start(self, trainer, module):
+            self.drawn = trainer.optimizers[0]._noise_of_step
+
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 1:
+                self.noise = self.drawn().normal(100)
+
+    drawn = []
+    for settings in ({}, changed):
+        task, spy = Task(), Spy()
+        if "net" in settings:
+            torch.manual_seed(settings["net"])
+            task.net[0].reset_parameters()
+        fit(task, privately(**{k: v for k, v in settings.items() if k != "net"}), spy, max_epochs=1)
+        drawn.append(spy.noise)
+    assert abs(np.corrcoef(*drawn)[0, 1]) < 0.5
 
 
 def test_the_key_is_in_the_callback_state_alone(tmp_path):
@@ -236,7 +255,7 @@ def test_a_batch_without_records_is_noise_alone():
 
     private = privately()
     fit(task, private, Look(), max_epochs=1)
-    drawn = Noise(KEY, empty, private.state_dict()["weights"])
+    drawn = noise_of(private, empty, batch=1)
     noise = np.concatenate([drawn.normal(p.numel()) for p in task.parameters()])
     torch.testing.assert_close(seen[empty] - seen[empty + 1], torch.from_numpy(noise) * 0.1, rtol=1e-3, atol=1e-6)
 
