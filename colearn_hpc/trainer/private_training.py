@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
+from colearn_hpc.algorithm.shared_model import float_buffers
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.privacy.accountant import Accountant, check_delta
 from colearn_hpc.privacy.opacus_import import import_opacus
@@ -82,6 +83,7 @@ class PrivateTraining(Callback):
         self.accountant = Accountant(delta)
         self._key = b""
         self._weights = b""  # digest of those from which this local epoch began
+        self._buffers: dict[str, Tensor] = {}  # that are averaged, as they were before the epoch's first step
         self._hooks: Any = None  # Opacus' GradSampleHooks, while fitting
         self._sampler: PoissonBatches | None = None
         self._steps_allowed = 0  # over the whole run
@@ -133,6 +135,7 @@ class PrivateTraining(Callback):
         # Where a run is resumed in the middle of an epoch, the digest of the epoch's start comes with the state.
         if batch_idx == 0:
             self._weights = _digest(pl_module)
+            self._buffers = {name: buffer.clone() for name, buffer in float_buffers(pl_module)}
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -143,6 +146,13 @@ class PrivateTraining(Callback):
                 f"the privacy budget ε={self.budget:g} allows {self._steps_allowed} steps, and the Trainer goes on; "
                 "leave out min_epochs and min_steps, or choose a larger budget or more noise"
             )
+        for name, buffer in float_buffers(pl_module) if self._buffers else ():
+            if not torch.equal(buffer, self._buffers[name]):
+                raise ConfigurationError(
+                    f"buffer {name} changes in training, and would be averaged without noise; keep it in a plain "
+                    "attribute, or leave out the layer"
+                )
+        self._buffers.clear()  # once an epoch will do
         for name, parameter in pl_module.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -1,6 +1,8 @@
 """DP-SGD under Lightning in one process: what it computes, spends, refuses, and how it goes on after a kill."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -300,6 +302,17 @@ class Buffered(nn.Linear):
         self.register_buffer("seen", torch.zeros(1))
 
 
+class Remembers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.mean.lerp_(x.detach().mean(0), 0.1)
+        return self.net(x)
+
+
 class Idle(nn.Module):
     def __init__(self):
         super().__init__()
@@ -316,6 +329,7 @@ class Idle(nn.Module):
         (Part, {}, "parameter net.2.weight is trainable, but not in the optimizer; freeze it"),
         (lambda: Task(Buffered()), {}, "keep buffers in layers without trainable parameters"),
         (lambda: Task(Idle()), {}, "parameter net.idle.weight got no gradient for single records"),
+        (lambda: Task(nn.Sequential(Remembers())), {}, "buffer net.0.mean changes in training"),
         (Manual, {}, "manual optimization; let Lightning step"),
         (Task, {"gradient_clip_val": 1.0}, "gradient_clip_val=1.0.*leave it out"),
         (Task, {"accumulate_grad_batches": 2}, "accumulated gradients; leave accumulate_grad_batches out"),
@@ -345,11 +359,16 @@ def test_impossible_settings(wrong):
         PrivateTraining(**wrong)
 
 
+def test_without_opacus(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus.validators", None)
+    with pytest.raises(
+        ConfigurationError, match=r"Opacus, which is not installed: pip install 'colearn_hpc\[privacy\]'"
+    ):
+        PrivateTraining(noise=1.0)
+
+
 def test_importing_opacus_leaves_the_root_logger_alone():
     """Opacus configures it at import; a fresh interpreter shows it."""
-    import subprocess
-    import sys
-
     code = "import logging; from colearn_hpc.privacy.opacus_import import import_opacus; import_opacus()"
     code += "; print(logging.getLogger().handlers)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
