@@ -16,16 +16,20 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["colearn_hpc", "colearn_hpc.*"]),
+    package_data={"colearn_hpc.studies": ["*.mplstyle", "templates/*"]},
     python_requires=">=3.11",
     # Ranges are honest (what the code is written for); constraints.txt pins what is tested.
     install_requires=[
         "h5py>=3.10",
+        "Jinja2>=3.1",
         "jsonargparse[signatures]>=4.40",  # LightningCLI
+        "matplotlib>=3.8",
         "mpi4py>=4.0",
         "numpy>=1.26",
         "pillow>=10",
         "pytorch-lightning>=2.6,<2.7",
         "PyYAML>=6",
+        "rich>=13.7",
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "tensorboard>=2.15",

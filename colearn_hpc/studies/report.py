@@ -1,6 +1,6 @@
 """The report of a study and of one run: one HTML page, the same as Markdown, figures as files, and CSV.
 
-report.html     opens anywhere, needs no network
+report.html     opens anywhere, needs no network; a small script shows values under the pointer
 report.md       the same, with figures/*.svg
 report.csv      a line per run
 rounds.csv      a line per round of every run, for one's own pictures
@@ -19,14 +19,15 @@ from typing import Any
 from colearn_hpc._version import __version__
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies import tables
-from colearn_hpc.studies.blocks import Block, Details, Heading, Notice, Paragraph, figures_of
+from colearn_hpc.studies.blocks import Block, Details, Heading, Notice, Numbers, Paragraph, figures_of
 from colearn_hpc.studies.budget import check_budget
-from colearn_hpc.studies.confusion import confusion_figure
-from colearn_hpc.studies.figures import figure_2, run_figures, run_metric_figure
-from colearn_hpc.studies.markdown import markdown
-from colearn_hpc.studies.page import page
+from colearn_hpc.studies.charts import alone
+from colearn_hpc.studies.figures import figure_2, slug
+from colearn_hpc.studies.pages import markdown, page
+from colearn_hpc.studies.records import printable
 from colearn_hpc.studies.results import Result, StudyResults, read_results
 from colearn_hpc.studies.run_folder import RunFolder, read_run
+from colearn_hpc.studies.run_report import run_blocks, times
 from colearn_hpc.studies.statistics import of_trials, paired
 
 _ABLATION = ("clr+ile", "clr+fle", "elr+ile", "elr+fle")
@@ -55,8 +56,10 @@ def write_run_report(folder: Path) -> Path:
     if not (run.rounds or run.summary or run.config):
         hint = f"; it is a study: use `colearn-hpc study report {folder}`" if (folder / "plan.json").exists() else ""
         raise ConfigurationError(f"{folder} is no run folder ({'; '.join(run.problems)}){hint}")
-    title = f"Run {folder.resolve().name}"
-    return _write(folder, title, [Heading(title, 1), *run_blocks(run, "run")], [(folder.resolve().name, {}, run)])
+    name = printable(folder.resolve().name)
+    title = f"Run {name}"
+    blocks = [Heading(title, 1), *run_blocks(run, "run"), Paragraph(_made_by())]
+    return _write(folder, title, blocks, [(name, {}, run)])
 
 
 def study_blocks(study: StudyResults, title: str) -> list[Block]:
@@ -81,6 +84,7 @@ def study_blocks(study: StudyResults, title: str) -> list[Block]:
     if not done:
         blocks.append(Notice("No run has finished: there is nothing to compare yet."))
         return blocks
+    blocks += [Numbers(numbers) for group in study.groups if (numbers := _headline(study, group))]
     blocks += [Heading("What was equal"), *_budget_blocks(study)]
     blocks += [Heading("Accuracy"), tables.table_2(study)]
     for group in study.groups:
@@ -88,33 +92,31 @@ def study_blocks(study: StudyResults, title: str) -> list[Block]:
     blocks.append(Heading("Every run"))
     for result in study.results:
         if result.run.rounds:
-            blocks.append(Details(_run_summary(result, study.metric), run_blocks(result.run, result.name)))
-    blocks.append(Paragraph(f"colearn_hpc {__version__}, {platform.system()} {platform.machine()}."))
+            inside = run_blocks(result.run, result.name, f"runs/{result.name}/")
+            blocks.append(Details(_run_summary(result, study.metric), inside))
+    blocks.append(Paragraph(_made_by()))
     return blocks
 
 
-def run_blocks(run: RunFolder, prefix: str) -> list[Block]:
-    """What the report says of one run."""
-    blocks: list[Block] = [
-        Paragraph(
-            f"Method {run.method}; {run.status}; {len(run.rounds)} rounds, {run.epochs} local epochs; data centers: "
-            f"{', '.join(run.center_names) or 'none'}."
-        )
-    ]
-    slug = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in prefix)
-    figure = confusion_figure(run, slug)  # before the problems are listed: it may add one
-    confusion = [figure] if figure else []
-    blocks += [Notice(problem) for problem in run.problems]
-    if not run.rounds:
-        return blocks
-    metrics = list(dict.fromkeys(m for line in run.rounds for m in line["centers"][0].get("shared_metrics", {})))
-    shown = [m for m in metrics if m.startswith("val_") and m != "val_loss"][:1] or metrics[:1]
-    for metric in shown:
-        if figure := run_metric_figure(run, metric, slug):
-            blocks.append(figure)
-    blocks += run_figures(run, slug)
-    blocks += confusion
-    return [*blocks, tables.round_table(run), tables.center_table(run)]
+def _headline(study: StudyResults, group: tuple[str, str]) -> list[tuple[str, str]]:
+    """Co-learning's accuracy beside that of all data in one place, and the bytes that it spared."""
+    where = study.group_label(group)
+    numbers = []
+    for arm in (tables.CO_LEARNING, "vanilla"):
+        trials = of_trials(list(study.by_seed(group, arm).values()))
+        if trials.count:
+            unit = " %" if tables.is_percent(study.metric) else ""
+            what = f"{study.metric} of {study.arm_label(arm)}" + (f", {where}" if where else "")
+            numbers.append((tables.value(trials.mean, study.metric) + unit, f"{what}, mean of {trials.count} trials"))
+    savings = [r.run.saving for r in study.of(group, tables.CO_LEARNING)]
+    if savings and None not in savings:
+        mean = of_trials([saving for saving in savings if saving is not None]).mean
+        numbers.append((f"{times(mean)} ×", "fewer bytes between data centers than synchronous training"))
+    return numbers
+
+
+def _made_by() -> str:
+    return f"Written by colearn_hpc {__version__} on {platform.system()} {platform.machine()}."
 
 
 def _budget_blocks(study: StudyResults) -> list[Block]:
@@ -141,10 +143,10 @@ def _budget_blocks(study: StudyResults) -> list[Block]:
 
 def _group_blocks(study: StudyResults, group: tuple[str, str]) -> list[Block]:
     where = study.group_label(group)
-    slug = "".join(letter if letter.isalnum() else "_" for letter in "-".join(part for part in group if part))
+    name = "-".join(["figure2", *(slug(part) for part in group if part)])
     blocks: list[Block] = [Heading(where or "The arms", 2 if where else 3)]
     for late in (False, True):
-        if figure := figure_2(study, group, "figure2" + (f"-{slug}" if slug else "") + ("-late" if late else ""), late):
+        if figure := figure_2(study, group, f"{name}-late" if late else name, late):
             blocks.append(figure)
     if verdict := ablation_verdict(study, group):
         blocks.append(Paragraph(verdict))
@@ -194,7 +196,7 @@ def _write(
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for figure in figures_of(blocks):
-        _replace(figures / f"{figure.name}.svg", figure.svg + "\n")
+        _replace(figures / f"{figure.name}.svg", alone(figure.svg))
     _replace(folder / "report.md", markdown(blocks))
     _replace(folder / "report.csv", _csv(_run_rows(runs)))
     _replace(folder / "rounds.csv", _csv(_round_rows(runs)))
@@ -204,8 +206,7 @@ def _write(
 
 def _run_rows(runs: Iterable[tuple[str, dict[str, Any], RunFolder]]) -> Iterable[dict[str, Any]]:
     for name, axes, run in runs:
-        sent, ddp = tables.exchanged(run)
-        shared = run.rounds[-1]["centers"][0].get("shared_metrics", {}) if run.rounds else {}
+        shared = run.rounds[-1]["centers"][0]["shared_metrics"] if run.rounds else {}
         yield {
             "run": name,
             **axes,
@@ -214,8 +215,8 @@ def _run_rows(runs: Iterable[tuple[str, dict[str, Any], RunFolder]]) -> Iterable
             "epochs": run.epochs,
             "samples": run.samples,
             "batch": run.batch,
-            "bytes_sent": int(sent),
-            "bytes_by_ddp": int(ddp) if math.isfinite(ddp) else "",
+            "bytes_sent": run.bytes_sent,
+            "bytes_if_synchronous": "" if run.synchronous_bytes is None else int(run.synchronous_bytes),
             "seconds": run.summary.get("seconds", ""),
             **{f"final_{key}": value for key, value in shared.items()},
         }
@@ -228,10 +229,10 @@ def _round_rows(runs: Iterable[tuple[str, dict[str, Any], RunFolder]]) -> Iterab
                 "run": name,
                 **axes,
                 **{key: line[key] for key in ("round", "local_epochs", "epochs_done")},
-                "relative_change": line.get("relative_change"),
+                "relative_change": line["relative_change"],
                 "last_rate": line["learning_rates"][-1] if line["learning_rates"] else "",
-                "bytes_sent": sum(center.get("bytes_sent", 0) for center in line["centers"]),
-                **line["centers"][0].get("shared_metrics", {}),
+                "bytes_sent": sum(center["bytes_sent"] for center in line["centers"]),
+                **line["centers"][0]["shared_metrics"],
             }
 
 
