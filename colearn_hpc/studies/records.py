@@ -1,35 +1,16 @@
 """What the files of a run folder may hold, checked field by field: other people and half-written disks make them.
 
-Every text that comes out of here is free of control characters, so that no file can steer a terminal. Line ends and
-tabs stay: tracebacks have them.
+Every text that comes out of here is free of control characters, so that no file can steer a terminal.
 """
 
 from __future__ import annotations
 
 import json
-import unicodedata
+import math
 from pathlib import Path
 from typing import Any
 
-_SIGNS = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's control, format and surrogate characters, and its line ends
-
-
-def printable(text: str) -> str:
-    """The text with every control character spelled out: an escape becomes ``\\x1b``.
-
-    Direction marks are among them: they make a line read as something that it is not.
-    """
-    if text.isprintable() and text.isascii():
-        return text
-    return "".join(_spelled(sign) if _steers(sign) else sign for sign in text)
-
-
-def _steers(sign: str) -> bool:
-    return unicodedata.category(sign) in _SIGNS and sign not in "\n\t"
-
-
-def _spelled(sign: str) -> str:
-    return sign.encode("unicode_escape").decode("ascii")
+from colearn_hpc.studies.words import printable
 
 
 def cleaned(value: Any) -> Any:
@@ -118,8 +99,10 @@ def status_record(content: dict[str, Any]) -> dict[str, Any]:
         for key in ("loss", "seconds_left"):
             status[key] = _number(content.get(key))
         status["samples_per_second"] = _number(content.get("samples_per_second")) or 0.0
-        status["time"] = float(content["time"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+        status["time"] = _number(content.get("time"))
+    except ValueError:
+        return {}
+    if status["time"] is None:
         return {}
     return status | {key: str(content.get(key, "")) for key in ("state", "host")}
 
@@ -131,12 +114,12 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float | None:
-    """A float, or None where JSON has null in the place of NaN or infinity."""
+    """A float; None for NaN and infinity, in the place of which JSON has null."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r:.40} is no number")
     try:
-        return float(value)
+        return float(value) if math.isfinite(value) else None
     except OverflowError as error:
         raise ValueError("a number without end") from error

@@ -24,11 +24,11 @@ from colearn_hpc.studies.budget import check_budget
 from colearn_hpc.studies.charts import alone
 from colearn_hpc.studies.figures import figure_2, slug
 from colearn_hpc.studies.pages import markdown, page
-from colearn_hpc.studies.records import printable
 from colearn_hpc.studies.results import Result, StudyResults, read_results
 from colearn_hpc.studies.run_folder import RunFolder, read_run
-from colearn_hpc.studies.run_report import run_blocks, times
+from colearn_hpc.studies.run_report import run_blocks
 from colearn_hpc.studies.statistics import of_trials, paired
+from colearn_hpc.studies.words import printable, times, value
 
 _ABLATION = ("clr+ile", "clr+fle", "elr+ile", "elr+fle")
 
@@ -105,13 +105,12 @@ def _headline(study: StudyResults, group: tuple[str, str]) -> list[tuple[str, st
     for arm in (tables.CO_LEARNING, "vanilla"):
         trials = of_trials(list(study.by_seed(group, arm).values()))
         if trials.count:
-            unit = " %" if tables.is_percent(study.metric) else ""
             what = f"{study.metric} of {study.arm_label(arm)}" + (f", {where}" if where else "")
-            numbers.append((tables.value(trials.mean, study.metric) + unit, f"{what}, mean of {trials.count} trials"))
+            numbers.append((value(trials.mean, study.metric, unit=True), f"{what}, mean of {trials.count} trials"))
     savings = [r.run.saving for r in study.of(group, tables.CO_LEARNING)]
     if savings and None not in savings:
         mean = of_trials([saving for saving in savings if saving is not None]).mean
-        numbers.append((f"{times(mean)} ×", "fewer bytes between data centers than synchronous training"))
+        numbers.append((times(mean), "fewer bytes between data centers than synchronous training"))
     return numbers
 
 
@@ -171,7 +170,7 @@ def ablation_verdict(study: StudyResults, group: tuple[str, str]) -> str:
     common = {arm: {seed: by_seed[seed] for seed in sorted(seeds)} for arm, by_seed in values.items()}
     means = {arm: of_trials(list(by_seed.values())).mean for arm, by_seed in common.items()}
     ranked = sorted(means, key=lambda arm: -means[arm])
-    order = ", ".join(f"{arm.upper()} {tables.value(means[arm], study.metric)}" for arm in ranked)
+    order = ", ".join(f"{arm.upper()} {value(means[arm], study.metric)}" for arm in ranked)
     best = all(means["clr+ile"] > means[arm] for arm in ranked if arm != "clr+ile")  # a tie is no win
     seen = "holds in the means here" if best else "was NOT seen here"
     text = f"The paper's claim that CLR+ILE is best of the {len(ranked)} arms {seen}: {order}"

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from colearn_hpc.studies.records import cleaned, parse_json, printable, read_json, round_record, status_record
+from colearn_hpc.studies.records import cleaned, parse_json, read_json, round_record, status_record
 from colearn_hpc.studies.settings import lookup
+from colearn_hpc.studies.words import printable
 
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b")  # the last line of a traceback
 _FALLING = re.compile(r"loss|err|perplexity|mae|mse", re.IGNORECASE)  # metrics of which less is better

@@ -12,6 +12,7 @@ from colearn_hpc.studies.confusion import confusion_figure
 from colearn_hpc.studies.figures import run_figures, slug
 from colearn_hpc.studies.run_folder import RunFolder
 from colearn_hpc.studies.settings import lookup
+from colearn_hpc.studies.words import duration, megabytes, times, value
 
 _SETTINGS = ("seed_everything", "centers", "method", "colearning", "model", "data", "optimizer", "lr_scheduler")
 
@@ -48,22 +49,16 @@ def headline(run: RunFolder) -> list[tuple[str, str]]:
     if run.shared_metrics:
         metric = run.shared_metrics[0]
         if math.isfinite(final := run.final(metric)):
-            unit = " %" if tables.is_percent(metric) else ""
             model = "the ensemble" if run.method == "ensemble" else "the shared model"
-            numbers.append((tables.value(final, metric) + unit, f"{metric} of {model} after the last round"))
+            numbers.append((value(final, metric, unit=True), f"{metric} of {model} after the last round"))
     if run.saving is not None:
-        numbers.append((f"{times(run.saving)} ×", "fewer bytes between data centers than synchronous training"))
+        numbers.append((times(run.saving), "fewer bytes between data centers than synchronous training"))
     return numbers
-
-
-def times(factor: float) -> str:
-    """A factor for people: two digits that mean something."""
-    return f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
 
 
 def _comparison_in_words(run: RunFolder) -> str:
     size, steps = run.summary["parameter_bytes"], run.steps or 0
-    synchronous, ours = tables.megabytes(run.synchronous_bytes or 0), tables.megabytes(run.bytes_sent)
+    synchronous, ours = megabytes(run.synchronous_bytes or 0), megabytes(run.bytes_sent)
     return (
         "Synchronous training averages the gradients after every optimizer step. By a ring all-reduce its data centers "
         f"send 2 (K − 1) × bytes of the gradients × steps: 2 × {len(run.center_names) - 1} × {size:,} × {steps:,.0f} = "
@@ -87,11 +82,10 @@ def _facts(run: RunFolder, folder: str) -> list[Fact]:
         parameters = f", {run.parameters:,} parameters" if run.parameters else ""
         facts.append(Fact("model", model + parameters))
     if run.rounds:
-        facts.append(Fact("bytes sent", f"{tables.megabytes(run.bytes_sent)} MB in all"))
+        facts.append(Fact("bytes sent", f"{megabytes(run.bytes_sent)} MB in all"))
     metric = run.shared_metrics[0] if run.shared_metrics else ""
     if best := run.best_round(metric):
-        text = tables.value(best["centers"][0]["shared_metrics"][metric], metric)
-        text += " %" if tables.is_percent(metric) else ""
+        text = value(best["centers"][0]["shared_metrics"][metric], metric, unit=True)
         facts.append(
             Fact("best round", f"round {best['round']}: {metric} {text} (found by looking; the last one counts)")
         )
@@ -121,16 +115,9 @@ def model_name(run: RunFolder) -> str:
     return str(network or lookup(run.config, "model.class_path") or run.summary.get("model") or "")
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _settings(run: RunFolder) -> list[Fact]:
     """What was set and is no null, with dotted names."""
-    return [Fact(name, str(value)) for key in _SETTINGS for name, value in _flat(key, run.config.get(key))]
+    return [Fact(name, str(item)) for key in _SETTINGS for name, item in _flat(key, run.config.get(key))]
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:

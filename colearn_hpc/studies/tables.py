@@ -11,6 +11,7 @@ from colearn_hpc.studies.paper import TABLE_1, TABLE_2
 from colearn_hpc.studies.results import StudyResults
 from colearn_hpc.studies.run_folder import RunFolder
 from colearn_hpc.studies.statistics import Difference, of_trials, paired
+from colearn_hpc.studies.words import is_percent, megabytes, times, value
 
 CO_LEARNING = "clr+ile"
 
@@ -102,7 +103,7 @@ def table_1(study: StudyResults, group: tuple[str, str]) -> Table:
                 megabytes(sent / rounds) if sent else "0",
                 megabytes(sent) if sent else "0",
                 megabytes(_mean(synchronous)) if sent and None not in synchronous else "—",
-                f"{_mean(savings):,.0f} ×" if None not in savings else "—",
+                times(_mean(savings)) if None not in savings else "—",
                 *(f"{s:.1f}" for s in seconds),
             ]
         )
@@ -192,14 +193,6 @@ def center_table(run: RunFolder) -> Table:
     return Table(header, rows, "Each data center.")
 
 
-def value(number: float, metric: str, sign: bool = False) -> str:
-    """A metric for people: accuracies and areas in percent."""
-    if not math.isfinite(number):
-        return "—"
-    plus = "+" if sign else ""
-    return f"{100 * number:{plus}.2f}" if is_percent(metric) else f"{number:{plus}.4g}"
-
-
 def _digits(number: float | None) -> str:
     return "—" if number is None else f"{number:.4f}"
 
@@ -215,16 +208,6 @@ def _gap(difference: Difference) -> str:
     """A paired difference of losses: two trials of one arm differ more than two arms in one trial."""
     error = f" ± {difference.error:.4f}" if math.isfinite(difference.error) else ""
     return f"{difference.mean:+.4f}{error}"
-
-
-def is_percent(metric: str) -> bool:
-    """Whether people read a metric in percent, by its name."""
-    return any(part in metric for part in ("acc", "auc", "map"))
-
-
-def megabytes(number: float) -> str:
-    """Bytes in MB, without the unit."""
-    return f"{number / 1e6:,.2f}" if number < 1e8 else f"{number / 1e6:,.0f}"
 
 
 def _span(numbers: Sequence[int]) -> str:
