@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.columns import Columns
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -111,12 +112,14 @@ class Page:
         parts: list[RenderableType] = [*top]
         if self._statuses:
             room = max(lines - used - 1, 2)
-            table, height = self._center_table(), len(self._statuses) + 1
-            shown, height = (table, height) if height <= room else self._states(columns, room)
+            shown: RenderableType = _Cut(self._center_table())
+            height = len(self._statuses) + 1
+            if height > room:
+                shown, height = self._states(columns, room)
             parts += ["", shown]
             used += 1 + height
         if self._rounds and (room := min(self._history, lines - used - 2)) > 0:
-            parts += ["", self._round_table(room)]
+            parts += ["", _Cut(self._round_table(room))]
         return Group(*parts)
 
     def _alive(self) -> list[dict[str, Any]]:
@@ -147,10 +150,10 @@ class Page:
         table = _table("center", "state", *numbers, "host", texts=("center", "state", "host"))
         for name, status in self._statuses.items():
             if not status:
-                table.add_row(_text(name), _text("no sign of life yet", "dim"))
+                table.add_row(Text(name), Text("no sign of life yet", "dim"))
                 continue
             table.add_row(
-                _text(name),
+                Text(name),
                 self._state(status),
                 str(status["round"]),
                 f"{status['local_epoch']}/{status['local_epochs']}",
@@ -158,15 +161,15 @@ class Page:
                 f"{status['samples_per_second']:.1f}",
                 "-" if status["loss"] is None else f"{status['loss']:.4f}",
                 f"{duration(max(0.0, self._now - status['time']))} ago",
-                _text(status["host"]),
+                Text(status["host"]),
             )
         return table
 
     def _state(self, status: dict[str, Any]) -> Text:
         state = status["state"]
         if self._now - status["time"] > _SILENT and state not in _ENDED:
-            return _text(f"silent ({state})", "red")
-        return _text(state, _COLORS.get(state, ""))
+            return Text(f"silent ({state})", "red")
+        return Text(state, _COLORS.get(state, ""))
 
     def _states(self, columns: int, room: int) -> tuple[RenderableType, int]:
         """Every data center with its state alone, side by side, and the height; the silent ones come first."""
@@ -181,7 +184,7 @@ class Page:
         if len(cells) > side_by_side * room:
             hidden = len(cells) - side_by_side * (room - 1)
             left = f"... {hidden} more data centers; --once shows all"
-            parts.append(_text(left, "dim"))
+            parts.append(Text(left, "dim", no_wrap=True, overflow="ellipsis"))
             cells = cells[:-hidden]
         height = -(-len(cells) // side_by_side) + len(parts)
         return Group(Columns(cells, width=width, padding=(0, 2)), *parts), height
@@ -209,14 +212,20 @@ def _table(*columns: str, texts: Collection[str] = ()) -> Table:
     """A table without lines; its cells are numbers, but those of the columns in ``texts``."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
-        # What cannot wrap keeps its width where a terminal is narrow: texts are cut before numbers are.
-        text = name in texts
-        table.add_column(_text(name), justify="left" if text else "right", no_wrap=not text)
+        table.add_column(Text(name), justify="left" if name in texts else "right", no_wrap=True)
     return table
 
 
-def _text(text: str, style: str = "") -> Text:
-    return Text(text, style, no_wrap=True, overflow="ellipsis")
+class _Cut:
+    """A table as wide as it is, cut where a narrow terminal ends: rich would rather cut every cell."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self._table, options.update(width=_AS_WIDE_AS_IT_IS), pad=False):
+            yield from Segment.adjust_line_length(line, options.max_width)
+            yield Segment.line()
 
 
 def _digits(number: float | None) -> str:
