@@ -80,7 +80,9 @@ def main(argv: Sequence[str]) -> int:
 def show(findings: Sequence[Finding]) -> None:
     """Print what was found: in columns and colours on a terminal, a line each elsewhere."""
     console = Console(highlight=False)
-    if console.is_terminal:
+    # mpirun lets its ranks write to terminals that nobody sees, and that end in a file as likely as not; there is
+    # nothing to read from them.
+    if console.is_terminal and sys.stdin.isatty():
         table = Table.grid(padding=(0, 2))
         for finding in findings:
             level = Text(finding.level, style=_COLORS[finding.level])

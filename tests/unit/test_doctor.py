@@ -194,6 +194,7 @@ def test_impossible_centers_alone(capsys, monkeypatch):
 def test_on_a_terminal(monkeypatch, capsys):
     """In columns, in colour, wrapped; and nothing that a host calls itself steers the terminal."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.delenv("NO_COLOR", raising=False)
