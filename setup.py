@@ -26,6 +26,7 @@ setup(
         "matplotlib>=3.8",
         "mpi4py>=4.0",
         "numpy>=1.26",
+        "packaging>=23",
         "pillow>=10",
         "pytorch-lightning>=2.6,<2.7",
         "PyYAML>=6",

@@ -93,7 +93,9 @@ def chart(name: str, title: str, x_label: str, panels: Sequence[Panel], caption:
     """
     labels = [line.label for line in panels[0].lines if line.label]
     columns = _columns(labels)
-    rows = math.ceil(len(labels) / columns) if labels and len(labels) <= _MOST_NAMES else 0
+    rows = math.ceil(len(labels) / columns) if len(labels) <= _MOST_NAMES else 0
+    if labels and not rows:
+        caption += " Point at a line to see whose it is."
     with canvas((2.2 if len(panels) == 1 else 1.4 * len(panels)) + 0.7 + 0.22 * rows) as figure:
         axes: list[Axes] = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
         axes[0].set_title(title)

@@ -27,12 +27,12 @@ def confusion_figure(run: RunFolder, prefix: str) -> Figure | None:
     """
     for name in run.center_names:
         path = run.path / "centers" / name / FILE
-        if not path.exists():
-            continue
         try:
             content = parse_json(path.read_text())
             classes = [str(label) for label in content["classes"]]
             counts = [[_count(count) for count in row] for row in content["counts"]]
+        except (FileNotFoundError, PermissionError):  # another organisation's folder may be closed to us
+            continue
         except (OSError, ValueError, KeyError, TypeError) as error:
             run.problems.append(f"{path}: no confusion matrix can be read ({error!r})")
             return None

@@ -23,6 +23,7 @@ from colearn_hpc.studies.blocks import Block, Details, Heading, Notice, Numbers,
 from colearn_hpc.studies.budget import check_budget
 from colearn_hpc.studies.charts import alone
 from colearn_hpc.studies.figures import figure_2, slug
+from colearn_hpc.studies.files import write_atomically
 from colearn_hpc.studies.pages import markdown, page
 from colearn_hpc.studies.results import Result, StudyResults, read_results
 from colearn_hpc.studies.run_folder import RunFolder, read_run
@@ -192,14 +193,18 @@ def _run_summary(result: Result, metric: str) -> str:
 def _write(
     folder: Path, title: str, blocks: Sequence[Block], runs: Sequence[tuple[str, dict[str, Any], RunFolder]]
 ) -> Path:
-    figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
-    for figure in figures_of(blocks):
-        _replace(figures / f"{figure.name}.svg", alone(figure.svg))
-    _replace(folder / "report.md", markdown(blocks))
-    _replace(folder / "report.csv", _csv(_run_rows(runs)))
-    _replace(folder / "rounds.csv", _csv(_round_rows(runs)))
-    _replace(folder / "report.html", page(title, blocks))
+    files = {f"figures/{figure.name}.svg": alone(figure.svg) for figure in figures_of(blocks)}
+    files |= {"report.md": markdown(blocks), "report.csv": _csv(_run_rows(runs)), "rounds.csv": _csv(_round_rows(runs))}
+    files["report.html"] = page(title, blocks)
+    try:
+        (folder / "figures").mkdir(exist_ok=True)
+        for name, text in files.items():
+            write_atomically(folder / name, text)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder}: the report cannot be written there ({error.strerror}); copy the folder to where you may write, "
+            "and report on the copy"
+        ) from error
     return folder / "report.html"
 
 
@@ -243,9 +248,3 @@ def _csv(rows: Iterable[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return output.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

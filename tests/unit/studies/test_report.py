@@ -313,6 +313,23 @@ def test_each_data_centers_own_evaluation_is_a_line(tmp_path):
     assert "dc3: val_acc 0.123, local epochs 6" in page
 
 
+def test_a_folder_that_cannot_be_written_and_a_link_in_the_way(tmp_path, capsys, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    (tmp_path / "other").write_text("mine")
+    (folder / ".report.md.tmp").symlink_to(tmp_path / "other")
+    (folder / "report.csv").symlink_to(tmp_path / "other")
+    assert main(["report", str(folder)]) == 0
+    assert (tmp_path / "other").read_text() == "mine" and not (folder / "report.csv").is_symlink()
+    assert [path.name for path in folder.glob(".*")] == [".report.md.tmp"], "nothing is left behind"
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("colearn_hpc.studies.report.write_atomically", refuse)
+    assert main(["report", str(folder)]) == 2
+    assert "the report cannot be written there (Permission denied); copy the folder" in capsys.readouterr().err
+
+
 def test_the_command_says_what_is_not_there(tmp_path, capsys, study_folder):
     assert main(["report", str(tmp_path / "absent")]) == 2
     assert "is no run folder" in capsys.readouterr().err
@@ -325,6 +342,14 @@ def test_the_command_says_what_is_not_there(tmp_path, capsys, study_folder):
     (study_folder / "plan.json").write_text('{"study": {}}')
     with pytest.raises(ConfigurationError, match=r"plan\.json is damaged"):
         write_study_report(study_folder)
+
+
+def test_more_lines_than_a_legend_can_hold():
+    many = [Line(f"dc{k}", [(0, k), (1, k)]) for k in range(13)]
+    assert ">dc3<" in chart("n", "t", "x", [Panel("y", many[:12])], "c").svg
+    figure = chart("n", "t", "x", [Panel("y", many)], "c")
+    assert ">dc3<" not in figure.svg and figure.caption == "c Point at a line to see whose it is."
+    assert figure.points[-1][2] == "dc12: y 12, x 1"
 
 
 def test_a_name_of_any_length_names_a_file():
