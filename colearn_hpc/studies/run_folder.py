@@ -55,6 +55,24 @@ class RunFolder:
         return [center["name"] for center in self.rounds[0]["centers"]] if self.rounds else []
 
     @property
+    def last_seen(self) -> float | None:
+        """When a data center last gave a sign of life, in seconds since 1970; a finished run's end."""
+        times = [status["time"] for status in self.statuses.values() if status and 0 <= status["time"] < 1 << 32]
+        return max(times, default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the run took, if its summary says."""
+        found = self.summary.get("seconds")
+        return float(found) if isinstance(found, int | float) and 0 <= found < 1 << 32 else None
+
+    @property
+    def model_name(self) -> str:
+        """The network's name where the configuration has one, else its class; empty if unknown."""
+        network = lookup(self.config, "model.init_args.network")
+        return str(network or lookup(self.config, "model.class_path") or self.summary.get("model") or "")
+
+    @property
     def samples(self) -> int:
         """Training examples that all data centers together went through."""
         return sum(center["examples"] for line in self.rounds for center in line["centers"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from typing import Any
 
 from colearn_hpc.studies import tables
@@ -11,8 +10,7 @@ from colearn_hpc.studies.blocks import Block, Details, Fact, Facts, Notice, Numb
 from colearn_hpc.studies.confusion import confusion_figure
 from colearn_hpc.studies.figures import run_figures, slug
 from colearn_hpc.studies.run_folder import RunFolder
-from colearn_hpc.studies.settings import lookup
-from colearn_hpc.studies.words import duration, megabytes, times, value
+from colearn_hpc.studies.words import date, duration, megabytes, times, value
 
 _SETTINGS = ("seed_everything", "centers", "method", "colearning", "model", "data", "optimizer", "lr_scheduler")
 
@@ -68,19 +66,15 @@ def _comparison_in_words(run: RunFolder) -> str:
 
 def _facts(run: RunFolder, folder: str) -> list[Fact]:
     facts = [Fact("method", run.method), Fact("state", _state(run))]
-    ended = max((status["time"] for status in run.statuses.values() if status), default=None)
-    if ended is not None and 0 <= ended < 4e9:
-        date = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        facts.append(Fact("last sign of life" if run.status == "running" else "ended", date))
-    seconds = run.summary.get("seconds")
-    if isinstance(seconds, int | float) and 0 <= seconds < 1e9:
-        facts.append(Fact("duration", duration(seconds)))
+    if run.last_seen is not None:
+        facts.append(Fact("last sign of life" if run.status == "running" else "ended", date(run.last_seen)))
+    if run.seconds is not None:
+        facts.append(Fact("duration", duration(run.seconds)))
     if run.rounds:
         facts.append(Fact("trained", f"{len(run.rounds)} rounds, {run.epochs} local epochs in every data center"))
     facts.append(Fact("data centers", _places(run)))
-    if model := model_name(run):
-        parameters = f", {run.parameters:,} parameters" if run.parameters else ""
-        facts.append(Fact("model", model + parameters))
+    if run.model_name:
+        facts.append(Fact("model", model_in_words(run)))
     if run.rounds:
         facts.append(Fact("bytes sent", f"{megabytes(run.bytes_sent)} MB in all"))
     metric = run.shared_metrics[0] if run.shared_metrics else ""
@@ -109,10 +103,9 @@ def _places(run: RunFolder) -> str:
     return ", ".join(f"{name} on {host}" if host else name for name, host in hosts.items()) or "none"
 
 
-def model_name(run: RunFolder) -> str:
-    """The network's name where the configuration has one, else its class."""
-    network = lookup(run.config, "model.init_args.network")
-    return str(network or lookup(run.config, "model.class_path") or run.summary.get("model") or "")
+def model_in_words(run: RunFolder) -> str:
+    """The network's name, and how large it is."""
+    return run.model_name + (f", {run.parameters:,} parameters" if run.parameters else "")
 
 
 def _settings(run: RunFolder) -> list[Fact]:

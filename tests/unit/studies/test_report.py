@@ -20,10 +20,11 @@ from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies.budget import check_budget
 from colearn_hpc.studies.charts import Line, Panel, alone, chart
 from colearn_hpc.studies.figures import slug
-from colearn_hpc.studies.report import ablation_verdict, write_run_report, write_study_report
+from colearn_hpc.studies.report import write_run_report, write_study_report
 from colearn_hpc.studies.results import read_results
 from colearn_hpc.studies.run_folder import read_run
 from colearn_hpc.studies.statistics import mean_curve, of_trials, paired
+from colearn_hpc.studies.study_report import ablation_verdict
 
 GROUP = ("", "")
 
@@ -216,6 +217,13 @@ def test_a_studys_numbers_on_top(study_folder):
     page = write_study_report(study_folder).read_text()
     assert "<b>95.50 %</b> val_acc of co-learning (CLR+ILE), mean of 2 trials" in page
     assert "<b>97.50 %</b> val_acc of vanilla, mean of 2 trials" in page and "<b>3.8 ×</b> fewer bytes" in page
+    for name, text in {
+        "last run ended": "1970-01-12 13:46 UTC",
+        "duration": "75 s in all runs together",
+        "hosts": "n0, n1, n2, n3, n4",
+        "model": "digits_cnn, 100 parameters",
+    }.items():
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
 
 
 EVIL = "<script>alert(1)</script> [x](javascript:1) **b** `c` $\\frac$ \x1b[2J | ![i](http://e)"
