@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -107,9 +107,10 @@ def examine(center: DataCenter, runs: Path) -> list[Finding]:
     wrong = probe.allreduce(center) or (probe.ring(center) if center.is_leader else "")
     measured = probe.links(center) if center.is_leader else []
     probe.wait(center.world)
-    everyone: list[Rank] = probe.gather(center, look_around(center, runs, wrong))
-    links: list[probe.Link] = probe.gather(center, measured)[center.topology.centers[0].leader]
-    mpi = probe.gather(center, _describe_mpi() if center.is_first else None)[center.topology.centers[0].leader]
+    first = center.topology.centers[0].leader
+    everyone = [Rank.of(found) for found in probe.gather(center, look_around(center, runs, wrong).plain())]
+    links = [probe.Link(*link) for link in probe.gather(center, [astuple(link) for link in measured])[first]]
+    mpi = probe.gather(center, _describe_mpi() if center.is_first else None)[first]
     return [
         _mpi(mpi),
         *_places(center, everyone),

@@ -10,8 +10,9 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from colearn_hpc._version import __version__
 from colearn_hpc.cli.advisories import hostile, installed, unloadable, vulnerable
@@ -65,6 +66,17 @@ class Rank:
     hostile: tuple[str, ...] = ()
     flawed: tuple[str, ...] = ()
     wrong: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """As numbers, texts, lists and mappings alone: what ranks tell each other is data."""
+        return asdict(self) | {"cores": sorted(self.cores)}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Rank:
+        """From :meth:`plain`, in which tuples may have become lists on the way."""
+        quota = Quota(**plain["quota"]) if plain["quota"] else None
+        lists = {name: tuple(plain[name]) for name in ("gpus", "hostile", "flawed")}
+        return cls(**plain | lists | {"cores": frozenset(plain["cores"]), "quota": quota})
 
 
 def look_around(center: DataCenter, runs: Path, wrong: str = "") -> Rank:

@@ -1,5 +1,6 @@
 """What ``colearn-hpc doctor`` makes of what it finds: pure functions over what ranks reported."""
 
+import json
 import os
 import re
 import shutil
@@ -161,6 +162,12 @@ def test_a_shard_is_tried_as_training_reads_it(tmp_path, monkeypatch):
     monkeypatch.setattr("colearn_hpc.data.shard_dataset.read_at", refuse)
     assert "cannot be read any more: Input/output error" in try_shard(tmp_path)[1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quota", [None, Quota(1.0, 2.0)])
+def test_what_ranks_tell_each_other_is_plain(quota):
+    rank = replace(RANK, quota=quota, hostile=("a",), flawed=("b", "c"))
+    assert Rank.of(json.loads(json.dumps(rank.plain()))) == rank
 
 
 def test_messages():
