@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.sources import SOURCES, source_class
 from colearn_hpc.errors import ColearnError, DataError
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     options = _parser(argv).parse_args(argv)
     try:
         with _terminate_like_ctrl_c():
-            return _check(Path(options.folder)) if options.command == "check" else _make(options)
+            return _check(expanded(options.folder, "DIR")) if options.command == "check" else _make(options)
     except ColearnError as error:
         print(f"colearn-hpc data: {error}", file=sys.stderr)
         return 1
@@ -70,6 +71,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", choices=PARTITIONS, default="iid", help="who gets what (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="of --partition dirichlet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the partition (default: %(default)s)")
+    parser.add_argument("--classes", metavar="A,B,…|FILE", help="classes in the order of their numbers, one a line")
+    parser.add_argument(
+        "--test-fraction", type=float, metavar="F", help="share of each class for test, where the data tell no split"
+    )
+    parser.add_argument("--split-list", metavar="FILE", help="lines NAME train|val|test; all others are for training")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at an unreadable example")
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
 
@@ -83,6 +89,7 @@ def _make(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> Request:
+    from colearn_hpc.data.arrange import Wishes, read_classes, read_split_list
     from colearn_hpc.data.pack import Request
 
     names = tuple(name.strip() for name in options.names.split(",")) if options.names else None
@@ -92,8 +99,13 @@ def _request(options: argparse.Namespace) -> Request:
     if centers < 1:
         raise DataError(f"--centers: {centers} was set; at least one data center is needed.")
     return Request(
-        out=Path(options.out).expanduser(),
+        out=expanded(options.out, "--out"),
         names=names or tuple(f"dc{k}" for k in range(centers)),
+        wishes=Wishes(
+            classes=read_classes(options.classes) if options.classes is not None else None,
+            test_fraction=options.test_fraction,
+            split_list=read_split_list(options.split_list) if options.split_list is not None else None,
+        ),
         rule=options.partition,
         seed=options.seed,
         alpha=options.alpha if options.partition == "dirichlet" else None,

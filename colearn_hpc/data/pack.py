@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from colearn_hpc.data.arrange import Arranged, Wishes, arrange
 from colearn_hpc.data.partition import iid, partition
 from colearn_hpc.data.shard_info import read_info
 from colearn_hpc.data.shard_writer import ShardWriter, remove_leftovers, write_atomically
-from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable
+from colearn_hpc.data.sources.base import Item, Source, Unreadable
 from colearn_hpc.errors import DataError
 
 MANIFEST = "dataset.json"
@@ -37,6 +38,7 @@ class Request:
     Attributes:
         out: folder for the shards.
         names: of the data centers.
+        wishes: what is asked of classes and splits.
         rule: ``iid``, ``dirichlet`` or ``by-class``.
         seed: of the partition.
         alpha: for ``dirichlet``.
@@ -46,6 +48,7 @@ class Request:
 
     out: Path
     names: tuple[str, ...]
+    wishes: Wishes = field(default_factory=Wishes)
     rule: str = "iid"
     seed: int = 0
     alpha: float | None = None
@@ -92,14 +95,17 @@ def pack(
     if manifest is not None and manifest.get("request") == identity and _is_complete(request.out, manifest):
         return Packed(manifest, already_there=True)
     _require_room(request, manifest, identity)
-    contents = source.scan()
-    if not _count(contents.labels.get("train", 0)):
+    arranged = arrange(source.scan(), request.wishes, source.test_fraction, source.name)
+    labels = arranged.contents.labels
+    if not _count(labels.get("train", 0)):
         raise DataError(f"{source.name}: has no training examples; there is nothing to share out.")
-    parts = _parts(contents.labels["train"], request)
+    parts = _parts(labels["train"], request)
     request.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(request.out)
-    packed = _write(source, request, contents, parts, identity, progress)
+    attributes, notes = source.learn(lambda split, position: arranged.place(split, position)[0] == "train")
+    packed = _write(source, request, arranged, attributes, parts, identity, progress)
     _remove_stale(request.out, manifest, packed.manifest)
+    packed.notes += notes
     return packed
 
 
@@ -168,11 +174,14 @@ class _ChannelMoments:
 def _write(
     source: Source,
     request: Request,
-    contents: Contents,
+    arranged: Arranged,
+    attributes: dict[str, Any],
     parts: list[NDArray[np.int64]],
     identity: str,
     progress: Callable[[Iterable[Item], int], Iterable[Item]] | None,
 ) -> Packed:
+    contents = arranged.contents
+    metadata = contents.metadata | attributes
     total = sum(_count(labels) for labels in contents.labels.values())
     owner = np.empty(_count(contents.labels["train"]), dtype=np.int32)
     for k, part in enumerate(parts):
@@ -193,7 +202,7 @@ def _write(
                 encoding=contents.encoding,
                 kind=contents.kind,
                 length=length,
-                metadata=contents.metadata | {"request": identity} | extra,
+                metadata=metadata | {"request": identity} | extra,
             )
             stack.callback(shard.abort)  # of no effect once closed
             return shard
@@ -207,15 +216,15 @@ def _write(
             if isinstance(item.value, Unreadable):
                 _refuse_or_note(item.value, request, skipped)
                 continue
-            shard = centers[owner[item.position]] if item.split == "train" else others[item.split]
-            known = contents.labels[item.split]
-            label: Any = item.label if isinstance(known, int) else known[item.position]
+            split, position = arranged.place(item.split, item.position)
+            shard = centers[owner[position]] if split == "train" else others[split]
+            label = arranged.label(item)
             shard.append(item.value, label)
             if contents.task == "classification":
                 counts[id(shard)][label] += 1
             else:
                 counts[id(shard)] += label == 1
-            if moments is not None and item.split == "train":
+            if moments is not None and split == "train":
                 moments.add(np.asarray(item.value))
         # Conservation: every example that was announced was packed or reported.
         if seen != total:
@@ -224,7 +233,7 @@ def _write(
         sidecars = source.sidecars()
         for shard in [*centers, *others.values()]:
             if moments is not None:
-                scale, offset = contents.metadata.get("scale", 1.0), contents.metadata.get("offset", 0.0)
+                scale, offset = metadata.get("scale", 1.0), metadata.get("offset", 0.0)
                 shard.metadata |= moments.result(scale, offset)
         # A manifest of other data must not stand beside the new shards, not even for a moment.
         (request.out / MANIFEST).unlink(missing_ok=True)
@@ -296,6 +305,9 @@ def _identity(source: Source, request: Request) -> str:
         "alpha": request.alpha if request.rule == "dirichlet" else None,
         "seed": request.seed,
         "on_error": request.on_error,
+        "classes": request.wishes.classes,
+        "test_fraction": request.wishes.test_fraction,
+        "split_list": request.wishes.split_list,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

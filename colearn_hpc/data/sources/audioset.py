@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.shard_info import blocks
 from colearn_hpc.data.sources.base import Contents, Item, Source
 from colearn_hpc.data.sources.tree import file_fingerprint
@@ -55,7 +56,7 @@ class AudioSet(Source):
         return cls(options.src, options.train)
 
     def __init__(self, path: str, train: str = "both") -> None:
-        self._folder = Path(path).expanduser()
+        self._folder = expanded(path, "SRC")
         if not self._folder.is_dir():
             raise DataError(f"{self._folder}: is no folder; name the one that holds {TEST_FILE}.")
         self._train = train

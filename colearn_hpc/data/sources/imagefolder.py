@@ -1,4 +1,4 @@
-"""Any tree of ``split/class/*.jpg|png``: a folder, a zip or a tar."""
+"""Any tree of ``split/class/*.jpg|png`` or ``class/*.jpg|png``: a folder, a zip or a tar."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from colearn_hpc.data.images import decode_image
-from colearn_hpc.data.sources.base import SPLITS, Contents, Item, Source, Unreadable, single_labels
+from colearn_hpc.data.sources.base import SPLITS, Contents, Item, Source, Unreadable, number_classes
 from colearn_hpc.data.sources.tree import open_tree
 from colearn_hpc.errors import DataError
 
@@ -24,10 +24,10 @@ SPLIT_NAMES = {
 
 
 class ImageFolder(Source):
-    """Images in folders named by split and class, decoded to (3, H, W) uint8.
+    """Images in folders named by split and class, or by class alone, decoded to (3, H, W).
 
-    A common top folder is skipped. Classes are the folders of the training split, sorted by name. All images
-    must have one size, or be resized.
+    A common top folder is skipped. Classes are the folders, sorted by name. All images must have one size, or be
+    resized.
 
     Args:
         path: folder, zip or tar.
@@ -39,7 +39,7 @@ class ImageFolder(Source):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """SRC and --size."""
-        parser.add_argument("src", metavar="SRC", help="folder, .zip or .tar(.gz) of split/class/*.jpg|png")
+        parser.add_argument("src", metavar="SRC", help="folder, .zip or .tar(.gz) of (split/)class/*.jpg|png")
         parser.add_argument("--size", type=int, metavar="PIXELS", help="resize every image to PIXELS x PIXELS")
 
     @classmethod
@@ -68,35 +68,43 @@ class ImageFolder(Source):
         files = [name for name, _ in self._tree.files()]
         images = [name for name in files if name.lower().endswith(ENDINGS)]
         others = len(files) - len(images)
-        notes = [f"{others} files are no images and were left out"] if others else []
+        notes = (f"{others} files are no images and were left out",) if others else ()
         if not images:
             raise DataError(f"{self._tree.path}: holds no images ({', '.join(ENDINGS)}) among {len(files)} files.")
+        members, unsplit = self._members(images)
+        names = {split: [name for name, _ in pairs] for split, pairs in members.items() if pairs}
+        classes, labels = number_classes({s: [c for _, c in pairs] for s, pairs in members.items()}, self._tree.path)
+        for split, own in names.items():
+            self._places.update((name, (split, index)) for index, name in enumerate(own))
+        return Contents(
+            "classification",
+            "image",
+            classes,
+            labels,
+            metadata={"scale": 1 / 255},
+            notes=notes,
+            names=names,
+            unsplit=unsplit,
+        )
+
+    def _members(self, images: list[str]) -> tuple[dict[str, list[tuple[str, str]]], bool]:
+        """Split → (name, class) of its images, and whether the folders tell no split."""
+        placed = _without_common_top(images)
         members: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-        for name, parts in _without_common_top(images):
+        if all(len(parts) >= 2 and parts[0].lower() not in SPLIT_NAMES for _, parts in placed):
+            members["train"] = [(name, parts[0]) for name, parts in placed]
+            return members, True
+        for name, parts in placed:
             split = SPLIT_NAMES.get(parts[0].lower())
             if split is None or len(parts) < 3:
                 raise DataError(
                     f"{self._tree.path}: {name} is not at split/class/image; expected folders train/ and test/ or val/ "
-                    "with a folder per class in each. Move the images there."
+                    "with a folder per class in each, or folders of classes alone. Move the images there."
                 )
             members[split].append((name, parts[1]))
         if not members["train"]:
             raise DataError(f"{self._tree.path}: has no folder train/ with images; name the training folder train.")
-        classes = tuple(sorted({label for _, label in members["train"]}))
-        number = {label: i for i, label in enumerate(classes)}
-        labels = {}
-        for split, pairs in members.items():
-            if unknown := sorted({label for _, label in pairs} - set(classes)):
-                raise DataError(
-                    f"{self._tree.path}: {split}/ has classes that train/ has not: {', '.join(unknown[:5])}; "
-                    "give both the same folders."
-                )
-            if pairs:
-                labels[split] = single_labels([number[label] for _, label in pairs])
-                self._places.update((name, (split, index)) for index, (name, _) in enumerate(pairs))
-        if "test" not in labels:
-            notes.append("there is no test/ folder, so no test.h5 is written")
-        return Contents("classification", "image", classes, labels, metadata={"scale": 1 / 255}, notes=tuple(notes))
+        return members, False
 
     def read(self) -> Iterator[Item]:
         """Every image, decoded."""
@@ -123,6 +131,6 @@ def _without_common_top(names: list[str]) -> list[tuple[str, list[str]]]:
     split = [(name, name.split("/")) for name in names]
     while True:
         tops = {parts[0] for _, parts in split}
-        if len(tops) > 1 or min(len(parts) for _, parts in split) < 2 or tops.pop().lower() in SPLIT_NAMES:
+        if len(tops) > 1 or min(len(parts) for _, parts in split) < 3 or tops.pop().lower() in SPLIT_NAMES:
             return split
         split = [(name, parts[1:]) for name, parts in split]
