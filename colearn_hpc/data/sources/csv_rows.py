@@ -133,8 +133,12 @@ class CsvFile:
         self, lines: Iterator[str], columns: tuple[str, ...], encoding: str
     ) -> Iterator[tuple[int, list[str] | Unreadable]]:
         # strict: a quote that is never closed is an error, and not a last field of a gigabyte.
-        quoting = csv.QUOTE_MINIMAL if self.form.quoted else csv.QUOTE_NONE
-        reader = csv.reader(lines, strict=True, delimiter=self.form.delimiter, quoting=quoting)
+        reader = csv.reader(
+            lines,
+            strict=True,
+            delimiter=self.form.delimiter,
+            quoting=csv.QUOTE_MINIMAL if self.form.quoted else csv.QUOTE_NONE,
+        )
         head = list(self.form.columns or [name.strip() for name in next(reader, [])])
         if not head:
             raise DataError(f"{self}: is empty, a first line with the names of the columns was expected.")

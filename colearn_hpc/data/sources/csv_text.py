@@ -145,7 +145,13 @@ class CsvText(TextSource):
         filler = [0] * (len(self._columns) - self._texts) if several else None
         found = []
         before = 0
+        first_fault: Unreadable | None = None
+        readable = False
         for line, values in file.rows(self._columns):
+            if isinstance(values, Unreadable):
+                first_fault = first_fault or values
+            else:
+                readable = True
             label = None if isinstance(values, Unreadable) else self._label(values[self._texts :])
             found.append(filler if label is None else label)
             # A text may hold line ends. Where quotes are no quotes, two of them swallow all rows between.
@@ -157,6 +163,8 @@ class CsvText(TextSource):
             before = line
         if not found:
             raise DataError(f"{file}: has no rows below its head.")
+        if first_fault is not None and not readable:
+            raise DataError(f"{first_fault.name}: {first_fault.reason}; no row of the file can be read.")
         return found
 
     def _label(self, values: list[str]) -> Any:
