@@ -28,6 +28,7 @@ setup(
         "PyYAML>=6",
         "scikit-learn>=1.4",
         "scipy>=1.11",
+        "soundfile>=0.12",  # decodes WAV; its wheels bring libsndfile
         "tensorboard>=2.15",
         "torch>=2.4",
         "torchmetrics>=1.4",

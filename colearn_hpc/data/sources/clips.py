@@ -110,7 +110,7 @@ class ClipSource(Source):
         if isinstance(content, Unreadable):
             return content
         try:
-            return to_clip(*read_wav(content), self._rate, self._samples)
+            return to_clip(*read_wav(content, (self._rate, self._samples)), self._rate, self._samples)
         except DataError as error:
             return Unreadable(name, str(error))
 
