@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from colearn_hpc.data.arrange import Arranged, Wishes, arrange
 from colearn_hpc.data.partition import iid, partition
+from colearn_hpc.data.paths import is_center_name
 from colearn_hpc.data.shard_info import read_info
 from colearn_hpc.data.shard_writer import ShardWriter, remove_leftovers, write_atomically
 from colearn_hpc.data.sources.base import Item, Source, Unreadable
@@ -118,10 +119,10 @@ def check_names(names: tuple[str, ...]) -> None:
     if not names:
         raise DataError("centers: none were given; at least one data center is needed.")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name.lower() in RESERVED_NAMES:
+        if not is_center_name(name) or name.lower() in RESERVED_NAMES:
             raise DataError(
-                f"--names: {name!r} cannot name a data center; use letters, digits, '.', '_' and '-', at most 64, and "
-                f"none of {', '.join(RESERVED_NAMES)}."
+                f"--names: {name[:80]!r} cannot name a data center; use letters, digits, '.', '_' and '-', at most "
+                f"64, and none of {', '.join(RESERVED_NAMES)}."
             )
     if len({name.lower() for name in names}) < len(names):
         raise DataError(f"--names: {', '.join(names)} has a name twice (upper and lower case count as one).")
@@ -142,16 +143,27 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: is damaged: {error}. Delete it and pack the data again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT or manifest.get("version") != 1:
         raise DataError(f"{path}: is no manifest of this package's version; delete it and pack the data again.")
+    try:
+        names = [name for name, _ in manifest_files(manifest)] + [str(name) for name in manifest["sidecars"]]
+        whole = all(Path(name).name == name for name in names) and len(manifest["source"]) and manifest["request"]
+        whole = whole and {"rule", "seed"} <= set(manifest["partition"]) and isinstance(manifest["classes"], list)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{path}: is damaged: entries are missing or name files elsewhere. Delete it and pack again.")
     return manifest
 
 
 def manifest_files(manifest: dict[str, Any]) -> list[tuple[str, int]]:
     """(file name, examples) of every shard in a manifest."""
-    return [(entry["file"], entry["examples"]) for entry in manifest["centers"] + manifest["evaluation"]]
+    return [(str(entry["file"]), int(entry["examples"])) for entry in manifest["centers"] + manifest["evaluation"]]
 
 
 class _ChannelMoments:
-    """Mean and standard deviation per channel of a stream of (C, H, W) integers; exact, hence free of order."""
+    """Mean and standard deviation per channel of a stream of (C, H, W) images; exact, hence free of order.
+
+    The sums over all images are Python's fractions, which neither round nor overflow: of 16-bit images int64 would.
+    """
 
     def __init__(self) -> None:
         self._count = 0
@@ -159,16 +171,21 @@ class _ChannelMoments:
         self._squares: Any = 0
 
     def add(self, image: NDArray[Any]) -> None:
-        planes = image.reshape(image.shape[0], -1).astype(np.int64)
+        planes = image.reshape(image.shape[0], -1).astype(np.float64 if image.dtype.kind == "f" else np.int64)
         self._count += planes.shape[1]
-        self._sum = self._sum + planes.sum(axis=1)
-        self._squares = self._squares + np.einsum("cp,cp->c", planes, planes)
+        self._sum = self._sum + _fractions(planes.sum(axis=1))
+        self._squares = self._squares + _fractions(np.einsum("cp,cp->c", planes, planes))
 
     def result(self, scale: float, offset: float) -> dict[str, list[float]]:
-        mean = self._sum / self._count
+        mean = (self._sum / self._count).astype(np.float64)
         # A channel without contrast would divide by zero; 1 leaves it alone.
-        std = np.sqrt(np.maximum(self._squares / self._count - mean**2, 0.0)) * scale
+        variance = (self._squares / self._count - (self._sum / self._count) ** 2).astype(np.float64)
+        std = np.sqrt(variance) * scale
         return {"mean": (mean * scale + offset).tolist(), "std": np.where(std > 1e-8, std, 1.0).tolist()}
+
+
+def _fractions(values: NDArray[Any]) -> NDArray[np.object_]:
+    return np.array([Fraction(value) for value in values.tolist()], dtype=object)
 
 
 def _write(
@@ -266,7 +283,8 @@ def _write(
         "sidecars": sorted(sidecars),
         "skipped": {"count": len(skipped), "items": [list(item) for item in skipped[:_LISTED]]},
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+    # A file name that is no UTF-8 comes as lone surrogates.
+    text = json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     def write_manifest(file: BinaryIO) -> None:
         file.write(text)
@@ -357,5 +375,5 @@ def _remove_stale(folder: Path, old: dict[str, Any] | None, new: dict[str, Any])
         return
     current = {file for file, _ in manifest_files(new)} | set(new["sidecars"])
     for name in {file for file, _ in manifest_files(old)} | set(old["sidecars"]):
-        if name not in current and Path(name).name == name:
+        if name not in current:
             (folder / name).unlink(missing_ok=True)

@@ -1,10 +1,16 @@
-"""Paths that users write."""
+"""Paths and names that users write."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from colearn_hpc.errors import DataError
+
+
+def is_center_name(name: str) -> bool:
+    """Whether a name can be that of a data center, which becomes the name of its files and of its logs."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is not None
 
 
 def expanded(text: str, setting: str) -> Path:

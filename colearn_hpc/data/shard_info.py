@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ KINDS = ("features", "image", "tokens", "wave")
 LABEL_TYPES: dict[str, np.dtype[Any]] = {"classification": np.dtype("int64"), "multilabel": np.dtype("int8")}
 
 _OWN_ATTRIBUTES = ("format", "version", "task", "classes", "source", "encoding", "kind")
+_LINEAR = {"scale": 1.0, "offset": 0.0}
+# Free attributes that say what the numbers are; all others (who made it, when) may differ between data centers.
+_MEANINGFUL = ("sample_rate", "vocabulary_size", "vocabulary", "layout")
 # Labels up to this size are checked at every open; larger ones (only AudioSet's) at their ends, and wholly by
 # check_shard. Reading 64 MiB takes a fraction of a second; a wrong label found in epoch 40 costs a night.
 _CHEAP_LABEL_BYTES = 64 * 2**20
@@ -58,6 +62,40 @@ class ShardInfo:
     dtype: np.dtype[Any]
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def meaning(self) -> dict[str, str]:
+        """All that gives the shard's numbers their meaning, by name.
+
+        Two shards whose meanings are equal can train one model; see :func:`difference`. Where a model trains on shards
+        of which one calls a cat 0 and the other a dog, nothing fails, and nothing is learnt.
+
+        Mean and standard deviation are not among it: a data center may normalise by its own.
+        """
+        named = {"task": self.task, "kind": self.kind, "encoding": self.encoding}
+        named["shape"] = str(self.shape) if self.shape else "each image its own"
+        named["classes"] = _shortened(f"{len(self.classes)}: {', '.join(self.classes)}")
+        named |= {f"class {number}": name for number, name in enumerate(self.classes)}
+        named |= {name: repr(float(self.metadata.get(name, value))) for name, value in _LINEAR.items()}
+        named |= {name: str(self.metadata[name]) for name in _MEANINGFUL if name in self.metadata}
+        return named
+
+
+def difference(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """The first thing that two meanings do not share.
+
+    Args:
+        one: a meaning (:attr:`ShardInfo.meaning`).
+        other: another one.
+
+    Returns:
+        Its name and the two values, ``nothing`` where one has none; ``None`` where all agree.
+    """
+    for name in [*one, *(name for name in other if name not in one)]:
+        ours, theirs = one.get(name, "nothing"), other.get(name, "nothing")
+        if ours != theirs:
+            return name, ours, theirs
+    return None
+
 
 @dataclass(frozen=True)
 class ShardReport:
@@ -80,15 +118,33 @@ def open_shard(path: Path) -> Iterator[h5py.File]:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such shard. Make shards with `colearn-hpc data`, or correct the path.")
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, a shard (an .h5 file) was expected; name the file itself.")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise DataError(f"{path}: is {what}, a shard (an .h5 file) was expected; name the file itself.")
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, KeyError, RuntimeError) as error:
-        size = path.stat().st_size
-        reason = "is empty (0 bytes)" if size == 0 else f"cannot be read as HDF5 ({size} bytes): {error}"
-        raise DataError(f"{path}: {reason}. It is damaged, cut short, or no shard; write or copy it again.") from error
+        raise DataError(f"{path}: {_why_unreadable(path, error)}") from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, PermissionError):
+        return "may not be read by this user; correct its permissions."
+    if "unable to lock file" in text:  # only where HDF5_USE_FILE_LOCKING=TRUE overrules what we ask for
+        return (
+            "is locked by another program, or lies on a file system without locks; wait until that program has "
+            "closed it, or set HDF5_USE_FILE_LOCKING=FALSE."
+        )
+    if "already open for" in text:
+        return (
+            "is marked as open for writing: a program writes it now, or was killed while it did; wait, or write it "
+            "again."
+        )
+    size = path.stat().st_size
+    reason = "is empty (0 bytes)" if size == 0 else f"cannot be read as HDF5 ({size} bytes): {text}"
+    return f"{reason}. It is damaged, cut short, or no shard; write or copy it again."
 
 
 def read_info(path: str | Path) -> ShardInfo:
@@ -168,6 +224,10 @@ def blocks(dataset: h5py.Dataset, block_bytes: int = _BLOCK_BYTES) -> Iterator[t
         yield start, dataset[start : start + step]
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
@@ -181,9 +241,11 @@ def _classes(text: Any, path: Path) -> tuple[str, ...]:
         names = json.loads(text)
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise ValueError("not a list of names")
+        if len(set(names)) < len(names):
+            raise ValueError("a name is there twice")
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: attribute classes must be a JSON list of names, found {text!r}; write the shard again."
+            f"{path}: attribute classes must be a JSON list of different names, found {text!r}; write the shard again."
         ) from error
     return tuple(names)
 
@@ -196,10 +258,30 @@ def _one_of(attributes: dict[str, Any], name: str, allowed: tuple[str, ...], pat
 
 
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    # Rows are read past HDF5, at their place in this file: everything that lies elsewhere, or is stored in another form
+    # than the machine's own, would be read as other numbers.
+    link = file.get(name, getlink=True)
+    if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
+        target = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path
+        raise DataError(f"{path}: data set {name!r} is a link to {target}, a shard holds its own; write it again.")
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
         present = ", ".join(sorted(file)) or "nothing"
         raise DataError(f"{path}: has no data set {name!r} (found: {present}); write the shard again.")
+    if found.is_virtual or found.external:
+        form = "is a view of other data sets (virtual)" if found.is_virtual else "lies in another file (external)"
+        raise DataError(f"{path}: data set {name!r} {form}, a shard holds its own; write it again.")
+    if found.dtype.kind in "iuf":
+        if not found.dtype.isnative:
+            raise DataError(
+                f"{path}: data set {name!r} has the byte order of another machine ({found.dtype.str}); write the shard "
+                "again on this one, or convert it with NumPy."
+            )
+        if not found.id.get_type().equal(h5py.h5t.py_create(found.dtype)):
+            raise DataError(
+                f"{path}: data set {name!r} is stored in a form of its own that HDF5 converts to {found.dtype}; write "
+                "the shard again with plain numbers."
+            )
     if found.size and found.chunks is None and found.id.get_storage_size() == 0:
         raise DataError(f"{path}: data set {name!r} was announced but never written; write the shard again.")
     if found.ndim and found.size and found.id.get_offset() is None:
@@ -255,8 +337,9 @@ def _check_label_range(y: h5py.Dataset, task: str, classes: tuple[str, ...], pat
 
 def _check_normalisation(metadata: dict[str, Any], shape: tuple[int, ...], path: Path) -> None:
     for name in ("scale", "offset"):
-        if name in metadata and not isinstance(metadata[name], int | float):
-            raise DataError(f"{path}: attribute {name} must be one number, found {metadata[name]!r}.")
+        value = metadata.get(name, 1.0)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(f"{path}: attribute {name} must be one number, found {value!r}.")
     if ("mean" in metadata) != ("std" in metadata):
         raise DataError(f"{path}: has only one of the attributes mean and std; write the shard again.")
     for name in ("mean", "std"):

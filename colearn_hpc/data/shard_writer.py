@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ class ShardWriter:
         self._temporary = temporary_name(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: h5py.File | None = h5py.File(self._temporary, "w", locking=False)
+            self._file: h5py.File | None = h5py.File(self._temporary, "x", locking=False)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error}. Choose a folder that can be.") from error
 
@@ -239,7 +240,7 @@ class ShardWriter:
         assert self._file is not None
         exact = self._temporary.with_name(self._temporary.name.replace(".tmp", ".copy.tmp"))
         try:
-            with h5py.File(exact, "w", locking=False) as target:
+            with h5py.File(exact, "x", locking=False) as target:
                 target.attrs.update(self._file.attrs)
                 for name, length in self._exact_lengths().items():
                     dataset = self._file[name]
@@ -255,8 +256,12 @@ class ShardWriter:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside ``path`` that says whose it is, so that :func:`remove_leftovers` can tell the dead."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """A hidden name beside ``path`` that says whose it is, so that :func:`remove_leftovers` can tell the dead.
+
+    Nobody can guess it, and whoever opens it creates it (mode ``x``): a link that somebody laid there is never
+    followed.
+    """
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(folder: Path, own: bool = False) -> None:
@@ -267,7 +272,7 @@ def remove_leftovers(folder: Path, own: bool = False) -> None:
         own: also those of this process, when it has no writer open there any more.
     """
     for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
-        pid = path.name.removesuffix(".tmp").removesuffix(".copy").rpartition(".")[2]
+        pid = path.name.removesuffix(".tmp").removesuffix(".copy").rpartition(".")[0].rpartition(".")[2]
         if pid.isdigit() and (own if int(pid) == os.getpid() else not _alive(int(pid))):
             path.unlink(missing_ok=True)
 
@@ -276,7 +281,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let ``write`` fill a file so that a reader sees the old content or the new, never a part."""
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

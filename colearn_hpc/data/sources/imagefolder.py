@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from colearn_hpc.data.images import decode_image
+from colearn_hpc.data.images import SCALES, decode_image
 from colearn_hpc.data.sources.base import SPLITS, Contents, Item, Source, Unreadable, number_classes
 from colearn_hpc.data.sources.tree import open_tree
 from colearn_hpc.errors import DataError
 
-ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -53,7 +53,7 @@ class ImageFolder(Source):
         self._tree = open_tree(path)
         self._size = size
         self._places: dict[str, tuple[str, int]] = {}
-        self._shape: tuple[int, ...] | None = None
+        self._first: tuple[str, tuple[int, ...], str] | None = None  # name, shape and type of the first image
 
     def parameters(self) -> dict[str, Any]:
         """The size."""
@@ -81,7 +81,6 @@ class ImageFolder(Source):
             "image",
             classes,
             labels,
-            metadata={"scale": 1 / 255},
             notes=notes,
             names=names,
             unsplit=unsplit,
@@ -106,6 +105,20 @@ class ImageFolder(Source):
             raise DataError(f"{self._tree.path}: has no folder train/ with images; name the training folder train.")
         return members, False
 
+    def learn(self, is_training: Callable[[str, int], bool]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The type of the first image that can be read tells the scale of all."""
+        kind = "uint8"
+        for name, content in self._tree.read(self._places):
+            decoded = content if isinstance(content, Unreadable) else self._decode(name, content)
+            if not isinstance(decoded, Unreadable):
+                kind = str(decoded.dtype)
+                break
+        white = {"uint8": ", 255 is white", "uint16": ", 65535 is white", "float32": " as in the files"}[kind]
+        resized = f", resized to {self._size} x {self._size} (bilinear)" if self._size else ""
+        done = f"decoded to 3 planes of {kind}{white}; turned upright as EXIF says{resized}"
+        notes = () if kind == "uint8" else (f"grey images of more than 8 bits are kept as {kind}{white}",)
+        return {"scale": SCALES[kind], "preparation": done}, notes
+
     def read(self) -> Iterator[Item]:
         """Every image, decoded."""
         for name, content in self._tree.read(self._places):
@@ -117,12 +130,18 @@ class ImageFolder(Source):
             image = decode_image(content, self._size)
         except DataError as error:
             return Unreadable(name, str(error))
-        self._shape = self._shape or image.shape
-        if image.shape != self._shape:
+        self._first = self._first or (name, image.shape, str(image.dtype))
+        other, (_, rows, columns), kind = self._first
+        if image.shape[1:] != (rows, columns):
             height, width = image.shape[1:]
             raise DataError(
-                f"{self._tree.path}: {name} has {width} x {height} pixels, those before it {self._shape[2]} x "
-                f"{self._shape[1]}; set --size PIXELS to bring all to one size."
+                f"{self._tree.path}: {name} has {width} x {height} pixels, those before it {columns} x {rows}; set "
+                "--size PIXELS to bring all to one size."
+            )
+        if image.dtype != kind:
+            raise DataError(
+                f"{self._tree.path}: {name} is {image.dtype}, {other} is {kind}; bring all images to one depth, since "
+                "what is white in one is dark in the other."
             )
         return image
 

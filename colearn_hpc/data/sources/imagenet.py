@@ -34,6 +34,7 @@ TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 SOLUTION = "LOC_val_solution.csv"
 # Mean and deviation that every published ImageNet network uses; ours would need all images decoded.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPARATION = "files kept as they are; turned upright as EXIF says when they are read"
 _WNID = re.compile(r"n\d{8}")
 _VAL_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
@@ -94,7 +95,7 @@ class ImageNet(Source):
         classes, labels = number_classes({s: [wnid for _, wnid in pairs] for s, pairs in labelled.items()}, self._path)
         for split, own in names.items():
             self._places.update((name, (split, index)) for index, name in enumerate(own))
-        metadata = {"scale": 1 / 255, "mean": list(MEAN), "std": list(STD)}
+        metadata = {"scale": 1 / 255, "mean": list(MEAN), "std": list(STD), "preparation": PREPARATION}
         return Contents("classification", "image", classes, labels, encoding="jpeg", metadata=metadata, names=names)
 
     def read(self) -> Iterator[Item]:

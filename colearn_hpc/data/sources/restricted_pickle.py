@@ -82,14 +82,15 @@ class _Array:
         return self
 
     def array(self) -> NDArray[Any]:
-        order = "F" if self._fortran else "C"
-        return np.frombuffer(self._bytes, dtype=np.dtype(self._dtype)).reshape(self._shape, order=order)
+        numbers = np.frombuffer(self._bytes, dtype=np.dtype(self._dtype))
+        return numbers.reshape(self._shape, order="F" if self._fortran else "C")
 
 
 class _Call:
     """A function that a pickle may call; without attributes that it could replace."""
 
     __slots__ = ("_kind",)
+    _kind: str
 
     def __init__(self, kind: str) -> None:
         object.__setattr__(self, "_kind", kind)
@@ -158,7 +159,7 @@ def _check_instructions(content: bytes) -> None:
         if instruction.name not in _INSTRUCTIONS:
             raise pickle.UnpicklingError(f"it has the instruction {instruction.name}, which no data file needs")
         # The unpickler makes room for the number alone: four bytes would claim 32 GiB.
-        if instruction.name in _PUTS and int(argument) > count:
+        if instruction.name in _PUTS and int(argument or 0) > count:
             raise pickle.UnpicklingError(f"it numbers an object {argument} after {count} instructions")
 
 

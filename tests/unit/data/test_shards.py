@@ -112,7 +112,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
     process = multiprocessing.get_context("fork").Process(target=lambda: None)
     process.start()
     process.join()
-    dead = mine.with_name(mine.name.replace(f".{mine.name.split('.')[-2]}.", f".{process.pid}."))
+    dead = mine.with_name(mine.name.replace(f".{mine.name.split('.')[-3]}.", f".{process.pid}."))
     for path in (mine, dead, tmp_path / "dc0.h5"):
         path.write_text("")
     shard_writer.remove_leftovers(tmp_path)
