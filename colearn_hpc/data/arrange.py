@@ -173,15 +173,18 @@ def _split(
 
 
 def _listed(contents: Contents, split_of: Mapping[str, str], where: object) -> dict[str, NDArray[np.int8]]:
-    if not contents.names:
-        raise DataError(f"--split-list: the examples of {where} have no names that a list could tell; leave it out.")
-    unknown = set(split_of).difference(*contents.names.values())
+    if any(isinstance(labels, int) for labels in contents.labels.values()):
+        raise DataError(f"--split-list: {where} has more labels than fit into memory; it keeps its own split.")
+    names = contents.names or {
+        split: [f"{split}/{number}" for number in range(_count(labels))] for split, labels in contents.labels.items()
+    }
+    unknown = set(split_of).difference(*names.values())
     if unknown:
-        example = next(iter(contents.names["train"]))
+        example = names["train"][0]
         raise DataError(f"--split-list: {where} has no example {_some(unknown)}; examples are named as in {example!r}.")
     return {
-        split: np.array([SPLITS.index(split_of.get(name, "train")) for name in names], dtype=np.int8)
-        for split, names in contents.names.items()
+        split: np.array([SPLITS.index(split_of.get(name, "train")) for name in own], dtype=np.int8)
+        for split, own in names.items()
     }
 
 

@@ -34,7 +34,7 @@ class Contents:
         metadata: attributes for every shard (``scale``, ``offset``, …).
         notes: what a user should know: files ignored, splits missing.
         names: per split, what a list of splits calls its examples, in the order of the labels; empty where examples
-            have no names.
+            have no names: they are then called ``train/0``, ``train/1``, ….
         unsplit: the data tell no split, and all examples are in ``train``.
     """
 

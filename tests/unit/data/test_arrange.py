@@ -288,9 +288,18 @@ def test_bad_lists_of_splits(tmp_path, capsys, what):
     assert code == 1 and message in said.err
 
 
-def test_examples_without_names_take_no_list(tmp_path, capsys):
-    (tmp_path / "s.txt").write_text("3 test\n")
-    code, said = run(capsys, "digits", "--out", tmp_path / "out", "--split-list", tmp_path / "s.txt")
-    assert code == 1 and "have no names that a list could tell" in said.err
+def test_examples_without_names_are_called_by_their_number(tmp_path, capsys):
+    rows = [["text", "mood"], *([f"word{i}", ("no", "yes")[i % 2]] for i in range(20))]
+    source = write_folder(tmp_path / "in", {"a.csv": csv_bytes(rows)}) / "a.csv"
+    (tmp_path / "s.txt").write_text("train/3 test\ntrain/18 test\n")
+    arguments = ("csv-text", source, "--text", "text", "--labels", "mood", "--out", tmp_path / "out", "--centers", 1)
+    code, _ = run(capsys, *arguments, "--split-list", tmp_path / "s.txt", "--least-count", 1)
+    assert code == 0 and held(tmp_path / "out", "test")[1].tolist() == [1, 0]
+    vocabulary = json.loads((tmp_path / "out" / "vocabulary.json").read_text())
+    assert "word4" in vocabulary and not {"word3", "word18"} & set(vocabulary)
+    with pytest.raises(DataError, match="more labels than fit into memory"):
+        arrange(
+            Contents("multilabel", "features", ("a",), {"train": 3}), Wishes(split_list={"train/0": "test"}), 0, "x"
+        )
     with pytest.raises(DataError, match=r"--split-list: .* cannot be read"):
         read_split_list(str(tmp_path / "nowhere.txt"))
