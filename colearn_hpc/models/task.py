@@ -75,15 +75,17 @@ class Classifier(LightningModule):
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.confusion_matrix: list[list[int]] | None = None
         """Counts of the last evaluation, [true class][predicted class]; None before it and above 50 classes."""
+        # Not from hparams: under LightningCLI they hold what the configuration says, None for what it leaves out.
+        self._network, self._network_args, self._top_k = network, network_args, top_k
+        self._num_classes = num_classes
         if num_classes is not None:
             self._build(num_classes)
 
     def _build(self, num_classes: int) -> None:
         if num_classes < 2:
             raise ConfigurationError(f"num_classes={num_classes}: a classifier needs 2 or more")
-        settings = self.hparams
-        self.network: nn.Module = build_network(settings["network"], num_classes, **settings["network_args"])
-        further = sorted({k for k in settings["top_k"] if 1 < k < num_classes})
+        self.network: nn.Module = build_network(self._network, num_classes, **self._network_args)
+        further = sorted({k for k in self._top_k if 1 < k < num_classes})
         self.train_metrics = _metrics("train", num_classes, [])
         self.val_metrics = _metrics("val", num_classes, further)
         self.test_metrics = _metrics("test", num_classes, further)
@@ -93,11 +95,11 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compare the number of classes with the data's, or take it from there; see ``num_classes``."""
-        given = self.hparams["num_classes"]
-        found = class_count(given, self.trainer.datamodule, exact=False)  # type: ignore[attr-defined]
-        if given is None:
+        found = class_count(self._num_classes, self.trainer.datamodule, exact=False)  # type: ignore[attr-defined]
+        if self._num_classes is None:
             self._build(found)
-            self.hparams["num_classes"] = found  # a checkpoint is loaded without the data
+            # A checkpoint is loaded without the data.
+            self._num_classes = self.hparams["num_classes"] = found
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, num_classes)."""

@@ -72,27 +72,29 @@ class MultilabelTask(LightningModule):
         self.loss = loss
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.metric_names = metrics
+        # Not from hparams: under LightningCLI they hold what the configuration says, None for what it leaves out.
+        self._network, self._network_args = network, network_args
+        self._num_classes = num_classes
         if num_classes is not None:
             self._build(num_classes)
 
     def _build(self, num_classes: int) -> None:
-        network = self.hparams["network"]
-        self.network: nn.Module = build_network(network, num_classes, **self.hparams["network_args"])
+        self.network: nn.Module = build_network(self._network, num_classes, **self._network_args)
         self.gives_probabilities = getattr(self.network, "output_kind", "logits") == "probabilities"
         if self.loss == "margin" and not self.gives_probabilities:
             raise ConfigurationError(
-                f"loss=margin with network {network!r}, which gives logits; choose loss=bce, or a network whose "
+                f"loss=margin with network {self._network!r}, which gives logits; choose loss=bce, or a network whose "
                 'output_kind is "probabilities", as text_capsule'
             )
         self.val_metrics, self.test_metrics = RankingMetrics(num_classes), RankingMetrics(num_classes)
 
     def setup(self, stage: str) -> None:
         """Compare the number of classes with the data's, or take it from there; see ``num_classes``."""
-        given = self.hparams["num_classes"]
-        found = class_count(given, self.trainer.datamodule, exact=True)  # type: ignore[attr-defined]
-        if given is None:
+        found = class_count(self._num_classes, self.trainer.datamodule, exact=True)  # type: ignore[attr-defined]
+        if self._num_classes is None:
             self._build(found)
-            self.hparams["num_classes"] = found  # a checkpoint is loaded without the data
+            # A checkpoint is loaded without the data.
+            self._num_classes = self.hparams["num_classes"] = found
 
     def forward(self, x: Tensor) -> Tensor:
         """What the network gives, (batch, num_classes): logits or probabilities."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningCLI
 
 from colearn_hpc.data import ShardDataModule, ShardWriter
 from colearn_hpc.errors import ConfigurationError
@@ -74,3 +75,18 @@ def test_several_labels(tmp_path):
     for wrong in (3, 5):
         with pytest.raises(ConfigurationError, match=rf"num_classes={wrong}, but the data have 4 classes"):
             run(tmp_path, MultilabelTask("digits_cnn", num_classes=wrong), digits(tmp_path / "b.h5", 4, "multilabel"))
+
+
+@pytest.mark.parametrize(("task", "kind"), [(Classifier, "classification"), (MultilabelTask, "multilabel")])
+@pytest.mark.parametrize("given", [(), ("--model.num_classes=4",)])
+def test_from_a_command_line(tmp_path, task, kind, given):
+    """LightningCLI hands save_hyperparameters what was written, not what the constructor made of it."""
+    digits(tmp_path / "a.h5", 4, kind)
+    options = ["--data.batch_size=3", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    options += ["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}"]
+    arguments = ["fit", "--model.network=digits_cnn", f"--data.train={tmp_path / 'a.h5'}", *given, *options]
+    cli = LightningCLI(task, ShardDataModule, args=arguments, save_config_callback=None)
+    assert cli.model.network.classifier.out_features == 4
+    cli.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    again = task.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert torch.equal(again.network.classifier.weight, cli.model.network.classifier.weight)
