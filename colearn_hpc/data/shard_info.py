@@ -31,6 +31,7 @@ _MEANINGFUL = ("sample_rate", "vocabulary_size", "vocabulary", "layout")
 # Labels up to this size are checked at every open; larger ones (only AudioSet's) at their ends, and wholly by
 # check_shard. Reading 64 MiB takes a fraction of a second; a wrong label found in epoch 40 costs a night.
 _CHEAP_LABEL_BYTES = 64 * 2**20
+_MOST_VALUES = 2**16  # of one attribute; mean and std have one per channel
 _BLOCK_BYTES = 16 * 2**20
 
 
@@ -163,7 +164,7 @@ def read_info(path: str | Path) -> ShardInfo:
 
 def info_of(file: h5py.File, path: Path) -> ShardInfo:
     """:func:`read_info` of a file that is already open."""
-    attributes = {name: _plain(value) for name, value in file.attrs.items()}
+    attributes = {name: _attribute(file, name, path) for name in file.attrs}
     if attributes.get("format") != FORMAT:
         raise DataError(
             f"{path}: is HDF5 but no shard of this package (attribute format is {attributes.get('format')!r}, expected "
@@ -228,6 +229,16 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
+def _attribute(file: h5py.File, name: str, path: Path) -> Any:
+    # Before it is read: a damaged length would have HDF5 make millions of values of nothing.
+    values = math.prod(file.attrs.get_id(name).shape or ())
+    if values > _MOST_VALUES:
+        raise DataError(
+            f"{path}: attribute {name} has {values} values, at most {_MOST_VALUES} are read; it is damaged."
+        )
+    return _plain(file.attrs[name])
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
@@ -264,7 +275,12 @@ def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
         target = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path
         raise DataError(f"{path}: data set {name!r} is a link to {target}, a shard holds its own; write it again.")
-    found = file.get(name)
+    try:
+        found = file[name] if link is not None else None
+    except (KeyError, OSError) as error:
+        raise DataError(
+            f"{path}: data set {name!r} cannot be opened: {error}; write or copy the shard again."
+        ) from error
     if not isinstance(found, h5py.Dataset):
         present = ", ".join(sorted(file)) or "nothing"
         raise DataError(f"{path}: has no data set {name!r} (found: {present}); write the shard again.")

@@ -22,6 +22,7 @@ from colearn_hpc.errors import DataError
 # Examples gathered before HDF5 is called, whose cost per call is that of ~10 small images. One buffer per data center.
 _BUFFER_BYTES = 2**20
 _CHUNK_BYTES = 2**20
+_INLINE_BYTES = 60_000  # of one attribute; HDF5 allows 64 KiB
 
 
 class ShardWriter:
@@ -138,7 +139,7 @@ class ShardWriter:
                 raise DataError(f"{self.path}: would be empty, no example was written to it.")
             self._flush()
             for name, value in (self.metadata | self._attributes).items():
-                self._file.attrs[name] = value
+                self._file.attrs[name] = _inline(value)
             if self._needs_copy():
                 self._copy_exact()
             self._file.close()
@@ -253,6 +254,13 @@ class ShardWriter:
             self._file = h5py.File(self._temporary, "r", locking=False)
         finally:
             exact.unlink(missing_ok=True)
+
+
+def _inline(value: Any) -> Any:
+    """Text as bytes in the file's head: on a damaged heap, where text of any length lies, HDF5 loops for ever."""
+    if not isinstance(value, str) or len(content := value.encode("utf-8")) > _INLINE_BYTES:
+        return value
+    return np.array(content, dtype=f"S{max(1, len(content))}")
 
 
 def temporary_name(path: Path) -> Path:

@@ -101,16 +101,17 @@ class CsvFile:
         Raises:
             DataError: the file or a column is missing, or a quote never closes.
         """
+        before = csv.field_size_limit(_LONGEST_FIELD)
+        encoding = ""
         with self._open() as binary:
-            start = binary.peek(4)  # type: ignore[attr-defined]
-            marked = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
-            encoding = codecs.lookup(self.form.encoding or marked).name
-            # Bytes that are no UTF-8 become lone surrogates, found below: one bad row must not end the file.
-            text = io.TextIOWrapper(
-                binary, "utf-8-sig" if encoding == "utf-8" else encoding, errors="surrogateescape", newline=""
-            )
-            before = csv.field_size_limit(_LONGEST_FIELD)
             try:
+                start = binary.peek(4)  # type: ignore[attr-defined]
+                marked = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+                encoding = codecs.lookup(self.form.encoding or marked).name
+                # Bytes that are no UTF-8 become lone surrogates, found below: one bad row must not end the file.
+                text = io.TextIOWrapper(
+                    binary, "utf-8-sig" if encoding == "utf-8" else encoding, errors="surrogateescape", newline=""
+                )
                 yield from self._parsed(self._lines(text), columns, encoding.upper())
             except UnicodeError as error:
                 raise DataError(f"{self}: is not {encoding.upper()}: {error}. {self._advice('--encoding')}") from error

@@ -115,6 +115,7 @@ DAMAGES = {
     "y of the other byte order": (replace("y", Y.astype(">i8")), "byte order of another machine .>i8."),
     "x of 12 bits in 16": (edit(lambda f: twelve_bits(f)), "a form of its own that HDF5 converts to"),
     "x an enumeration": (edit(lambda f: enumeration(f)), "a form of its own|integers or floats"),
+    "an attribute without end": (attribute("day", np.zeros(7000)), "attribute day has 7000 values"),
     "scale no number": (attribute("scale", np.nan), "scale must be one number"),
     "classes twice": (attribute("classes", json.dumps(["cat", "dog", "cat"])), "of different names"),
     "scale a list": (attribute("scale", [1.0, 2.0]), "scale must be one number"),
@@ -174,7 +175,8 @@ def tokens_of_floats(file):
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_damaged_shard_is_refused_at_open(make_shard, what):
+def test_a_damaged_shard_is_refused_at_open(make_shard, monkeypatch, what):
+    monkeypatch.setattr("colearn_hpc.data.shard_info._MOST_VALUES", 1000)
     path = make_shard(n=10)
     read_info(path)
     damage, message = DAMAGES[what]
@@ -309,4 +311,14 @@ def test_a_shard_whose_writer_was_killed(tmp_path):
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     with pytest.raises(DataError, match="is marked as open for writing: a program writes it now, or was killed"):
+        read_info(path)
+
+
+def test_a_shape_that_outgrew_its_numbers(make_shard):
+    path = make_shard(n=10)
+    content = path.read_bytes()
+    shape = (10).to_bytes(8, "little") + b"".join(n.to_bytes(8, "little") for n in (3, 4, 5))
+    assert content.count(shape) >= 1
+    path.write_bytes(content.replace(shape, (2**40).to_bytes(8, "little") + shape[8:]))
+    with pytest.raises(DataError, match="data set 'x' cannot be opened: "):
         read_info(path)

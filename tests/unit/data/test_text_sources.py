@@ -460,6 +460,7 @@ NAMED = {
     "two delimiters": (BODY.encode(), ("--delimiter", ";;"), "--delimiter: ';;' was set; one character"),
     "two tables in a zip": (zipped(a_csv=BODY, b_csv=BODY), (), "holds 2 tables"),
     "cut gzip": (gzip.compress(BODY.encode())[:-9], (), "is damaged"),
+    "gzip damaged at its start": (gzip.compress(BODY.encode())[:10] + b"\xff" * 40, (), "is damaged"),
     "cut zip": (zipped(a_csv=BODY)[:200], (), "cannot be read"),
     "NUL characters": (BODY.replace("number 5", "num\0ber 5").encode(), (), "line 7: holds NUL characters"),
     "a line without end": (gzip.compress(b"text,label\n" + bytes(70 * 2**20)), (), "a line of more than"),
