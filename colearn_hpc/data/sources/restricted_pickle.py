@@ -127,7 +127,7 @@ class _Unpickler(pickle.Unpickler):
             return _Call("ndarray")
         if module in _NUMPY and name in ("_reconstruct", "_frombuffer"):
             return _Call(name.removeprefix("_"))
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no data file needs")
+        raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'!r}, which no data file needs")
 
 
 def unpickle(content: bytes) -> Any:

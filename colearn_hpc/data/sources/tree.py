@@ -28,7 +28,16 @@ _END_BYTES = 2**20
 MOST_MEMBER_BYTES = 2**30  # of one file; a few kilobytes of a zip can unpack to any size
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _FOLDER_DEPTH = 8
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    UnicodeError,  # names that are not of the encoding they announce
+)
 
 
 class Tree(ABC):
@@ -285,8 +294,10 @@ def safe_name(archive: Path, name: str) -> str:
     """A member's name, with ``/`` between its parts, if it stays inside the archive.
 
     Raises:
-        DataError: absolute, with ``..``, or with a NUL byte.
+        DataError: absolute, with ``..``, with a NUL byte, or empty.
     """
+    if not name:
+        raise DataError(f"{archive}: has a member without a name; it is damaged. Copy or download it again.")
     plain = name.replace("\\", "/")
     parts = plain.split("/")
     if plain.startswith("/") or ".." in parts or "\0" in plain or (len(parts[0]) == 2 and parts[0][1] == ":"):

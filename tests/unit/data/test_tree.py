@@ -88,6 +88,22 @@ def encrypted(path):
     return path
 
 
+def nameless(path):
+    write_zip(path, {}, [(zipfile.ZipInfo("a"), b"")])
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 28] = 0  # the length of the name in the directory; its letter becomes the extra field
+    content[at + 32] = 1  # as a comment
+    path.write_bytes(bytes(content))
+    return path
+
+
+def misnamed(path):
+    write_zip(path, {"\u00fc": b"1"})
+    path.write_bytes(path.read_bytes().replace("\u00fc".encode(), b"\xc3\xd7"))
+    return path
+
+
 def by_method(path, method):
     """A zip whose member claims to be packed by another method."""
     write_zip(path, {"a": b"1"})
@@ -131,6 +147,8 @@ HOSTILE = {
     "zip backslashes": (lambda p: write_zip(p / "x.zip", {"..\\evil": b"1"}), "leads out"),
     "zip symlink": (lambda p: write_zip(p / "x.zip", {}, [(zip_link("a"), b"/etc/passwd")]), "a link"),
     "zip encrypted": (lambda p: encrypted(p / "x.zip"), "encrypted"),
+    "zip without a name": (lambda p: nameless(p / "x.zip"), "a member without a name"),
+    "zip with a name that is no UTF-8": (lambda p: misnamed(p / "x.zip"), "is damaged|cannot be read"),
     "zip by Deflate64": (lambda p: by_method(p / "x.zip", 9), "a is packed by Deflate64, which Python cannot unpack"),
     "zip by another method": (lambda p: by_method(p / "x.zip", 98), "a is packed by method 98"),
     "zip twice": (lambda p: write_zip(p / "x.zip", {"a": b"1"}, [(zipfile.ZipInfo("a"), b"2")]), "twice"),
