@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -59,15 +58,15 @@ def _opened(content: bytes) -> Iterator[Image]:
     if not content:
         raise DataError("is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            # A decompression bomb is a warning up to twice the limit; here it is an unreadable image.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                # A phone's MPO holds a preview behind the image; anything else is a film or a stack of slices.
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":
-                    raise DataError(f"holds {frames} images; write each into a file of its own")
-                yield image
+        with Image.open(io.BytesIO(content)) as image:
+            # Pillow warns of a decompression bomb up to twice its limit; here it is an unreadable image.
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 2**31):
+                raise DataError(f"has {image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS}")
+            # A phone's MPO holds a preview behind the image; anything else is a film or a stack of slices.
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":
+                raise DataError(f"holds {frames} images; write each into a file of its own")
+            yield image
     except DataError:
         raise
     # Pillow raises whatever its decoders raise on damaged input, struct.error and SyntaxError included.
@@ -77,8 +76,9 @@ def _opened(content: bytes) -> Iterator[Image]:
 
 def _orientation(image: Image) -> int:
     """1 is upright, up to 8; from 5 on width and height change places."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns these itself
+    # Pillow turns TIFF itself. Most JPEGs have no EXIF, and looking for it costs a tenth of decoding a small one.
+    if image.format == "TIFF" or (image.format == "JPEG" and "exif" not in image.info):
+        return 1
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     # Cameras write broken EXIF beside good images; Pillow raises what its parser meets.
@@ -89,6 +89,9 @@ def _orientation(image: Image) -> int:
 def _upright(image: Image) -> Image:
     from PIL.Image import Transpose
 
+    orientation = _orientation(image)
+    if orientation == 1:
+        return image
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -98,7 +101,7 @@ def _upright(image: Image) -> Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    turn = turns.get(_orientation(image))
+    turn = turns.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 

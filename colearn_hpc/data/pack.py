@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -184,6 +185,25 @@ class _ChannelMoments:
         return {"mean": (mean * scale + offset).tolist(), "std": np.where(std > 1e-8, std, 1.0).tolist()}
 
 
+class _Twins:
+    """Counts examples for evaluation that are training examples, too; 8 bytes are kept of each example."""
+
+    def __init__(self) -> None:
+        self._train, self._evaluation = array("Q"), array("Q")
+
+    def add(self, split: str, example: NDArray[Any] | bytes) -> None:
+        content = example if isinstance(example, bytes) else np.ascontiguousarray(example).tobytes()
+        digest = hashlib.blake2b(content, digest_size=8).digest()
+        (self._train if split == "train" else self._evaluation).append(int.from_bytes(digest, "little"))
+
+    def notes(self) -> tuple[str, ...]:
+        twins = int(np.isin(np.array(self._evaluation), np.array(self._train)).sum())
+        if not twins:
+            return ()
+        told = f"{twins} of {len(self._evaluation)} examples for test and validation are training examples, too"
+        return (f"{told}, so results look better than they are",)
+
+
 def _fractions(values: NDArray[Any]) -> NDArray[np.object_]:
     return np.array([Fraction(value) for value in values.tolist()], dtype=object)
 
@@ -204,6 +224,7 @@ def _write(
     for k, part in enumerate(parts):
         owner[part] = k
     skipped: list[Unreadable] = []
+    twins = _Twins()
     seen = 0
     moments = _ChannelMoments() if contents.kind == "image" and contents.encoding == "array" else None
     with ExitStack() as stack:
@@ -237,6 +258,7 @@ def _write(
             shard = centers[owner[position]] if split == "train" else others[split]
             label = arranged.label(item)
             shard.append(item.value, label)
+            twins.add(split, item.value)
             if contents.task == "classification":
                 counts[id(shard)][label] += 1
             else:
@@ -290,7 +312,7 @@ def _write(
         file.write(text)
 
     write_atomically(request.out / MANIFEST, write_manifest)
-    return Packed(manifest, skipped=skipped, notes=contents.notes)
+    return Packed(manifest, skipped=skipped, notes=(*contents.notes, *twins.notes()))
 
 
 def _count(labels: NDArray[Any] | int) -> int:

@@ -60,6 +60,14 @@ def test_mean_and_std_are_those_of_the_training_images(tmp_path):
         assert np.allclose(metadata["std"], pixels.std(axis=(0, 1, 2)), atol=1e-12)
 
 
+def test_test_images_that_were_trained_on_are_noted(tmp_path):
+    files = image_files()
+    source = write_folder(tmp_path / "s", files | {"test/cat/copy.png": files["train/cat/0001.png"]})
+    assert packed(source, tmp_path / "out").notes == (
+        "1 of 7 examples for test and validation are training examples, too, so results look better than they are",
+    )
+
+
 def test_validation_split_by_any_of_its_names(tmp_path):
     files = image_files() | {name.replace("test/", "valid/"): c for name, c in image_files().items() if "test/" in name}
     manifest = packed(write_folder(tmp_path / "s", files), tmp_path / "out").manifest
