@@ -97,18 +97,18 @@ def arrange(contents: Contents, wishes: Wishes, test_fraction: float, where: obj
 
 
 def read_classes(text: str) -> tuple[str, ...]:
-    """The classes of ``--classes``: a file with one name a line, or names between commas.
+    """The classes of ``--classes``: names between commas, or else a file with one name a line.
 
     Raises:
         DataError: neither, or a name that is empty or there twice.
     """
-    path = expanded(text, "--classes")
-    if path.is_file():
-        names = [line.strip() for line in _lines(path, "--classes")]
-    elif "," in text:
+    if "," in text:
         names = [name.strip() for name in text.split(",")]
     else:
-        raise DataError(f"--classes: there is no file {text}; name one with a class a line, or write cat,dog,….")
+        path = expanded(text, "--classes")
+        if not path.is_file():
+            raise DataError(f"--classes: there is no file {text}; name one with a class a line, or write cat,dog,….")
+        names = [line.strip() for line in _lines(path, "--classes")]
     names = [unicodedata.normalize("NFC", name) for name in names]
     for name in names:
         check_class(name, "--classes")

@@ -295,6 +295,10 @@ def _write(
         "source": source.name,
         "parameters": source.parameters(),
         "fingerprint": source.fingerprint(),
+        "split": {
+            "test_fraction": request.wishes.test_fraction,
+            "listed": len(request.wishes.split_list) if request.wishes.split_list is not None else None,
+        },
         "partition": {"rule": request.rule, "alpha": request.alpha, "seed": request.seed},
         "task": contents.task,
         "kind": contents.kind,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
@@ -158,6 +160,20 @@ def number_classes(
     number = {name: classes.index(normal) for name, normal in plain.items()}
     numbered = {s: np.array([number[n] for n in names], dtype=np.int64) for s, names in labels.items() if names}
     return classes, numbered
+
+
+def left_out(names: Sequence[str], kept: Sequence[str], what: str) -> tuple[str, ...]:
+    """A note on files that are no examples, by their endings: a folder of DICOM files must not seem empty of images.
+
+    Args:
+        names: of all files.
+        kept: of those that are examples.
+        what: the files that are not, as in "are no images".
+    """
+    others = set(names).difference(kept)
+    endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in others)
+    listed = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5))
+    return (f"{len(others)} files {what} and were left out ({listed})",) if others else ()
 
 
 def check_class(name: str, where: object) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from colearn_hpc.data.images import SCALES, decode_image
-from colearn_hpc.data.sources.base import SPLITS, Contents, Item, Source, Unreadable, number_classes
+from colearn_hpc.data.sources.base import SPLITS, Contents, Item, Source, Unreadable, left_out, number_classes
 from colearn_hpc.data.sources.tree import open_tree
 from colearn_hpc.errors import DataError
 
@@ -67,8 +67,7 @@ class ImageFolder(Source):
         """Splits, classes and labels, from the names alone."""
         files = [name for name, _ in self._tree.files()]
         images = [name for name in files if name.lower().endswith(ENDINGS)]
-        others = len(files) - len(images)
-        notes = (f"{others} files are no images and were left out",) if others else ()
+        notes = left_out(files, images, "are no images")
         if not images:
             raise DataError(f"{self._tree.path}: holds no images ({', '.join(ENDINGS)}) among {len(files)} files.")
         members, unsplit = self._members(images)

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from colearn_hpc.data.sources.base import SPLITS
+from colearn_hpc.data.sources.base import SPLITS, left_out
 from colearn_hpc.data.sources.clips import ClipSource, Members, is_wav
 from colearn_hpc.data.sources.imagefolder import SPLIT_NAMES
 from colearn_hpc.errors import DataError
@@ -85,7 +85,7 @@ class WavFolder(ClipSource):
         splits: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
         for name in clips:
             splits[split_of.get(name, "train")].append((name, fields[name]["label"]))
-        notes = (f"{len(names) - len(clips)} files are no .wav and were left out",) if len(names) > len(clips) else ()
+        notes = left_out(names, clips, "are no .wav")
         if not splits["train"]:
             raise DataError(f"{self._tree.path}: no clip is left for training; change --test-where or --val-where.")
         return Members(splits, notes, unsplit=not split_of)

@@ -144,6 +144,11 @@ def test_labels_that_come_with_the_examples_are_reordered_too():
     assert arranged.contents.classes == ("b", "c", "a") and arranged.label(item).tolist() == [1, -1, 0]
 
 
+def test_a_list_may_be_longer_than_a_file_name():
+    names = [f"sound number {i}" for i in range(527)]
+    assert read_classes(",".join(names)) == tuple(names)
+
+
 BAD_LISTS = {
     "no file": ("cat", "there is no file cat"),
     "empty name": ("cat,,dog", "'' cannot name a class"),
