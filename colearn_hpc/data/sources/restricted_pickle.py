@@ -37,6 +37,8 @@ _INSTRUCTIONS = frozenset((
 ))
 # fmt: on
 _PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+_GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_MOST_SHARED_TUPLES = 20  # arrays share the tuple of an empty shape
 _TYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 _MOST_DIMENSIONS = 8
 
@@ -155,12 +157,27 @@ def unpickle(content: bytes) -> Any:
 
 
 def _check_instructions(content: bytes) -> None:
+    before = ""
+    numbered, shared = 0, 0
+    tuples: set[int] = set()
     for count, (instruction, argument, _) in enumerate(pickletools.genops(content), start=1):
-        if instruction.name not in _INSTRUCTIONS:
-            raise pickle.UnpicklingError(f"it has the instruction {instruction.name}, which no data file needs")
-        # The unpickler makes room for the number alone: four bytes would claim 32 GiB.
-        if instruction.name in _PUTS and int(argument or 0) > count:
-            raise pickle.UnpicklingError(f"it numbers an object {argument} after {count} instructions")
+        name = instruction.name
+        if name not in _INSTRUCTIONS:
+            raise pickle.UnpicklingError(f"it has the instruction {name}, which no data file needs")
+        if name in _PUTS or name == "MEMOIZE":
+            number = numbered if name == "MEMOIZE" else int(argument or 0)
+            # The unpickler makes room for the number alone: four bytes would claim 32 GiB.
+            if number > count:
+                raise pickle.UnpicklingError(f"it numbers an object {number} after {count} instructions")
+            numbered += 1
+            if "TUPLE" in before:
+                tuples.add(number)
+        elif name in _GETS and int(argument or 0) in tuples:
+            # Tuples that hold each other twice, thirty levels deep, take an hour to be a dictionary's key.
+            shared += 1
+            if shared > _MOST_SHARED_TUPLES:
+                raise pickle.UnpicklingError("it uses the same tuples again and again")
+        before = name
 
 
 def _real(value: Any) -> Any:

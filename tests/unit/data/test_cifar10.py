@@ -178,6 +178,10 @@ BAD_PICKLES = {
     ),
     "a number that claims memory": (b"\x80\x02Nr\xff\xff\xff\x7f.", "numbers an object 2147483647"),
     "a length that claims memory": (b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc.", "no readable pickle"),
+    "tuples of tuples as a key": (
+        b"\x80\x02})q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60)) + b"K\x01s.",
+        "the same tuples again and again",
+    ),
     "the extension registry": (b"\x80\x02\x82\x01.", "instruction EXT1"),
     "a persistent id": (b"Pfoo\n.", "instruction PERSID"),
     "a new object": (b"\x80\x02cnumpy\ndtype\n)\x81.", "instruction NEWOBJ"),
