@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,7 @@ def _moved(
     contents: Contents, targets: Mapping[str, NDArray[np.int8]]
 ) -> tuple[Contents, dict[str, tuple[NDArray[np.int8], NDArray[np.int64]]]]:
     labels: dict[str, Any] = {}
+    names: dict[str, list[str]] = {}
     positions = {split: np.empty(len(target), dtype=np.int64) for split, target in targets.items()}
     for code, split in enumerate(SPLITS):
         chosen = {old: target == code for old, target in targets.items()}
@@ -201,8 +203,9 @@ def _moved(
             first += int(mask.sum())
         if first:
             labels[split] = np.concatenate([np.asarray(contents.labels[old])[mask] for old, mask in chosen.items()])
+            names[split] = [n for old, mask in chosen.items() for n in compress(contents.names.get(old, ()), mask)]
     moved = {split: (target, positions[split]) for split, target in targets.items()}
-    return replace(contents, labels=labels, names={}), moved
+    return replace(contents, labels=labels, names=names if contents.names else {}), moved
 
 
 def _with_classes(contents: Contents, wanted: tuple[str, ...], where: object) -> tuple[Contents, NDArray[np.int64]]:
@@ -214,8 +217,8 @@ def _with_classes(contents: Contents, wanted: tuple[str, ...], where: object) ->
         others = [name for name in others if known[name] in used]
     if others:
         raise DataError(
-            f"--classes: {where} has examples of {_some(others)}, which the list has not; add it, or leave those "
-            "examples out of the input."
+            f"--classes: {where} has examples of {_some(others)}{_first(contents, known[min(others)])}, which the list "
+            "has not; add it, or leave those examples out of the input."
         )
     labels = dict(contents.labels)
     for split, values in labels.items():
@@ -226,6 +229,14 @@ def _with_classes(contents: Contents, wanted: tuple[str, ...], where: object) ->
     missing = [name for name in wanted if name not in known]
     notes = (f"there are no examples of {_some(missing)}",) if missing else ()
     return replace(contents, classes=wanted, labels=labels, notes=(*contents.notes, *notes)), columns
+
+
+def _first(contents: Contents, number: int) -> str:
+    """The name of the first example of a class, where examples have names."""
+    for split, names in contents.names.items():
+        if (found := np.flatnonzero(np.asarray(contents.labels[split]) == number)).size:
+            return f" ({names[found[0]]} is one)"
+    return ""
 
 
 def _renumbered(values: NDArray[Any], known: Mapping[str, int], wanted: tuple[str, ...]) -> NDArray[np.int64]:

@@ -56,7 +56,7 @@ def test_a_site_that_lacks_a_class_numbers_the_others_by_the_list(tmp_path, caps
 def test_a_class_that_the_list_has_not_is_named(tmp_path, capsys):
     source = site(tmp_path / "in", ("cat", "fox"))
     code, said = run(capsys, "imagefolder", source, "--out", tmp_path / "out", "--classes", "cat,dog")
-    assert code == 1 and "has examples of 'fox', which the list has not" in said.err
+    assert code == 1 and "has examples of 'fox' (train/fox/0.png is one), which the list has not" in said.err
     assert not (tmp_path / "out").exists()
 
 
