@@ -17,7 +17,7 @@ from colearn_hpc.data.images import CropDecoder
 from colearn_hpc.data.paths import expanded, is_center_name
 from colearn_hpc.data.pooled import PooledShards, pooled, pooled_info, require_alike
 from colearn_hpc.data.samplers import EvalBatchSampler, TrainBatchSampler
-from colearn_hpc.data.shard_info import open_shard
+from colearn_hpc.data.shard_file import open_shard
 from colearn_hpc.data.shards import ShardDataset, ShardInfo, read_info
 from colearn_hpc.errors import DataError
 

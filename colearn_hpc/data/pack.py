@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +23,7 @@ from colearn_hpc.data.paths import is_center_name
 from colearn_hpc.data.shard_info import read_info
 from colearn_hpc.data.shard_writer import ShardWriter, remove_leftovers, write_atomically
 from colearn_hpc.data.sources.base import Item, Source, Unreadable
+from colearn_hpc.data.tallies import ChannelMoments, Twins
 from colearn_hpc.errors import DataError
 
 MANIFEST = "dataset.json"
@@ -160,54 +159,6 @@ def manifest_files(manifest: dict[str, Any]) -> list[tuple[str, int]]:
     return [(str(entry["file"]), int(entry["examples"])) for entry in manifest["centers"] + manifest["evaluation"]]
 
 
-class _ChannelMoments:
-    """Mean and standard deviation per channel of a stream of (C, H, W) images; exact, hence free of order.
-
-    The sums over all images are Python's fractions, which neither round nor overflow: of 16-bit images int64 would.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum: Any = 0
-        self._squares: Any = 0
-
-    def add(self, image: NDArray[Any]) -> None:
-        planes = image.reshape(image.shape[0], -1).astype(np.float64 if image.dtype.kind == "f" else np.int64)
-        self._count += planes.shape[1]
-        self._sum = self._sum + _fractions(planes.sum(axis=1))
-        self._squares = self._squares + _fractions(np.einsum("cp,cp->c", planes, planes))
-
-    def result(self, scale: float, offset: float) -> dict[str, list[float]]:
-        mean = (self._sum / self._count).astype(np.float64)
-        # A channel without contrast would divide by zero; 1 leaves it alone.
-        variance = (self._squares / self._count - (self._sum / self._count) ** 2).astype(np.float64)
-        std = np.sqrt(variance) * scale
-        return {"mean": (mean * scale + offset).tolist(), "std": np.where(std > 1e-8, std, 1.0).tolist()}
-
-
-class _Twins:
-    """Counts examples for evaluation that are training examples, too; 8 bytes are kept of each example."""
-
-    def __init__(self) -> None:
-        self._train, self._evaluation = array("Q"), array("Q")
-
-    def add(self, split: str, example: NDArray[Any] | bytes) -> None:
-        content = example if isinstance(example, bytes) else np.ascontiguousarray(example).tobytes()
-        digest = hashlib.blake2b(content, digest_size=8).digest()
-        (self._train if split == "train" else self._evaluation).append(int.from_bytes(digest, "little"))
-
-    def notes(self) -> tuple[str, ...]:
-        twins = int(np.isin(np.array(self._evaluation), np.array(self._train)).sum())
-        if not twins:
-            return ()
-        told = f"{twins} of {len(self._evaluation)} examples for test and validation are training examples, too"
-        return (f"{told}, so results look better than they are",)
-
-
-def _fractions(values: NDArray[Any]) -> NDArray[np.object_]:
-    return np.array([Fraction(value) for value in values.tolist()], dtype=object)
-
-
 def _write(
     source: Source,
     request: Request,
@@ -224,9 +175,9 @@ def _write(
     for k, part in enumerate(parts):
         owner[part] = k
     skipped: list[Unreadable] = []
-    twins = _Twins()
+    twins = Twins()
     seen = 0
-    moments = _ChannelMoments() if contents.kind == "image" and contents.encoding == "array" else None
+    moments = ChannelMoments() if contents.kind == "image" and contents.encoding == "array" else None
     with ExitStack() as stack:
         # Last of all, for a Ctrl-C that arrives between the making of a writer and its registration below.
         stack.callback(remove_leftovers, request.out, own=True)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from colearn_hpc.data.shard_info import info_of, open_shard
+from colearn_hpc.data.shard_file import open_shard
+from colearn_hpc.data.shard_info import info_of
 from colearn_hpc.errors import DataError
 
 PRELOAD_LIMIT = 2**30

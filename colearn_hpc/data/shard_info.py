@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from colearn_hpc.data.shard_file import blocks, open_shard, read_attribute, stored_dataset
 from colearn_hpc.errors import DataError
 
 FORMAT = "colearn-shard"
@@ -31,8 +31,6 @@ _MEANINGFUL = ("sample_rate", "vocabulary_size", "vocabulary", "layout")
 # Labels up to this size are checked at every open; larger ones (only AudioSet's) at their ends, and wholly by
 # check_shard. Reading 64 MiB takes a fraction of a second; a wrong label found in epoch 40 costs a night.
 _CHEAP_LABEL_BYTES = 64 * 2**20
-_MOST_VALUES = 2**16  # of one attribute; mean and std have one per channel
-_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -111,43 +109,6 @@ class ShardReport:
     class_counts: NDArray[np.int64]
 
 
-@contextmanager
-def open_shard(path: Path) -> Iterator[h5py.File]:
-    """The HDF5 file, for reading; whatever HDF5 dislikes becomes a DataError that names the file.
-
-    Locking is off: shards never change under their final name, and many cluster file systems refuse locks.
-    """
-    if not path.exists():
-        raise DataError(f"{path}: there is no such shard. Make shards with `colearn-hpc data`, or correct the path.")
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
-        raise DataError(f"{path}: is {what}, a shard (an .h5 file) was expected; name the file itself.")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"{path}: {_why_unreadable(path, error)}") from error
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, PermissionError):
-        return "may not be read by this user; correct its permissions."
-    if "unable to lock file" in text:  # only where HDF5_USE_FILE_LOCKING=TRUE overrules what we ask for
-        return (
-            "is locked by another program, or lies on a file system without locks; wait until that program has "
-            "closed it, or set HDF5_USE_FILE_LOCKING=FALSE."
-        )
-    if "already open for" in text:
-        return (
-            "is marked as open for writing: a program writes it now, or was killed while it did; wait, or write it "
-            "again."
-        )
-    size = path.stat().st_size
-    reason = "is empty (0 bytes)" if size == 0 else f"cannot be read as HDF5 ({size} bytes): {text}"
-    return f"{reason}. It is damaged, cut short, or no shard; write or copy it again."
-
-
 def read_info(path: str | Path) -> ShardInfo:
     """Read and validate a shard's description, shapes and labels; cheap, the examples are not read.
 
@@ -164,7 +125,7 @@ def read_info(path: str | Path) -> ShardInfo:
 
 def info_of(file: h5py.File, path: Path) -> ShardInfo:
     """:func:`read_info` of a file that is already open."""
-    attributes = {name: _attribute(file, name, path) for name in file.attrs}
+    attributes = {name: read_attribute(file, name, path) for name in file.attrs}
     if attributes.get("format") != FORMAT:
         raise DataError(
             f"{path}: is HDF5 but no shard of this package (attribute format is {attributes.get('format')!r}, expected "
@@ -179,7 +140,7 @@ def info_of(file: h5py.File, path: Path) -> ShardInfo:
     task = _one_of(attributes, "task", TASKS, path)
     encoding = _one_of(attributes, "encoding", ENCODINGS, path)
     kind = _one_of(attributes, "kind", KINDS, path)
-    x, y = _dataset(file, "x", path), _dataset(file, "y", path)
+    x, y = stored_dataset(file, "x", path), stored_dataset(file, "y", path)
     _check_labels_form(y, task, classes, path)
     if len(y) == 0:
         raise DataError(
@@ -217,34 +178,8 @@ def check_shard(path: str | Path) -> ShardReport:
         return ShardReport(info, _count_classes(file["y"], info))
 
 
-def blocks(dataset: h5py.Dataset, block_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[int, NDArray[Any]]]:
-    """(first row, rows) of a data set, in pieces of about ``block_bytes``, so that memory stays flat."""
-    row_bytes = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64)))
-    step = max(1, block_bytes // row_bytes)
-    for start in range(0, len(dataset), step):
-        yield start, dataset[start : start + step]
-
-
 def _shortened(text: str) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _attribute(file: h5py.File, name: str, path: Path) -> Any:
-    # Before it is read: a damaged length would have HDF5 make millions of values of nothing.
-    values = math.prod(file.attrs.get_id(name).shape or ())
-    if values > _MOST_VALUES:
-        raise DataError(
-            f"{path}: attribute {name} has {values} values, at most {_MOST_VALUES} are read; it is damaged."
-        )
-    return _plain(file.attrs[name])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, np.generic):
-        return value.item()
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _classes(text: Any, path: Path) -> tuple[str, ...]:
@@ -268,46 +203,6 @@ def _one_of(attributes: dict[str, Any], name: str, allowed: tuple[str, ...], pat
     return str(value)
 
 
-def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    # Rows are read past HDF5, at their place in this file: everything that lies elsewhere, or is stored in another form
-    # than the machine's own, would be read as other numbers.
-    link = file.get(name, getlink=True)
-    if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
-        target = f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else link.path
-        raise DataError(f"{path}: data set {name!r} is a link to {target}, a shard holds its own; write it again.")
-    try:
-        found = file[name] if link is not None else None
-    except (KeyError, OSError) as error:
-        raise DataError(
-            f"{path}: data set {name!r} cannot be opened: {error}; write or copy the shard again."
-        ) from error
-    if not isinstance(found, h5py.Dataset):
-        present = ", ".join(sorted(file)) or "nothing"
-        raise DataError(f"{path}: has no data set {name!r} (found: {present}); write the shard again.")
-    if found.is_virtual or found.external:
-        form = "is a view of other data sets (virtual)" if found.is_virtual else "lies in another file (external)"
-        raise DataError(f"{path}: data set {name!r} {form}, a shard holds its own; write it again.")
-    if found.dtype.kind in "iuf":
-        if not found.dtype.isnative:
-            raise DataError(
-                f"{path}: data set {name!r} has the byte order of another machine ({found.dtype.str}); write the shard "
-                "again on this one, or convert it with NumPy."
-            )
-        if not found.id.get_type().equal(h5py.h5t.py_create(found.dtype)):
-            raise DataError(
-                f"{path}: data set {name!r} is stored in a form of its own that HDF5 converts to {found.dtype}; write "
-                "the shard again with plain numbers."
-            )
-    if found.size and found.chunks is None and found.id.get_storage_size() == 0:
-        raise DataError(f"{path}: data set {name!r} was announced but never written; write the shard again.")
-    if found.ndim and found.size and found.id.get_offset() is None:
-        raise DataError(
-            f"{path}: data set {name!r} is chunked or compressed, a shard's must be contiguous; write it again, or "
-            "convert it with `h5repack -l CONTI`."
-        )
-    return found
-
-
 def _check_labels_form(y: h5py.Dataset, task: str, classes: tuple[str, ...], path: Path) -> None:
     if y.dtype != LABEL_TYPES[task]:
         raise DataError(f"{path}: y has type {y.dtype}, task {task} needs {LABEL_TYPES[task]}; write the shard again.")
@@ -318,7 +213,7 @@ def _check_labels_form(y: h5py.Dataset, task: str, classes: tuple[str, ...], pat
 
 def _check_examples_form(file: h5py.File, x: h5py.Dataset, n: int, encoding: str, path: Path) -> tuple[int, ...]:
     if encoding == "jpeg":
-        offsets = _dataset(file, "offsets", path)
+        offsets = stored_dataset(file, "offsets", path)
         if x.ndim != 1 or x.dtype != np.uint8 or offsets.shape != (n + 1,) or offsets.dtype != np.int64:
             raise DataError(
                 f"{path}: encoding jpeg needs x (bytes,) uint8 and offsets ({n + 1},) int64 for {n} labels, found x "

@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from colearn_hpc.data.shard_info import ENCODINGS, FORMAT, KINDS, LABEL_TYPES, TASKS, VERSION, blocks, read_info
+from colearn_hpc.data.shard_file import blocks
+from colearn_hpc.data.shard_info import ENCODINGS, FORMAT, KINDS, LABEL_TYPES, TASKS, VERSION, read_info
 from colearn_hpc.errors import DataError
 
 # Examples gathered before HDF5 is called, whose cost per call is that of ~10 small images. One buffer per data center.

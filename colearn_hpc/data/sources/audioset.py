@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from colearn_hpc.data.paths import expanded
-from colearn_hpc.data.shard_info import blocks
+from colearn_hpc.data.shard_file import blocks
 from colearn_hpc.data.sources.base import Contents, Item, Source
 from colearn_hpc.data.sources.tree import file_fingerprint
 from colearn_hpc.errors import DataError

@@ -12,6 +12,7 @@ from colearn_hpc.cli.data import main
 from colearn_hpc.data import ShardDataModule
 from colearn_hpc.data.images import CropDecoder, decode_image, verify_image
 from colearn_hpc.data.shards import ShardDataset
+from colearn_hpc.data.tallies import ChannelMoments
 from colearn_hpc.errors import DataError
 
 RAMP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
@@ -186,9 +187,7 @@ def test_images_of_two_depths_are_no_data_set(tmp_path, capsys):
 
 
 def test_statistics_of_deep_images_do_not_overflow():
-    from colearn_hpc.data.pack import _ChannelMoments
-
-    moments = _ChannelMoments()
+    moments = ChannelMoments()
     white = np.full((1, 512, 512), 65535, dtype=np.uint16)
     moments.add(white)
     moments._count, moments._sum, moments._squares = (

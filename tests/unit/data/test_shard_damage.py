@@ -176,7 +176,7 @@ def tokens_of_floats(file):
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_shard_is_refused_at_open(make_shard, monkeypatch, what):
-    monkeypatch.setattr("colearn_hpc.data.shard_info._MOST_VALUES", 1000)
+    monkeypatch.setattr("colearn_hpc.data.shard_file._MOST_VALUES", 1000)
     path = make_shard(n=10)
     read_info(path)
     damage, message = DAMAGES[what]
