@@ -1,11 +1,14 @@
 # Two commands on a fresh machine: `make demo` runs the main job, `make test` the tests.
-# Each does all of its own set-up, into .venv, from constraints.txt. Python 3.11 or newer; no MPI, no GPU, no root.
+# Each does all of its own set-up, from constraints.txt: the demo into .venv, the tests into .venv-dev, so that what the
+# tests need (a torchvision among it) never changes the environment you work in. Python 3.11 or newer; no MPI, no GPU,
+# no root.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+DEV    := .venv-dev/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean dist wheelhouse
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -16,8 +19,10 @@ $(VENV)/.base: constraints.txt setup.py
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[mpi]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,dev]"
+.venv-dev/.done: constraints.txt setup.py
+	test -x $(DEV)/python || $(PYTHON) -m venv .venv-dev
+	$(DEV)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(DEV)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,privacy,dev]"
 	touch $@
 
 # -- what people type -----------------------------------------------------------------------------
@@ -30,13 +35,24 @@ demo: $(VENV)/.base
 	@echo "shared model: runs/quickstart/shared.ckpt"
 
 # Two test files at a time: one waits for a Slurm or for a data center, the other has the cores. The longest come first.
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+test: .venv-dev/.done
+	$(DEV)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
-lint: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+lint: .venv-dev/.done
+	$(DEV)/ruff check .
+	$(DEV)/ruff format --check .
+	$(DEV)/mypy
+
+# -- for a release (packaging/RELEASING.md) -------------------------------------------------------
+
+# sdist and wheel, in dist/.
+dist: .venv-dev/.done
+	rm -rf dist
+	$(DEV)/python -m build --no-isolation
+
+# All that an installation without a network needs, in wheelhouse/; for this Python and this kind of machine.
+wheelhouse: dist
+	$(DEV)/pip download --constraint constraints.txt --dest wheelhouse "$$(ls dist/*.whl)[mpi]"
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-dev build dist wheelhouse *.egg-info

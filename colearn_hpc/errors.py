@@ -61,6 +61,10 @@ class CenterBrokenError(ColearnError, RuntimeError):
     """Another rank of this data center failed; this one cannot go on alone, until all of them begin again."""
 
 
+class PrivacyError(ColearnError, RuntimeError):
+    """What would hide a site's vector does not hold: a key, a mask, or who is summed."""
+
+
 class Interrupted(SystemExit):
     """The run was asked to stop, every data center has a resume point, and the next start continues.
 

@@ -24,6 +24,10 @@ COMMANDS = {
     "doctor": ("doctor", "check ranks, hosts, GPUs, links and disks before a run; alone or under mpirun, srun"),
     "watch": ("watch", "show how a run stands, from its run folder"),
     "report": ("report", "write the report of one run folder"),
+    "configs": ("configs", "list the configuration files that come with this package, and copy them"),
+    "slurm": ("slurm", "list the scripts for batch systems that come with this package, and copy them"),
+    "again": ("again", "for batch scripts: whether to start a run again after this exit code"),
+    "privacy": ("privacy", "plan the noise of differentially private training"),
 }
 
 _HELP = """usage: colearn-hpc COMMAND ...
@@ -35,6 +39,7 @@ commands:
 
 `colearn-hpc COMMAND --help` tells the rest. A first run:
 
+  colearn-hpc configs copy quickstart
   colearn-hpc data digits --out data/digits --centers 5
   colearn-hpc launch --centers 5 -- fit --config configs/quickstart.yaml
 """

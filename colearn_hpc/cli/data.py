@@ -1,20 +1,22 @@
-"""``colearn-hpc data``: make the shards of every data center, and check them."""
+"""``colearn-hpc data``: make the shards of every data center, look at them, and check them."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.sources import SOURCES, source_class
 from colearn_hpc.errors import ColearnError, DataError
 
 if TYPE_CHECKING:
     from colearn_hpc.data.pack import Packed, Request
+    from colearn_hpc.data.shard_info import ShardInfo
 
 EXIT_INTERRUPTED = 130
 
@@ -31,13 +33,15 @@ def main(argv: list[str]) -> int:
     options = _parser(argv).parse_args(argv)
     try:
         with _terminate_like_ctrl_c():
-            return _check(Path(options.folder)) if options.command == "check" else _make(options)
+            if options.command in _READERS:
+                return _READERS[options.command](expanded(options.folder, "DIR"))
+            return _make(options)
     except ColearnError as error:
-        print(f"colearn-hpc data: {error}", file=sys.stderr)
+        _say(f"colearn-hpc data: {error}", sys.stderr)
         return 1
     except OSError as error:
         where = error.filename or getattr(options, "out", options.command)
-        print(f"colearn-hpc data: {where}: {error.strerror or error}; correct the path, or make room", file=sys.stderr)
+        _say(f"colearn-hpc data: {where}: {error.strerror or error}; correct the path, or make room", sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("colearn-hpc data: interrupted; no half shard was left. Run it again to start over.", file=sys.stderr)
@@ -47,7 +51,7 @@ def main(argv: list[str]) -> int:
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="colearn-hpc data",
-        description="Make one HDF5 shard per data center out of a data set, or check the shards in a folder.",
+        description="Make one HDF5 shard per data center out of a data set, or look at the shards in a folder.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="SOURCE")
     for name, (_, _, summary) in SOURCES.items():
@@ -57,7 +61,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
             source_class(name).add_arguments(command)
             _add_common(command)
     check = commands.add_parser("check", help="read the shards of a folder from end to end and list them")
-    check.add_argument("folder", metavar="DIR", help="folder with shards, or one shard")
+    info = commands.add_parser("info", help="say what the shards of a folder hold and what their numbers mean")
+    for command in (check, info):
+        command.add_argument("folder", metavar="DIR", help="folder with shards, or one shard")
     return parser
 
 
@@ -70,6 +76,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", choices=PARTITIONS, default="iid", help="who gets what (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="of --partition dirichlet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the partition (default: %(default)s)")
+    parser.add_argument("--classes", metavar="A,B,…|FILE", help="classes in the order of their numbers, one a line")
+    parser.add_argument(
+        "--test-fraction", type=float, metavar="F", help="share of each class for test, where the data tell no split"
+    )
+    parser.add_argument("--split-list", metavar="FILE", help="lines NAME train|val|test; all others are for training")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at an unreadable example")
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
 
@@ -83,6 +94,7 @@ def _make(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> Request:
+    from colearn_hpc.data.arrange import Wishes, read_classes, read_split_list
     from colearn_hpc.data.pack import Request
 
     names = tuple(name.strip() for name in options.names.split(",")) if options.names else None
@@ -92,8 +104,13 @@ def _request(options: argparse.Namespace) -> Request:
     if centers < 1:
         raise DataError(f"--centers: {centers} was set; at least one data center is needed.")
     return Request(
-        out=Path(options.out).expanduser(),
+        out=expanded(options.out, "--out"),
         names=names or tuple(f"dc{k}" for k in range(centers)),
+        wishes=Wishes(
+            classes=read_classes(options.classes) if options.classes is not None else None,
+            test_fraction=options.test_fraction,
+            split_list=read_split_list(options.split_list) if options.split_list is not None else None,
+        ),
         rule=options.partition,
         seed=options.seed,
         alpha=options.alpha if options.partition == "dirichlet" else None,
@@ -107,11 +124,11 @@ def _report(packed: Packed, out: str) -> None:
     if packed.already_there:
         print(f"{out}: already holds exactly this data set; nothing to do.")
     for note in packed.notes:
-        print(f"note: {note}")
+        _say(f"note: {note}")
     if packed.skipped:
         print(f"{len(packed.skipped)} unreadable examples were left out:")
         for item in packed.skipped[:10]:
-            print(f"  {item.name}: {item.reason}")
+            _say(f"  {item.name}: {item.reason}")
         if len(packed.skipped) > 10:
             print(f"  … and {len(packed.skipped) - 10} more, listed in dataset.json")
     rows: list[tuple[str, ...]] = [("file", "examples", "per class")]
@@ -124,15 +141,12 @@ def _report(packed: Packed, out: str) -> None:
 
 def _check(folder: Path) -> int:
     from colearn_hpc.data.pack import manifest_files, read_manifest
-    from colearn_hpc.data.shard_info import check_shard
+    from colearn_hpc.data.shard_info import check_shard, difference
 
-    if not folder.exists():
-        raise DataError(f"{folder}: does not exist; name a folder made by `colearn-hpc data`.")
     problems: list[str] = []
     announced: dict[str, int] = {}
-    files = [folder]
+    files = _shards(folder)
     if folder.is_dir():
-        files = sorted(folder.glob("*.h5"))
         try:
             manifest = read_manifest(folder)
             announced = dict(manifest_files(manifest)) if manifest is not None else {}
@@ -143,7 +157,7 @@ def _check(folder: Path) -> int:
     if not files:
         problems.append(f"{folder}: holds no shards (*.h5); make some with `colearn-hpc data`.")
     rows: list[tuple[str, ...]] = [("file", "examples", "shape", "type", "classes", "per class")]
-    kinds: dict[tuple[Any, ...], str] = {}
+    first: ShardInfo | None = None
     for file in _progress(files, len(files)):
         try:
             report = check_shard(file)
@@ -154,7 +168,13 @@ def _check(folder: Path) -> int:
         shape = "x".join(str(length) for length in info.shape) or info.encoding
         row = (info.path.name, str(info.examples), shape, str(info.dtype), str(len(info.classes)))
         rows.append((*row, _counts(report.class_counts.tolist())))
-        kinds.setdefault((info.task, info.kind, info.encoding, info.shape, info.classes), info.path.name)
+        first = first or info
+        if found := difference(first.meaning, info.meaning):
+            name, ours, theirs = found
+            problems.append(
+                f"{file}: {name} is {theirs}, in {first.path.name} {ours}: the two differ in what their numbers mean, "
+                "they are no one data set."
+            )
         if announced.get(info.path.name, info.examples) != info.examples:
             problems.append(f"{file}: has {info.examples} examples, dataset.json says {announced[info.path.name]}.")
     problems.extend(
@@ -162,14 +182,43 @@ def _check(folder: Path) -> int:
         for name in announced
         if not (folder / name).exists()
     )
-    if len(kinds) > 1:
-        problems.append(
-            f"{folder}: {' and '.join(kinds.values())} differ in task, shape or classes; they are no one data set."
-        )
     _table(rows)
     for problem in problems:
-        print(f"colearn-hpc data check: {problem}", file=sys.stderr)
+        _say(f"colearn-hpc data check: {problem}", sys.stderr)
     return 1 if problems else 0
+
+
+def _info(folder: Path) -> int:
+    from colearn_hpc.data.shard_info import read_info
+
+    files = _shards(folder)
+    if not files:
+        raise DataError(f"{folder}: holds no shards (*.h5); make some with `colearn-hpc data`.")
+    for file in files:
+        info = read_info(file)
+        lines = {"examples": f"{info.examples} of {info.source or 'an unknown source'}", "stored as": str(info.dtype)}
+        # `classes` and `shape` say in one line what `class 0`, `class 1`, … say in many.
+        lines |= {name: value for name, value in info.meaning.items() if not name.startswith("class ")}
+        lines |= {name: str(value) for name, value in info.metadata.items() if name not in (*lines, "request")}
+        print(info.path.name)
+        width = max(len(name) for name in lines)
+        for name, value in lines.items():
+            _say(f"  {name.ljust(width)}  {value}")
+    return 0
+
+
+_READERS: dict[str, Callable[[Path], int]] = {"check": _check, "info": _info}
+
+
+def _shards(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise DataError(f"{folder}: does not exist; name a folder made by `colearn-hpc data`.")
+    return sorted(folder.glob("*.h5")) if folder.is_dir() else [folder]
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Print a line that may quote names from a file or an archive: what is no letter cannot command a terminal."""
+    print("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), file=file)
 
 
 def _counts(counts: list[int]) -> str:

@@ -12,47 +12,31 @@ import contextlib
 import io
 import json
 import os
-import platform
 import re
-import shutil
 import sys
-import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Collection, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
-from colearn_hpc._version import __version__
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from colearn_hpc.cli.cuda_aware import cuda_aware
-from colearn_hpc.cli.gpus import choose, visible_gpus
+from colearn_hpc.cli.gpus import choose
+from colearn_hpc.cli.rank_report import Rank, look_around
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi import probe
 from colearn_hpc.mpi.startup import launched_as, leave_together
 from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.studies.words import printable
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
-_PACKAGES = ("torch", "pytorch-lightning", "mpi4py", "h5py", "numpy", "torchmetrics")
+_COLORS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 _SLOW_LINK = 50e6  # bytes/s: a model of 100 MB then takes seconds a round
 _FORKS_BADLY = [(3, 11, micro) for micro in range(10)]  # CPython's gh-112275
 _LITTLE_DISK = 10e9
 _SKEW = 2.0  # s
-
-
-@dataclass(frozen=True)
-class Rank:
-    """What one rank found out about itself."""
-
-    center: str
-    host: str
-    center_rank: int
-    gpus: tuple[str, ...]
-    versions: dict[str, str]
-    free: float | None
-    disk_error: str
-    hdf5: str
-    hdf5_error: str
-    wrong: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +48,7 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.level:4}  {self.topic:9}  {self.text}"
+        return printable(f"{self.level:4}  {self.topic:9}  {self.text}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,19 +63,34 @@ def main(argv: Sequence[str]) -> int:
         center = DataCenter.join(arguments.centers)
     except TopologyError as error:
         if rank == 0:
-            print(Finding(FAIL, "centers", str(error)), flush=True)
+            show([Finding(FAIL, "centers", str(error))])
         if size > 1:
             leave_together()
         return 1
     findings = examine(center, arguments.runs)
     if center.is_first:
-        for finding in findings:
-            print(finding)
-        worst = [sum(finding.level == level for finding in findings) for level in (FAIL, WARN)]
-        print(f"{worst[0]} FAIL, {worst[1]} WARN", flush=True)
+        show(findings)
+        failed, warned = (sum(finding.level == level for finding in findings) for level in (FAIL, WARN))
+        print(f"{failed} FAIL, {warned} WARN", flush=True)
     if size > 1:
         leave_together()
     return 1 if any(finding.level == FAIL for finding in findings) else 0
+
+
+def show(findings: Sequence[Finding]) -> None:
+    """Print what was found: in columns and colours on a terminal, a line each elsewhere."""
+    console = Console(highlight=False)
+    # mpirun lets its ranks write to terminals that nobody sees, and that end in a file as likely as not; there is
+    # nothing to read from them.
+    if console.is_terminal and sys.stdin.isatty():
+        table = Table.grid(padding=(0, 2))
+        for finding in findings:
+            level = Text(finding.level, style=_COLORS[finding.level])
+            table.add_row(level, Text(finding.topic), Text(printable(finding.text)))
+        console.print(table)
+    else:
+        print(*findings, sep="\n")
+    sys.stdout.flush()
 
 
 def _centers(text: str) -> int | list[int]:
@@ -109,45 +108,21 @@ def examine(center: DataCenter, runs: Path) -> list[Finding]:
     measured = probe.links(center) if center.is_leader else []
     probe.wait(center.world)
     first = center.topology.centers[0].leader
-    everyone = [_rank(found) for found in probe.gather(center, asdict(look_around(center, runs, wrong)))]
+    everyone = [Rank.of(found) for found in probe.gather(center, look_around(center, runs, wrong).plain())]
     links = [probe.Link(*link) for link in probe.gather(center, [astuple(link) for link in measured])[first]]
     mpi = probe.gather(center, _describe_mpi() if center.is_first else None)[first]
     return [
         _mpi(mpi),
         *_places(center, everyone),
+        *_cores(everyone),
         *_gpus(everyone, mpi["cuda"]),
         _messages(everyone),
         *_links(links),
         _clocks(links),
         *_storage(everyone, runs),
         _versions(everyone),
+        *_packages(everyone),
     ]
-
-
-def look_around(center: DataCenter, runs: Path, wrong: str = "") -> Rank:
-    """What this rank sees; leaders also try the disk."""
-    free, disk_error, hdf5, hdf5_error = None, "", "", ""
-    if center.is_leader:
-        free, disk_error = _try_disk(runs)
-        hdf5, hdf5_error = _try_hdf5(runs) if not disk_error else ("", "")
-    return Rank(
-        center=center.name,
-        host=center.host,
-        center_rank=center.rank,
-        gpus=visible_gpus(),
-        versions={"colearn-hpc": __version__, "python": platform.python_version()}
-        | {p: _version(p) for p in _PACKAGES},
-        free=free,
-        disk_error=disk_error,
-        hdf5=hdf5,
-        hdf5_error=hdf5_error,
-        wrong=wrong,
-    )
-
-
-def _rank(found: dict[str, Any]) -> Rank:
-    """From plain data, in which a tuple has become a list."""
-    return Rank(**found | {"gpus": tuple(found["gpus"])})
 
 
 def _describe_mpi() -> dict[str, str]:
@@ -174,41 +149,6 @@ def _assigned(everyone: Sequence[Rank]) -> tuple[dict[int, int], list[str]]:
     return indices, wrong
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
-
-
-def _try_disk(runs: Path) -> tuple[float | None, str]:
-    existing = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.is_dir())
-    try:
-        mark = existing / f".doctor-{uuid.uuid4().hex}"
-        mark.write_bytes(b"\0" * 4096)
-        mark.unlink()
-        return float(shutil.disk_usage(existing).free), ""
-    except OSError as error:
-        return None, f"{existing}: {error.strerror}"
-
-
-def _try_hdf5(runs: Path) -> tuple[str, str]:
-    import h5py
-
-    existing = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.is_dir())
-    path = existing / f".doctor-{uuid.uuid4().hex}.h5"
-    try:
-        with h5py.File(path, "w") as file:
-            file["x"] = range(10)
-        with h5py.File(path, "r") as file:
-            assert int(file["x"][9]) == 9
-        return h5py.version.hdf5_version, ""
-    except OSError as error:
-        return h5py.version.hdf5_version, str(error)
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def _mpi(mpi: dict[str, str]) -> Finding:
     text = f"{mpi['vendor']} (MPI {mpi['standard']}), mpi4py {mpi['mpi4py']}, thread level {mpi['threads']}"
     return Finding(OK, "MPI", text)
@@ -231,6 +171,56 @@ def _places(center: DataCenter, everyone: Sequence[Rank]) -> list[Finding]:
         else:
             findings.append(Finding(OK, "centers", text))
     return findings
+
+
+def _cores(everyone: Sequence[Rank]) -> list[Finding]:
+    """Affinity and threads, a line per host."""
+    findings = []
+    for host in dict.fromkeys(rank.host for rank in everyone):
+        here = [rank for rank in everyone if rank.host == host]
+        bound = {cores: [r for r in here if r.cores == cores] for cores in dict.fromkeys(r.cores for r in here)}
+        text = f"{host}: " + "; ".join(f"{_work(ranks)} on {_span(cores)}" for cores, ranks in bound.items())
+        # Ranks that are bound to overlapping cores may be too many only all together.
+        every = frozenset[int]().union(*bound)
+        if any(sum(r.threads for r in ranks) > len(cores) for cores, ranks in (bound | {every: here}).items()):
+            text += (
+                "; that is more threads than cores, and they wait for each other: ask for more cores "
+                "(--cpus-per-task), start fewer ranks, or set OMP_NUM_THREADS (launch: --threads)"
+            )
+            findings.append(Finding(WARN, "cores", text))
+        else:
+            findings.append(Finding(OK, "cores", text))
+    return findings
+
+
+def _work(ranks: Sequence[Rank]) -> str:
+    threads = sum(rank.threads for rank in ranks)
+    return f"{len(ranks)} rank{'s'[: len(ranks) != 1]} with {threads} thread{'s'[: threads != 1]}"
+
+
+def _span(cores: Collection[int]) -> str:
+    """``cores 0-3,8`` of 0, 1, 2, 3 and 8."""
+    runs: list[list[int]] = []
+    for core in sorted(cores):
+        if runs and core == runs[-1][-1] + 1:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+    numbers = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"core{'s'[: len(cores) != 1]} {numbers}"
+
+
+def _packages(everyone: Sequence[Rank]) -> list[Finding]:
+    """Releases that must not or should not be used, and on which hosts."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for rank in everyone:
+        for level, texts in ((FAIL, rank.hostile), (WARN, rank.flawed)):
+            for text in texts:
+                found.setdefault((level, text), []).append(rank.host)
+    return [
+        Finding(level, "packages", f"{', '.join(dict.fromkeys(hosts))}: {text}")
+        for (level, text), hosts in found.items()
+    ]
 
 
 def _gpus(everyone: Sequence[Rank], cuda_aware: str) -> list[Finding]:
@@ -291,8 +281,8 @@ def _storage(everyone: Sequence[Rank], runs: Path) -> list[Finding]:
             findings.append(Finding(FAIL, "disk", text))
         if rank.hdf5_error:
             text = (
-                f"{rank.center} cannot use HDF5 files there ({rank.hdf5_error}); on a file system without locks set "
-                "HDF5_USE_FILE_LOCKING=FALSE"
+                f"{rank.center} cannot write and read a shard there, as training does ({rank.hdf5_error}); keep shards "
+                "and runs on another file system"
             )
             findings.append(Finding(FAIL, "HDF5", text))
     free = {rank.center: rank.free for rank in leaders if rank.free is not None}
@@ -302,8 +292,14 @@ def _storage(everyone: Sequence[Rank], runs: Path) -> list[Finding]:
         if least < _LITTLE_DISK:
             text += "; resume points take about three times the model each, two are kept: make room"
         findings.append(Finding(WARN if least < _LITTLE_DISK else OK, "disk", text))
+    for rank in leaders:
+        if rank.quota is not None:
+            left = rank.quota.limit - rank.quota.used
+            text = f"{rank.center}: {rank.quota.used / 1e9:.1f} of {rank.quota.limit / 1e9:.1f} GB used in {runs}"
+            text += "; make room, or ask for more" if left < _LITTLE_DISK else ""
+            findings.append(Finding(WARN if left < _LITTLE_DISK else OK, "quota", text))
     if not any(rank.hdf5_error for rank in leaders) and leaders[0].hdf5:
-        findings.append(Finding(OK, "HDF5", f"{leaders[0].hdf5}, files can be written and read"))
+        findings.append(Finding(OK, "HDF5", f"{leaders[0].hdf5}, a shard can be written and read"))
     return findings
 
 

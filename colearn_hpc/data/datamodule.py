@@ -8,15 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from colearn_hpc.data.images import CropDecoder
+from colearn_hpc.data.paths import expanded, is_center_name
 from colearn_hpc.data.pooled import PooledShards, pooled, pooled_info, require_alike
 from colearn_hpc.data.samplers import EvalBatchSampler, TrainBatchSampler
+from colearn_hpc.data.shard_file import open_shard
 from colearn_hpc.data.shards import ShardDataset, ShardInfo, read_info
 from colearn_hpc.errors import DataError
 
@@ -120,10 +121,31 @@ class ShardDataModule(pl.LightningDataModule):
         found = []
         for path in self._train_paths():
             info = read_info(path)
-            with h5py.File(path) as file:
+            with open_shard(path) as file:
                 labels = zlib.crc32(file["y"][...].tobytes())
             found.append(f"{info.examples} examples of {info.source}, labels {labels:08x}")
         return {"training shard": "; ".join(found)}
+
+    def meaning(self) -> dict[str, str]:
+        """All that gives the numbers of this data center's batches their meaning, by name.
+
+        Before the first round data centers compare it, and refuse to train where it differs. Any data module can offer
+        this method: a flat dictionary of text, equal in all data centers whose examples can train one model, in the
+        order in which differences should be named (labels by number, vocabulary, sample rate, scale, …). Paths, sizes
+        and dates are not part of it.
+
+        Raises:
+            DataError: the evaluation shards mean something else than the training shards.
+        """
+        for split in ("val", "test"):
+            if (template := getattr(self, split)) is not None:
+                require_alike(self.info, read_info(shard_path(template, split)))
+        meaning = dict(self.info.meaning)
+        by_own = self.normalize and "mean" in self.info.metadata
+        meaning["normalised"] = "by mean and std of the training shard" if by_own else "no"
+        if self.image_size is not None:
+            meaning["image_size"] = str(self.image_size)
+        return meaning
 
     def _train_paths(self) -> list[Path]:
         return [shard_path(one, "train") for one in ([self.train] if isinstance(self.train, str) else self.train)]
@@ -264,10 +286,16 @@ def shard_path(template: str, setting: str) -> Path:
                 f"data.{setting}: {template!r} needs the name of the data center, but {CENTER_VARIABLE} is not set in "
                 "the environment; set it, start with `colearn-hpc`, or name the file itself."
             )
+        if not is_center_name(center):
+            raise DataError(
+                f"data.{setting}: {CENTER_VARIABLE}={center[:40]!r} in the environment cannot name a file; use "
+                "letters, digits, '.', '_' and '-', at most 64."
+            )
         name = template.replace("{center}", center)
-    path = Path(os.path.expandvars(name)).expanduser()
-    if "$" in str(path):
+    name = os.path.expandvars(name)
+    if "$" in name:
         raise DataError(f"data.{setting}: {template!r} uses a variable that is not set in the environment; set it.")
+    path = expanded(name, f"data.{setting}")
     if not path.exists():
         try:
             present = sorted(entry.name for entry in path.parent.glob("*.h5"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,10 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from colearn_hpc.data.arrange import Arranged, Wishes, arrange
 from colearn_hpc.data.partition import iid, partition
+from colearn_hpc.data.paths import is_center_name
 from colearn_hpc.data.shard_info import read_info
 from colearn_hpc.data.shard_writer import ShardWriter, remove_leftovers, write_atomically
-from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable
+from colearn_hpc.data.sources.base import Item, Source, Unreadable
+from colearn_hpc.data.tallies import ChannelMoments, Twins
 from colearn_hpc.errors import DataError
 
 MANIFEST = "dataset.json"
@@ -37,6 +39,7 @@ class Request:
     Attributes:
         out: folder for the shards.
         names: of the data centers.
+        wishes: what is asked of classes and splits.
         rule: ``iid``, ``dirichlet`` or ``by-class``.
         seed: of the partition.
         alpha: for ``dirichlet``.
@@ -46,6 +49,7 @@ class Request:
 
     out: Path
     names: tuple[str, ...]
+    wishes: Wishes = field(default_factory=Wishes)
     rule: str = "iid"
     seed: int = 0
     alpha: float | None = None
@@ -92,14 +96,17 @@ def pack(
     if manifest is not None and manifest.get("request") == identity and _is_complete(request.out, manifest):
         return Packed(manifest, already_there=True)
     _require_room(request, manifest, identity)
-    contents = source.scan()
-    if not _count(contents.labels.get("train", 0)):
+    arranged = arrange(source.scan(), request.wishes, source.test_fraction, source.name)
+    labels = arranged.contents.labels
+    if not _count(labels.get("train", 0)):
         raise DataError(f"{source.name}: has no training examples; there is nothing to share out.")
-    parts = _parts(contents.labels["train"], request)
+    parts = _parts(labels["train"], request)
     request.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(request.out)
-    packed = _write(source, request, contents, parts, identity, progress)
+    attributes, notes = source.learn(lambda split, position: arranged.place(split, position)[0] == "train")
+    packed = _write(source, request, arranged, attributes, parts, identity, progress)
     _remove_stale(request.out, manifest, packed.manifest)
+    packed.notes += notes
     return packed
 
 
@@ -112,10 +119,10 @@ def check_names(names: tuple[str, ...]) -> None:
     if not names:
         raise DataError("centers: none were given; at least one data center is needed.")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name.lower() in RESERVED_NAMES:
+        if not is_center_name(name) or name.lower() in RESERVED_NAMES:
             raise DataError(
-                f"--names: {name!r} cannot name a data center; use letters, digits, '.', '_' and '-', at most 64, and "
-                f"none of {', '.join(RESERVED_NAMES)}."
+                f"--names: {name[:80]!r} cannot name a data center; use letters, digits, '.', '_' and '-', at most "
+                f"64, and none of {', '.join(RESERVED_NAMES)}."
             )
     if len({name.lower() for name in names}) < len(names):
         raise DataError(f"--names: {', '.join(names)} has a name twice (upper and lower case count as one).")
@@ -136,50 +143,41 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: is damaged: {error}. Delete it and pack the data again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT or manifest.get("version") != 1:
         raise DataError(f"{path}: is no manifest of this package's version; delete it and pack the data again.")
+    try:
+        names = [name for name, _ in manifest_files(manifest)] + [str(name) for name in manifest["sidecars"]]
+        whole = all(Path(name).name == name for name in names) and len(manifest["source"]) and manifest["request"]
+        whole = whole and {"rule", "seed"} <= set(manifest["partition"]) and isinstance(manifest["classes"], list)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{path}: is damaged: entries are missing or name files elsewhere. Delete it and pack again.")
     return manifest
 
 
 def manifest_files(manifest: dict[str, Any]) -> list[tuple[str, int]]:
     """(file name, examples) of every shard in a manifest."""
-    return [(entry["file"], entry["examples"]) for entry in manifest["centers"] + manifest["evaluation"]]
-
-
-class _ChannelMoments:
-    """Mean and standard deviation per channel of a stream of (C, H, W) integers; exact, hence free of order."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum: Any = 0
-        self._squares: Any = 0
-
-    def add(self, image: NDArray[Any]) -> None:
-        planes = image.reshape(image.shape[0], -1).astype(np.int64)
-        self._count += planes.shape[1]
-        self._sum = self._sum + planes.sum(axis=1)
-        self._squares = self._squares + np.einsum("cp,cp->c", planes, planes)
-
-    def result(self, scale: float, offset: float) -> dict[str, list[float]]:
-        mean = self._sum / self._count
-        # A channel without contrast would divide by zero; 1 leaves it alone.
-        std = np.sqrt(np.maximum(self._squares / self._count - mean**2, 0.0)) * scale
-        return {"mean": (mean * scale + offset).tolist(), "std": np.where(std > 1e-8, std, 1.0).tolist()}
+    return [(str(entry["file"]), int(entry["examples"])) for entry in manifest["centers"] + manifest["evaluation"]]
 
 
 def _write(
     source: Source,
     request: Request,
-    contents: Contents,
+    arranged: Arranged,
+    attributes: dict[str, Any],
     parts: list[NDArray[np.int64]],
     identity: str,
     progress: Callable[[Iterable[Item], int], Iterable[Item]] | None,
 ) -> Packed:
+    contents = arranged.contents
+    metadata = contents.metadata | attributes
     total = sum(_count(labels) for labels in contents.labels.values())
     owner = np.empty(_count(contents.labels["train"]), dtype=np.int32)
     for k, part in enumerate(parts):
         owner[part] = k
     skipped: list[Unreadable] = []
+    twins = Twins()
     seen = 0
-    moments = _ChannelMoments() if contents.kind == "image" and contents.encoding == "array" else None
+    moments = ChannelMoments() if contents.kind == "image" and contents.encoding == "array" else None
     with ExitStack() as stack:
         # Last of all, for a Ctrl-C that arrives between the making of a writer and its registration below.
         stack.callback(remove_leftovers, request.out, own=True)
@@ -193,7 +191,7 @@ def _write(
                 encoding=contents.encoding,
                 kind=contents.kind,
                 length=length,
-                metadata=contents.metadata | {"request": identity} | extra,
+                metadata=metadata | {"request": identity} | extra,
             )
             stack.callback(shard.abort)  # of no effect once closed
             return shard
@@ -207,15 +205,16 @@ def _write(
             if isinstance(item.value, Unreadable):
                 _refuse_or_note(item.value, request, skipped)
                 continue
-            shard = centers[owner[item.position]] if item.split == "train" else others[item.split]
-            known = contents.labels[item.split]
-            label: Any = item.label if isinstance(known, int) else known[item.position]
+            split, position = arranged.place(item.split, item.position)
+            shard = centers[owner[position]] if split == "train" else others[split]
+            label = arranged.label(item)
             shard.append(item.value, label)
+            twins.add(split, item.value)
             if contents.task == "classification":
                 counts[id(shard)][label] += 1
             else:
                 counts[id(shard)] += label == 1
-            if moments is not None and item.split == "train":
+            if moments is not None and split == "train":
                 moments.add(np.asarray(item.value))
         # Conservation: every example that was announced was packed or reported.
         if seen != total:
@@ -224,7 +223,7 @@ def _write(
         sidecars = source.sidecars()
         for shard in [*centers, *others.values()]:
             if moments is not None:
-                scale, offset = contents.metadata.get("scale", 1.0), contents.metadata.get("offset", 0.0)
+                scale, offset = metadata.get("scale", 1.0), metadata.get("offset", 0.0)
                 shard.metadata |= moments.result(scale, offset)
         # A manifest of other data must not stand beside the new shards, not even for a moment.
         (request.out / MANIFEST).unlink(missing_ok=True)
@@ -247,6 +246,10 @@ def _write(
         "source": source.name,
         "parameters": source.parameters(),
         "fingerprint": source.fingerprint(),
+        "split": {
+            "test_fraction": request.wishes.test_fraction,
+            "listed": len(request.wishes.split_list) if request.wishes.split_list is not None else None,
+        },
         "partition": {"rule": request.rule, "alpha": request.alpha, "seed": request.seed},
         "task": contents.task,
         "kind": contents.kind,
@@ -257,13 +260,14 @@ def _write(
         "sidecars": sorted(sidecars),
         "skipped": {"count": len(skipped), "items": [list(item) for item in skipped[:_LISTED]]},
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+    # A file name that is no UTF-8 comes as lone surrogates.
+    text = json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     def write_manifest(file: BinaryIO) -> None:
         file.write(text)
 
     write_atomically(request.out / MANIFEST, write_manifest)
-    return Packed(manifest, skipped=skipped, notes=contents.notes)
+    return Packed(manifest, skipped=skipped, notes=(*contents.notes, *twins.notes()))
 
 
 def _count(labels: NDArray[Any] | int) -> int:
@@ -296,6 +300,9 @@ def _identity(source: Source, request: Request) -> str:
         "alpha": request.alpha if request.rule == "dirichlet" else None,
         "seed": request.seed,
         "on_error": request.on_error,
+        "classes": request.wishes.classes,
+        "test_fraction": request.wishes.test_fraction,
+        "split_list": request.wishes.split_list,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -345,5 +352,5 @@ def _remove_stale(folder: Path, old: dict[str, Any] | None, new: dict[str, Any])
         return
     current = {file for file, _ in manifest_files(new)} | set(new["sidecars"])
     for name in {file for file, _ in manifest_files(old)} | set(old["sidecars"]):
-        if name not in current and Path(name).name == name:
+        if name not in current:
             (folder / name).unlink(missing_ok=True)

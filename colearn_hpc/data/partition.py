@@ -1,6 +1,6 @@
 """Who holds which examples: pure functions from labels to index arrays.
 
-Every function returns one sorted ``int64`` array per data center. The arrays are disjoint, together
+Every rule returns one sorted ``int64`` array per data center. The arrays are disjoint, together
 they hold every index exactly once, and none is empty. The same arguments give the same arrays with
 any NumPy version, because the draws come from ``RandomState``, whose stream is frozen by policy
 (``default_rng`` makes no such promise, and a data center that re-packs after an upgrade must not get
@@ -99,6 +99,27 @@ def by_class(labels: ArrayLike, centers: int, seed: int) -> list[NDArray[np.int6
     _require_enough(present.size, centers, "classes")
     dealt = _rng(seed).permutation(present)
     return _sorted_parts([np.flatnonzero(np.isin(classes, dealt[k::centers])) for k in range(centers)], classes.size)
+
+
+def held_out(labels: ArrayLike, fraction: float) -> NDArray[np.bool_]:
+    """A share of each class, for test. It follows no seed of the user's, so that results share one test set.
+
+    Args:
+        labels: (N,) classes: the share is taken of each; (N, L) for several labels an example: of all.
+        fraction: in [0, 1); of n examples round(fraction · n) are chosen.
+
+    Returns:
+        (N,) true where an example is held out.
+    """
+    classes = np.asarray(labels)
+    groups = [np.arange(len(classes))]
+    if classes.ndim == 1:
+        groups = [np.flatnonzero(classes == label) for label in np.unique(classes)]
+    rng = _rng(0)
+    chosen = np.zeros(len(classes), dtype=np.bool_)
+    for members in groups:
+        chosen[rng.permutation(members)[: round(fraction * members.size)]] = True
+    return chosen
 
 
 def partition(

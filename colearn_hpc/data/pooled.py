@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from colearn_hpc.data.samplers import IndexBatch
+from colearn_hpc.data.shard_info import difference
 from colearn_hpc.data.shards import ShardDataset, ShardInfo
 from colearn_hpc.errors import DataError
 
@@ -19,7 +20,7 @@ class PooledShards(Dataset):
     """The examples of several shards, one shard after the other; fetches whole batches like a single one.
 
     Args:
-        shards: at least one; alike in task, kind, encoding, shape and classes.
+        shards: at least one; whose numbers mean the same (:attr:`ShardInfo.meaning`).
 
     Attributes:
         info: the first shard's description (mean and std included) with the number of all examples.
@@ -80,16 +81,10 @@ def pooled_info(infos: Sequence[ShardInfo]) -> ShardInfo:
 
 
 def require_alike(train: ShardInfo, other: ShardInfo) -> None:
-    """Raise a DataError unless two shards are of one data set."""
-    for what in ("task", "kind", "encoding", "shape", "classes"):
-        ours, theirs = getattr(train, what), getattr(other, what)
-        if ours != theirs:
-            raise DataError(
-                f"{other.path}: {what} is {_short(theirs)}, but {train.path} has {_short(ours)}; use shards of one "
-                "data set (one run of `colearn-hpc data`)."
-            )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+    """Raise a DataError unless the numbers of two shards mean the same."""
+    if found := difference(train.meaning, other.meaning):
+        name, ours, theirs = found
+        raise DataError(
+            f"{other.path}: {name} is {theirs}, but {train.path} has {ours}; use shards of one data set (one run of "
+            "`colearn-hpc data`, or several with the same --classes and --vocabulary)."
+        )

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from colearn_hpc.data.shard_info import info_of, open_shard
+from colearn_hpc.data.shard_file import open_shard
+from colearn_hpc.data.shard_info import info_of
 from colearn_hpc.errors import DataError
 
 PRELOAD_LIMIT = 2**30
@@ -172,7 +173,7 @@ class ShardDataset(Dataset):
         for position in positions:
             content = self._bytes(int(self._offsets[position]), int(self._offsets[position + 1]))
             try:
-                images.append(self._decode_one(content, np.random.default_rng([self._seed, epoch, position])))
+                images.append(self._decode_one(content, epoch, position))
             except DataError as error:
                 raise DataError(f"{self.info.path}: example {position} {error}") from error
         if len({image.shape for image in images}) > 1:
@@ -181,9 +182,9 @@ class ShardDataset(Dataset):
             )
         return torch.from_numpy(np.stack(images))
 
-    def _decode_one(self, content: bytes, rng: np.random.Generator) -> NDArray[np.uint8]:
+    def _decode_one(self, content: bytes, epoch: int, position: int) -> NDArray[np.uint8]:
         if self._decode is not None:
-            return self._decode(content, rng)
+            return self._decode(content, np.random.default_rng([self._seed, epoch, position]))
         from colearn_hpc.data.images import decode_image
 
         return decode_image(content)

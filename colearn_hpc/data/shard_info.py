@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from colearn_hpc.data.shard_file import blocks, open_shard, read_attribute, stored_dataset
 from colearn_hpc.errors import DataError
 
 FORMAT = "colearn-shard"
@@ -24,10 +25,12 @@ KINDS = ("features", "image", "tokens", "wave")
 LABEL_TYPES: dict[str, np.dtype[Any]] = {"classification": np.dtype("int64"), "multilabel": np.dtype("int8")}
 
 _OWN_ATTRIBUTES = ("format", "version", "task", "classes", "source", "encoding", "kind")
+_LINEAR = {"scale": 1.0, "offset": 0.0}
+# Free attributes that say what the numbers are; all others (who made it, when) may differ between data centers.
+_MEANINGFUL = ("sample_rate", "vocabulary_size", "vocabulary", "layout")
 # Labels up to this size are checked at every open; larger ones (only AudioSet's) at their ends, and wholly by
 # check_shard. Reading 64 MiB takes a fraction of a second; a wrong label found in epoch 40 costs a night.
 _CHEAP_LABEL_BYTES = 64 * 2**20
-_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,40 @@ class ShardInfo:
     dtype: np.dtype[Any]
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def meaning(self) -> dict[str, str]:
+        """All that gives the shard's numbers their meaning, by name.
+
+        Two shards whose meanings are equal can train one model; see :func:`difference`. Where a model trains on shards
+        of which one calls a cat 0 and the other a dog, nothing fails, and nothing is learnt.
+
+        Mean and standard deviation are not among it: a data center may normalise by its own.
+        """
+        named = {"task": self.task, "kind": self.kind, "encoding": self.encoding}
+        named["shape"] = str(self.shape) if self.shape else "each image its own"
+        named["classes"] = _shortened(f"{len(self.classes)}: {', '.join(self.classes)}")
+        named |= {f"class {number}": name for number, name in enumerate(self.classes)}
+        named |= {name: repr(float(self.metadata.get(name, value))) for name, value in _LINEAR.items()}
+        named |= {name: str(self.metadata[name]) for name in _MEANINGFUL if name in self.metadata}
+        return named
+
+
+def difference(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """The first thing that two meanings do not share.
+
+    Args:
+        one: a meaning (:attr:`ShardInfo.meaning`).
+        other: another one.
+
+    Returns:
+        Its name and the two values, ``nothing`` where one has none; ``None`` where all agree.
+    """
+    for name in [*one, *(name for name in other if name not in one)]:
+        ours, theirs = one.get(name, "nothing"), other.get(name, "nothing")
+        if ours != theirs:
+            return name, ours, theirs
+    return None
+
 
 @dataclass(frozen=True)
 class ShardReport:
@@ -70,25 +107,6 @@ class ShardReport:
 
     info: ShardInfo
     class_counts: NDArray[np.int64]
-
-
-@contextmanager
-def open_shard(path: Path) -> Iterator[h5py.File]:
-    """The HDF5 file, for reading; whatever HDF5 dislikes becomes a DataError that names the file.
-
-    Locking is off: shards never change under their final name, and many cluster file systems refuse locks.
-    """
-    if not path.exists():
-        raise DataError(f"{path}: there is no such shard. Make shards with `colearn-hpc data`, or correct the path.")
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, a shard (an .h5 file) was expected; name the file itself.")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except (OSError, KeyError, RuntimeError) as error:
-        size = path.stat().st_size
-        reason = "is empty (0 bytes)" if size == 0 else f"cannot be read as HDF5 ({size} bytes): {error}"
-        raise DataError(f"{path}: {reason}. It is damaged, cut short, or no shard; write or copy it again.") from error
 
 
 def read_info(path: str | Path) -> ShardInfo:
@@ -107,7 +125,7 @@ def read_info(path: str | Path) -> ShardInfo:
 
 def info_of(file: h5py.File, path: Path) -> ShardInfo:
     """:func:`read_info` of a file that is already open."""
-    attributes = {name: _plain(value) for name, value in file.attrs.items()}
+    attributes = {name: read_attribute(file, name, path) for name in file.attrs}
     if attributes.get("format") != FORMAT:
         raise DataError(
             f"{path}: is HDF5 but no shard of this package (attribute format is {attributes.get('format')!r}, expected "
@@ -122,7 +140,7 @@ def info_of(file: h5py.File, path: Path) -> ShardInfo:
     task = _one_of(attributes, "task", TASKS, path)
     encoding = _one_of(attributes, "encoding", ENCODINGS, path)
     kind = _one_of(attributes, "kind", KINDS, path)
-    x, y = _dataset(file, "x", path), _dataset(file, "y", path)
+    x, y = stored_dataset(file, "x", path), stored_dataset(file, "y", path)
     _check_labels_form(y, task, classes, path)
     if len(y) == 0:
         raise DataError(
@@ -160,20 +178,8 @@ def check_shard(path: str | Path) -> ShardReport:
         return ShardReport(info, _count_classes(file["y"], info))
 
 
-def blocks(dataset: h5py.Dataset, block_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[int, NDArray[Any]]]:
-    """(first row, rows) of a data set, in pieces of about ``block_bytes``, so that memory stays flat."""
-    row_bytes = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64)))
-    step = max(1, block_bytes // row_bytes)
-    for start in range(0, len(dataset), step):
-        yield start, dataset[start : start + step]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, np.generic):
-        return value.item()
-    return value.tolist() if isinstance(value, np.ndarray) else value
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _classes(text: Any, path: Path) -> tuple[str, ...]:
@@ -181,9 +187,11 @@ def _classes(text: Any, path: Path) -> tuple[str, ...]:
         names = json.loads(text)
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise ValueError("not a list of names")
+        if len(set(names)) < len(names):
+            raise ValueError("a name is there twice")
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: attribute classes must be a JSON list of names, found {text!r}; write the shard again."
+            f"{path}: attribute classes must be a JSON list of different names, found {text!r}; write the shard again."
         ) from error
     return tuple(names)
 
@@ -193,21 +201,6 @@ def _one_of(attributes: dict[str, Any], name: str, allowed: tuple[str, ...], pat
     if value not in allowed:
         raise DataError(f"{path}: attribute {name} is {value!r}, expected one of {', '.join(allowed)}; write it again.")
     return str(value)
-
-
-def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    found = file.get(name)
-    if not isinstance(found, h5py.Dataset):
-        present = ", ".join(sorted(file)) or "nothing"
-        raise DataError(f"{path}: has no data set {name!r} (found: {present}); write the shard again.")
-    if found.size and found.chunks is None and found.id.get_storage_size() == 0:
-        raise DataError(f"{path}: data set {name!r} was announced but never written; write the shard again.")
-    if found.ndim and found.size and found.id.get_offset() is None:
-        raise DataError(
-            f"{path}: data set {name!r} is chunked or compressed, a shard's must be contiguous; write it again, or "
-            "convert it with `h5repack -l CONTI`."
-        )
-    return found
 
 
 def _check_labels_form(y: h5py.Dataset, task: str, classes: tuple[str, ...], path: Path) -> None:
@@ -220,7 +213,7 @@ def _check_labels_form(y: h5py.Dataset, task: str, classes: tuple[str, ...], pat
 
 def _check_examples_form(file: h5py.File, x: h5py.Dataset, n: int, encoding: str, path: Path) -> tuple[int, ...]:
     if encoding == "jpeg":
-        offsets = _dataset(file, "offsets", path)
+        offsets = stored_dataset(file, "offsets", path)
         if x.ndim != 1 or x.dtype != np.uint8 or offsets.shape != (n + 1,) or offsets.dtype != np.int64:
             raise DataError(
                 f"{path}: encoding jpeg needs x (bytes,) uint8 and offsets ({n + 1},) int64 for {n} labels, found x "
@@ -255,8 +248,9 @@ def _check_label_range(y: h5py.Dataset, task: str, classes: tuple[str, ...], pat
 
 def _check_normalisation(metadata: dict[str, Any], shape: tuple[int, ...], path: Path) -> None:
     for name in ("scale", "offset"):
-        if name in metadata and not isinstance(metadata[name], int | float):
-            raise DataError(f"{path}: attribute {name} must be one number, found {metadata[name]!r}.")
+        value = metadata.get(name, 1.0)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(f"{path}: attribute {name} must be one number, found {value!r}.")
     if ("mean" in metadata) != ("std" in metadata):
         raise DataError(f"{path}: has only one of the attributes mean and std; write the shard again.")
     for name in ("mean", "std"):

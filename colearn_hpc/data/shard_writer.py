@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from colearn_hpc.data.shard_info import ENCODINGS, FORMAT, KINDS, LABEL_TYPES, TASKS, VERSION, blocks, read_info
+from colearn_hpc.data.shard_file import blocks
+from colearn_hpc.data.shard_info import ENCODINGS, FORMAT, KINDS, LABEL_TYPES, TASKS, VERSION, read_info
 from colearn_hpc.errors import DataError
 
 # Examples gathered before HDF5 is called, whose cost per call is that of ~10 small images. One buffer per data center.
 _BUFFER_BYTES = 2**20
 _CHUNK_BYTES = 2**20
+_INLINE_BYTES = 60_000  # of one attribute; HDF5 allows 64 KiB
 
 
 class ShardWriter:
@@ -87,7 +90,7 @@ class ShardWriter:
         self._temporary = temporary_name(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: h5py.File | None = h5py.File(self._temporary, "w", locking=False)
+            self._file: h5py.File | None = h5py.File(self._temporary, "x", locking=False)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error}. Choose a folder that can be.") from error
 
@@ -137,7 +140,7 @@ class ShardWriter:
                 raise DataError(f"{self.path}: would be empty, no example was written to it.")
             self._flush()
             for name, value in (self.metadata | self._attributes).items():
-                self._file.attrs[name] = value
+                self._file.attrs[name] = _inline(value)
             if self._needs_copy():
                 self._copy_exact()
             self._file.close()
@@ -239,7 +242,7 @@ class ShardWriter:
         assert self._file is not None
         exact = self._temporary.with_name(self._temporary.name.replace(".tmp", ".copy.tmp"))
         try:
-            with h5py.File(exact, "w", locking=False) as target:
+            with h5py.File(exact, "x", locking=False) as target:
                 target.attrs.update(self._file.attrs)
                 for name, length in self._exact_lengths().items():
                     dataset = self._file[name]
@@ -254,9 +257,20 @@ class ShardWriter:
             exact.unlink(missing_ok=True)
 
 
+def _inline(value: Any) -> Any:
+    """Text as bytes in the file's head: on a damaged heap, where text of any length lies, HDF5 loops for ever."""
+    if not isinstance(value, str) or len(content := value.encode("utf-8")) > _INLINE_BYTES:
+        return value
+    return np.array(content, dtype=f"S{max(1, len(content))}")
+
+
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside ``path`` that says whose it is, so that :func:`remove_leftovers` can tell the dead."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """A hidden name beside ``path`` that says whose it is, so that :func:`remove_leftovers` can tell the dead.
+
+    Nobody can guess it, and whoever opens it creates it (mode ``x``): a link that somebody laid there is never
+    followed.
+    """
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(folder: Path, own: bool = False) -> None:
@@ -267,7 +281,7 @@ def remove_leftovers(folder: Path, own: bool = False) -> None:
         own: also those of this process, when it has no writer open there any more.
     """
     for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
-        pid = path.name.removesuffix(".tmp").removesuffix(".copy").rpartition(".")[2]
+        pid = path.name.removesuffix(".tmp").removesuffix(".copy").rpartition(".")[0].rpartition(".")[2]
         if pid.isdigit() and (own if int(pid) == os.getpid() else not _alive(int(pid))):
             path.unlink(missing_ok=True)
 
@@ -276,7 +290,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let ``write`` fill a file so that a reader sees the old content or the new, never a part."""
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -10,7 +10,13 @@ Attributes of the root group
     kind          what an example is: ``"image"`` | ``"wave"`` | ``"features"`` | ``"tokens"``
     scale, offset optional; the value handed to the network is ``x * scale + offset``
     mean, std     optional; per channel, of the training data of all data centers, after scale and offset
+    sample_rate   waves: samples per second
+    vocabulary    tokens: the same text where all words have the same numbers (``vocabulary_size``: how many)
+    layout        optional; what the numbers of an example are: names and units of features, in order
     …             anything else is free metadata: numbers, text, or a list of numbers
+
+All but ``source``, ``mean``, ``std`` and the free metadata give the numbers their meaning
+(:attr:`ShardInfo.meaning`), and must be equal in all data centers that train one model.
 
 Datasets
     x        ``array``:  (N, …), contiguous, any integer or float type. Images are (N, C, H, W) uint8: planes first,

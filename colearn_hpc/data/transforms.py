@@ -160,7 +160,7 @@ def _read_noise(path: Path) -> NDArray[Any]:
         if path.suffix in (".h5", ".hdf5"):
             import h5py
 
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:
                 return np.asarray(file["noise"][...])
         return np.asarray(np.load(path))
     except (OSError, ValueError, EOFError, KeyError) as error:

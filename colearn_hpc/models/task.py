@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.models.class_count import class_count
 from colearn_hpc.models.optimizer import SGDSettings
 from colearn_hpc.models.registry import build_network
 
@@ -33,7 +34,8 @@ class Classifier(LightningModule):
     Args:
         network: Name in the registry, or dotted path of an ``nn.Module`` class.
         network_args: Keywords of the network.
-        num_classes: Number of labels.
+        num_classes: Number of labels. ``None`` takes the number of the data module's classes, and builds the network
+            when the data are known: in :meth:`setup`. More than the data have is a warning, fewer an error.
         learning_rate: Rate of SGD, η. Under co-learning the schedule (equation 3) scales it.
         momentum: Momentum of SGD; the paper's plain SGD is 0.
         nesterov: Nesterov's form of momentum; needs a ``momentum`` above 0.
@@ -44,14 +46,14 @@ class Classifier(LightningModule):
             comparable.
 
     Raises:
-        ConfigurationError: A setting is out of its range, or the network cannot be built.
+        ConfigurationError: A setting is out of its range, the network cannot be built, or the data have more classes.
     """
 
     def __init__(
         self,
         network: str,
         network_args: dict[str, Any] | None = None,
-        num_classes: int = 10,
+        num_classes: int | None = None,
         learning_rate: float = 0.01,
         momentum: float = 0.0,
         nesterov: bool = False,
@@ -60,8 +62,6 @@ class Classifier(LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ConfigurationError(f"num_classes={num_classes}: a classifier needs 2 or more")
         if any(k < 1 for k in top_k):
             raise ConfigurationError(f"top_k={list(top_k)}: every k must be 1 or more")
         if not 0.0 <= label_smoothing < 1.0:
@@ -71,19 +71,35 @@ class Classifier(LightningModule):
         # Plain types only: the checkpoint must open with weights_only=True, without this package's classes.
         self.save_hyperparameters()
         self.sgd = SGDSettings(learning_rate, momentum, nesterov, weight_decay)
-        self.network: nn.Module = build_network(network, num_classes, **network_args)
         self.label_smoothing = label_smoothing
+        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
+        self.confusion_matrix: list[list[int]] | None = None
+        """Counts of the last evaluation, [true class][predicted class]; None before it and above 50 classes."""
+        # Not from hparams: under LightningCLI they hold what the configuration says, None for what it leaves out.
+        self._network, self._network_args, self._top_k = network, network_args, top_k
+        self._num_classes = num_classes
+        if num_classes is not None:
+            self._build(num_classes)
 
-        further = sorted({k for k in top_k if 1 < k < num_classes})
+    def _build(self, num_classes: int) -> None:
+        if num_classes < 2:
+            raise ConfigurationError(f"num_classes={num_classes}: a classifier needs 2 or more")
+        self.network: nn.Module = build_network(self._network, num_classes, **self._network_args)
+        further = sorted({k for k in self._top_k if 1 < k < num_classes})
         self.train_metrics = _metrics("train", num_classes, [])
         self.val_metrics = _metrics("val", num_classes, further)
         self.test_metrics = _metrics("test", num_classes, further)
-        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self._confusion: MulticlassConfusionMatrix | None = None
         if num_classes <= CONFUSION_LIMIT:
             self._confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self.confusion_matrix: list[list[int]] | None = None
-        """Counts of the last evaluation, [true class][predicted class]; None before it and above 50 classes."""
+
+    def setup(self, stage: str) -> None:
+        """Compare the number of classes with the data's, or take it from there; see ``num_classes``."""
+        found = class_count(self._num_classes, self.trainer.datamodule, exact=False)  # type: ignore[attr-defined]
+        if self._num_classes is None:
+            self._build(found)
+            # A checkpoint is loaded without the data.
+            self._num_classes = self.hparams["num_classes"] = found
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, num_classes)."""

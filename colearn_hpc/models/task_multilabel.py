@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_
 from torchmetrics import MeanMetric
 
 from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.models.class_count import class_count
 from colearn_hpc.models.optimizer import SGDSettings
 from colearn_hpc.models.ranking import IGNORED, RANKING_METRICS, RankingMetrics
 from colearn_hpc.models.registry import build_network
@@ -31,7 +32,9 @@ class MultilabelTask(LightningModule):
     Args:
         network: Name in the registry, or dotted path of an ``nn.Module`` class.
         network_args: Keywords of the network.
-        num_classes: Number of labels; 6 for toxic comments, 527 for AudioSet.
+        num_classes: Number of labels; 6 for toxic comments, 527 for AudioSet. ``None`` takes the number of the data
+            module's classes, and builds the network when the data are known: in :meth:`setup`. Any other number than
+            the data's is an error.
         learning_rate: Rate of SGD, η. Under co-learning the schedule (equation 3) scales it.
         momentum: Momentum of SGD; the paper's plain SGD is 0.
         nesterov: Nesterov's form of momentum; needs a ``momentum`` above 0.
@@ -40,14 +43,15 @@ class MultilabelTask(LightningModule):
         metrics: Which of ``auc``, ``map`` and ``dprime`` to log; the first is in the progress bar.
 
     Raises:
-        ConfigurationError: A setting is out of its range, or the network cannot be built.
+        ConfigurationError: A setting is out of its range, the network cannot be built, or the data have another number
+            of classes.
     """
 
     def __init__(
         self,
         network: str,
         network_args: dict[str, Any] | None = None,
-        num_classes: int = 6,
+        num_classes: int | None = None,
         learning_rate: float = 0.01,
         momentum: float = 0.0,
         nesterov: bool = False,
@@ -65,17 +69,32 @@ class MultilabelTask(LightningModule):
         metrics = [str(name) for name in metrics]
         self.save_hyperparameters()  # plain types only, so that checkpoints open with weights_only=True
         self.sgd = SGDSettings(learning_rate, momentum, nesterov, weight_decay)
-        self.network: nn.Module = build_network(network, num_classes, **network_args)
-        self.gives_probabilities = getattr(self.network, "output_kind", "logits") == "probabilities"
         self.loss = loss
-        if loss == "margin" and not self.gives_probabilities:
+        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
+        self.metric_names = metrics
+        # Not from hparams: under LightningCLI they hold what the configuration says, None for what it leaves out.
+        self._network, self._network_args = network, network_args
+        self._num_classes = num_classes
+        if num_classes is not None:
+            self._build(num_classes)
+
+    def _build(self, num_classes: int) -> None:
+        self.network: nn.Module = build_network(self._network, num_classes, **self._network_args)
+        self.gives_probabilities = getattr(self.network, "output_kind", "logits") == "probabilities"
+        if self.loss == "margin" and not self.gives_probabilities:
             raise ConfigurationError(
-                f"loss=margin with network {network!r}, which gives logits; choose loss=bce, or a network whose "
+                f"loss=margin with network {self._network!r}, which gives logits; choose loss=bce, or a network whose "
                 'output_kind is "probabilities", as text_capsule'
             )
-        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.val_metrics, self.test_metrics = RankingMetrics(num_classes), RankingMetrics(num_classes)
-        self.metric_names = metrics
+
+    def setup(self, stage: str) -> None:
+        """Compare the number of classes with the data's, or take it from there; see ``num_classes``."""
+        found = class_count(self._num_classes, self.trainer.datamodule, exact=True)  # type: ignore[attr-defined]
+        if self._num_classes is None:
+            self._build(found)
+            # A checkpoint is loaded without the data.
+            self._num_classes = self.hparams["num_classes"] = found
 
     def forward(self, x: Tensor) -> Tensor:
         """What the network gives, (batch, num_classes): logits or probabilities."""

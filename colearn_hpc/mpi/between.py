@@ -49,7 +49,7 @@ class MpiBetween:
         TopologyError: on all ranks, when the ranks disagree on ``lanes``, or there cannot be so many.
     """
 
-    tells = False
+    replays = False
 
     def __init__(self, center: DataCenter, site: MpiSite, lanes: int | None = 1) -> None:
         self.index, self.names = center.index, tuple(c.name for c in center.topology.centers)

@@ -146,7 +146,7 @@ class Conversation:
         ever. ``decision`` is called on the presiding leader only, and returns plain data; if it fails there, the
         caller's :meth:`fail` tells the others.
         """
-        content = decision() if self.presides and not self.between.tells else None
+        content = decision() if self.presides and not self.between.replays else None
         return self.meet(topic, content).brought[0].content
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""What follows from a failure inside a data center: begin again, sit out the round, or end the run.
+"""What follows from a failure inside a data center: begin again, miss the round, or end the run.
 
 "If a participant fails, the server restarts it" (Mi et al. 2020).
 """
@@ -52,12 +52,12 @@ class Verdict:
     """What follows from a failure.
 
     Attributes:
-        action: begin again, sit out this round (``on_failure="continue_without"``), or end the run.
+        action: begin again, miss this round (``on_failure="continue_without"``), or end the run.
         text: what happened, and why this follows.
         number: which restart in this round this is.
     """
 
-    action: Literal["restart", "sit out", "stop"]
+    action: Literal["restart", "miss the round", "stop"]
     text: str
     number: int = 0
 
@@ -98,7 +98,7 @@ class RestartPolicy:
             return Verdict("restart", text, self._count)
         self._last = None
         goes_on = self.on_failure == "continue_without" and not any(f.averaged for f in failures)
-        return Verdict("sit out" if goes_on else "stop", f"{text}\n({reason})")
+        return Verdict("miss the round" if goes_on else "stop", f"{text}\n({reason})")
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What a data center has heard from the others since its last resume point, so that it can be told again.
+"""What a data center has heard from the others since its last resume point, so that it can be replayed.
 
 After a restart from its last resume point a data center comes to the same meetings and means again, without the others,
 who have long gone on. :class:`Remembered` stands between it and them: it writes down what is heard, and tells it again.
@@ -40,7 +40,7 @@ class Remembered:
         self._inner = inner
         self.index, self.names, self.carries = inner.index, inner.names, inner.carries
         self.remembers = False
-        self._gap = False  # something was heard that cannot be told again
+        self._gap = False  # something was heard that cannot be replayed
         self._begun_before = False  # a mean is under way that began before the last resume point
         self._under_way = 0
         self._entries: list[tuple[str, Outcome | _Mean]] = []
@@ -50,13 +50,13 @@ class Remembered:
 
     @property
     def complete(self) -> bool:
-        """Whether all that was heard since the last resume point can be told again."""
+        """Whether all that was heard since the last resume point can be replayed."""
         means = (entry for _, entry in self._entries if isinstance(entry, _Mean))
         return self.remembers and not self._gap and all(mean.still_there and mean.facts is not None for mean in means)
 
     @property
-    def tells(self) -> bool:
-        """Whether the next meeting or mean is told from memory."""
+    def replays(self) -> bool:
+        """Whether the next meeting or mean is replayed."""
         return bool(self._again)
 
     def forget(self) -> None:
@@ -64,11 +64,11 @@ class Remembered:
         self._entries.clear()
         self._gap, self._begun_before = False, self._under_way > 0
 
-    def tell_again(self) -> None:
+    def replay(self) -> None:
         """The data center begins again at its last resume point."""
         self._again = deque(self._entries)
 
-    def stop_telling(self) -> None:
+    def stop_replay(self) -> None:
         """It has failed once more, before all was told."""
         self._again.clear()
 
@@ -169,7 +169,7 @@ class _Noted:
 
 
 class _Told:
-    """A mean that is told from memory."""
+    """A mean that is replayed."""
 
     def __init__(self, mean: _Mean, offer: Any) -> None:
         self._mean, self._offer = mean, offer

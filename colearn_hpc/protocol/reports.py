@@ -20,6 +20,7 @@ class CenterReport:
         local_metrics: metrics of the data center's own model, from its last local epoch.
         shared_metrics: metrics of the shared model, from this data center's validation after averaging.
         absent: why it gave nothing to the round's mean, empty if it did.
+        steps: optimizer steps it took in the round: as often synchronous training would have exchanged gradients.
     """
 
     name: str
@@ -32,6 +33,7 @@ class CenterReport:
     local_metrics: dict[str, float] = field(default_factory=dict)
     shared_metrics: dict[str, float] = field(default_factory=dict)
     absent: str = ""
+    steps: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """As plain data, for a meeting or a file."""
@@ -49,7 +51,15 @@ class CenterReport:
         texts = all(isinstance(plain[key], str) for key in ("name", "absent"))
         numbers = all(
             isinstance(plain[key], int | float)
-            for key in ("examples", "train_seconds", "wait_seconds", "exchange_seconds", "bytes_sent", "divergence")
+            for key in (
+                "examples",
+                "steps",
+                "train_seconds",
+                "wait_seconds",
+                "exchange_seconds",
+                "bytes_sent",
+                "divergence",
+            )
         )
         metrics = all(
             isinstance(plain[key], dict) and all(isinstance(value, int | float) for value in plain[key].values())

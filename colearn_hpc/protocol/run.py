@@ -297,15 +297,20 @@ class Run:
         else:
             self.report(shared_metrics=dict(metrics))
 
-    def trained(self, examples: int, seconds: float) -> None:
+    def trained(self, examples: int, seconds: float, steps: int = 0) -> None:
         """Batches were trained.
 
         Args:
             examples: in them.
             seconds: that they took.
+            steps: of the optimizer, in them.
         """
         before = self.state.round.report
-        self.report(examples=before.examples + examples, train_seconds=before.train_seconds + seconds)
+        self.report(
+            examples=before.examples + examples,
+            train_seconds=before.train_seconds + seconds,
+            steps=before.steps + steps,
+        )
         self._set(dirty=True)
 
     # --- training ---------------------------------------------------------------------------------------
@@ -380,16 +385,16 @@ class Run:
             return self._due(Step.BEGIN_MEAN)
         return self._due(Step.LOG_ROUND) if s.unlogged else self._after_logging()
 
-    def sit_out(self, why: str, limit: int | None) -> Step:
+    def miss_round(self, why: str, limit: int | None) -> Step:
         """This data center cannot finish the round: it takes the others' mean, and gives nothing to it. (18, 18a)
 
         The shell counts and closes the epoch afterwards, as after any.
         """
         s = self.state
         if s.due is not Step.TAKE_MEAN:  # that may fail before the others hear of it, as with NaN in the model
-            self._expect("sit_out")
+            self._expect("miss_round")
         if s.travelling is not None or s.unlogged:
-            raise ProtocolError("a round whose mean has begun cannot be sat out")
+            raise ProtocolError("a round whose mean has begun cannot be missed")
         if s.epoch == 0:
             self._plan(limit)
             self._set_round(rates=())

@@ -58,7 +58,7 @@ class Meetings(Protocol):
 
     Attributes:
         index, names: of this data center, and all names in the order of the mean.
-        tells: the next meeting is told from memory, and asks nobody (see ``journal.py``).
+        replays: the next meeting is answered from memory, and asks nobody (see ``journal.py``).
         meanwhile: called again and again while this leader waits.
     """
 
@@ -67,7 +67,7 @@ class Meetings(Protocol):
     meanwhile: Callable[[], object]
 
     @property
-    def tells(self) -> bool: ...
+    def replays(self) -> bool: ...
 
     def meet(self, topic: Topic, brought: Brought, patience: float | None, may_miss: bool) -> Outcome:
         """Wait for all members.

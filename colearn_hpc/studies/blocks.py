@@ -1,9 +1,9 @@
-"""What a report says, free of how it looks: written once, rendered as HTML and as Markdown."""
+"""What a report says, free of how it looks: said once, and laid out by the templates as HTML and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 
@@ -13,6 +13,7 @@ class Heading:
 
     text: str
     level: int = 2
+    kind: str = "heading"
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Paragraph:
     """Plain text."""
 
     text: str
+    kind: str = "paragraph"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,32 @@ class Notice:
     """Something that the reader must not miss: a failed run, an unequal budget."""
 
     text: str
+    kind: str = "notice"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The few numbers that a reader takes home: (the number, what it is), in large letters."""
+
+    items: Sequence[tuple[str, str]]
+    kind: str = "numbers"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of :class:`Facts`; ``link`` is a file beside the report."""
+
+    name: str
+    text: str
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and what they stand for: date, model, settings."""
+
+    items: Sequence[Fact]
+    kind: str = "facts"
 
 
 @dataclass(frozen=True)
@@ -44,9 +72,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     best: frozenset[tuple[int, int]] = frozenset()
-
-    def __post_init__(self) -> None:
-        assert all(len(row) == len(self.header) for row in self.rows), "a table's rows have one cell per column"
+    kind: str = "table"
 
 
 @dataclass(frozen=True)
@@ -57,11 +83,14 @@ class Figure:
         name: of its file, without ending; unique in a report.
         svg: the picture, a whole ``<svg>`` element.
         caption: what it shows, also read out where the picture cannot be seen.
+        points: (x, y, what is there) in the picture's units, for the page to show where one points.
     """
 
     name: str
     svg: str
     caption: str
+    points: Sequence[tuple[float, float, str]] = ()
+    kind: str = "figure"
 
 
 @dataclass(frozen=True)
@@ -69,10 +98,11 @@ class Details:
     """Blocks that are folded away until asked for."""
 
     summary: str
-    blocks: Sequence[Block] = field(default_factory=tuple)
+    blocks: Sequence[Block]
+    kind: str = "details"
 
 
-Block: TypeAlias = Heading | Paragraph | Notice | Table | Figure | Details
+Block: TypeAlias = Heading | Paragraph | Notice | Numbers | Facts | Table | Figure | Details
 
 
 def figures_of(blocks: Sequence[Block]) -> list[Figure]:

@@ -53,4 +53,4 @@ def _expected(result: Result, reference: Result) -> int | None:
         return reference.run.samples
     name = result.run.center_names[0]
     parts = [c for line in reference.run.rounds for c in line["centers"] if c["name"] == name]
-    return sum(c.get("examples", 0) for c in parts) if parts else None
+    return sum(c["examples"] for c in parts) if parts else None

@@ -18,7 +18,6 @@ diloco       outer Nesterov on the pseudo-gradient, inner state kept, ELR and FL
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from colearn_hpc.errors import ConfigurationError
@@ -85,8 +84,3 @@ def completed(settings: dict[str, Any]) -> dict[str, Any]:
         "init_args": {"initial": initial, "alpha": rate * math.sqrt(initial)},
     }
     return settings
-
-
-def is_single(settings: Mapping[str, Any]) -> bool:
-    """Whether a run sees one data center's data only: by design it has a smaller budget than the others."""
-    return settings.get("method") == "single"

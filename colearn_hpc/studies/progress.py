@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from colearn_hpc.studies.grid import RunPlan
 from colearn_hpc.studies.run_folder import read_run
 from colearn_hpc.studies.runner import Attempt, GridRunner
+from colearn_hpc.studies.words import printable
 
 _INTERVAL = 2.0  # s: a look reads a file of every run under way, and on Slurm there may be a hundred
 
@@ -28,27 +30,26 @@ class GridProgress:
         self._runner, self._plans, self._epochs = runner, plans, epochs
         runner.tell, runner.tick = self.tell, self.tick
         self._ticked = 0.0
-        self._terminal = sys.stderr.isatty()
-        self._bar = (
-            tqdm(total=len(plans) * epochs, unit="epoch", dynamic_ncols=True, file=sys.stderr)
-            if self._terminal
-            else None
-        )
+        # Outside a terminal a line is as long as it is: somebody will search the log for it.
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TimeRemainingColumn())
+        now = TextColumn("{task.description}", markup=False)
+        self._bar = Progress(*columns, now, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=len(plans) * epochs)
+        self._bar.start()
 
     def tell(self, line: str) -> None:
-        count = "" if self._bar is not None else f"[{self._runner.done()}/{len(self._plans)}] "
-        tqdm.write(f"{count}{line}", file=sys.stderr)
-        sys.stderr.flush()
+        count = "" if self._console.is_terminal else f"[{self._runner.done()}/{len(self._plans)}] "
+        self._console.print(Text(f"{count}{printable(line)}"))
 
     def tick(self, under_way: list[Attempt]) -> None:
-        if self._bar is None or time.monotonic() - self._ticked < _INTERVAL:
+        if not self._console.is_terminal or time.monotonic() - self._ticked < _INTERVAL:
             return
         self._ticked = time.monotonic()
         epochs = {attempt.plan.name: read_run(self._runner.folder(attempt.plan)).epochs for attempt in under_way}
-        self._bar.n = self._runner.done() * self._epochs + sum(min(e, self._epochs) for e in epochs.values())
-        self._bar.set_postfix_str(", ".join(f"{name} {e}" for name, e in epochs.items()))
-        self._bar.refresh()
+        done = self._runner.done() * self._epochs + sum(min(e, self._epochs) for e in epochs.values())
+        names = ", ".join(f"{name} {e}" for name, e in epochs.items())
+        self._bar.update(self._task, completed=done, description=names)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.stop()

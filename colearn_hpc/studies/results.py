@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies.methods import label
+from colearn_hpc.studies.records import parse_json
 from colearn_hpc.studies.run_folder import RunFolder, read_run
-from colearn_hpc.studies.settings import lookup
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def read_results(folder: Path) -> StudyResults:
     """
     path = folder / "plan.json"
     try:
-        plan = json.loads(path.read_text())
+        plan = parse_json(path.read_text())
         study, runs = dict(plan["study"]), list(plan["runs"])
         results = [
             Result(
@@ -120,11 +118,3 @@ def read_results(folder: Path) -> StudyResults:
             f"{path} is damaged ({error!r}); `colearn-hpc study run` writes it anew without repeating finished runs"
         ) from error
     return StudyResults(folder, study, results)
-
-
-def describe_model(results: Iterable[Result]) -> str:
-    """The net's name in the first configuration that has one."""
-    for result in results:
-        if isinstance(name := lookup(result.settings, "model.init_args.network"), str):
-            return name
-    return ""

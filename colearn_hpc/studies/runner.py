@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from colearn_hpc.errors import RESUME_CODE, ConfigurationError
+from colearn_hpc.studies.files import write_atomically
 from colearn_hpc.studies.grid import RunPlan
 from colearn_hpc.studies.launchers import Launcher, Run
 from colearn_hpc.studies.run_folder import forget, last_error, read_run
@@ -149,7 +150,7 @@ class GridRunner:
         if not same:
             forget(folder)
             notes = {"fingerprint": plan.fingerprint, "attempts": []}
-        _write(folder / "settings.yaml", yaml.safe_dump(plan.settings, sort_keys=False, allow_unicode=True))
+        write_atomically(folder / "settings.yaml", yaml.safe_dump(plan.settings, sort_keys=False, allow_unicode=True))
         fit = ["fit", "--config", str(folder / "settings.yaml"), "--name", plan.name, "--runs", str(folder.parent)]
         # Spelled out, because `launch` would otherwise add the number of groups of ranks that it starts.
         fit += ["--centers", json.dumps(plan.settings["centers"])]
@@ -158,7 +159,7 @@ class GridRunner:
         with (folder / "output.txt").open("ab") as output:
             output.write(f"--- attempt {number}: {' '.join(command)}\n".encode())
         run = self.launcher.start(plan, fit, folder)
-        _write(folder / "attempt.json", json.dumps(notes | {"job": run.id}, indent=1))
+        write_atomically(folder / "attempt.json", json.dumps(notes | {"job": run.id}, indent=1))
         return Attempt(plan, number, run)
 
     def _ended(self, attempt: Attempt, code: int) -> int | None:
@@ -167,7 +168,7 @@ class GridRunner:
         folder, seconds = self.folder(plan), time.monotonic() - attempt.started
         notes = _notes(folder)
         notes.setdefault("attempts", []).append({"exit_code": code, "seconds": round(seconds, 1)})
-        _write(folder / "attempt.json", json.dumps(notes, indent=1))
+        write_atomically(folder / "attempt.json", json.dumps(notes, indent=1))
         run = read_run(folder)
         if code == 0 and run.status == "finished":
             self.outcome.finished.append(plan.name)
@@ -197,7 +198,7 @@ def write_plan(out: Path, study: Study, plans: Sequence[RunPlan]) -> None:
     """Write ``plan.json``: what the report needs to know of the study and its runs, those never started included."""
     out.mkdir(parents=True, exist_ok=True)
     content = {"study": asdict(study), "runs": [asdict(plan) for plan in plans]}
-    _write(out / "plan.json", json.dumps(content, indent=1, default=str) + "\n")
+    write_atomically(out / "plan.json", json.dumps(content, indent=1, default=str) + "\n")
 
 
 def is_finished(folder: Path, plan: RunPlan) -> bool:
@@ -231,9 +232,3 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     if received:
         signal.raise_signal(received[0])
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -11,6 +11,7 @@ from colearn_hpc.studies.paper import TABLE_1, TABLE_2
 from colearn_hpc.studies.results import StudyResults
 from colearn_hpc.studies.run_folder import RunFolder
 from colearn_hpc.studies.statistics import Difference, of_trials, paired
+from colearn_hpc.studies.words import is_percent, megabytes, times, value
 
 CO_LEARNING = "clr+ile"
 
@@ -28,7 +29,7 @@ def table_2(study: StudyResults) -> Table:
         rows.append([study.group_label(group) or study.metric, *cells])
         if paper := TABLE_2.get(study.paper_row(group)):
             rows.append(["  the paper", *(f"{paper[arm]:.2f}" if arm in paper else "" for arm in study.arms)])
-    unit = " in %" if _percent(study.metric) else ""
+    unit = " in %" if is_percent(study.metric) else ""
     caption = f"Table 2's form: {study.metric}{unit} of the final model, mean ± standard deviation (trials)."
     return Table(header, rows, caption, frozenset(best))
 
@@ -85,9 +86,9 @@ def table_1(study: StudyResults, group: tuple[str, str]) -> Table:
         runs = [r.run for r in study.of(group, arm)]
         if not runs:
             continue
-        parts = [exchanged(run) for run in runs]
-        sent, rounds = of_trials([p[0] for p in parts]).mean, of_trials([float(len(r.rounds)) for r in runs]).mean
-        ddp = of_trials([p[1] for p in parts]).mean
+        sent, rounds = (of_trials([float(n) for n in counts]).mean for counts in _sent_and_rounds(runs))
+        savings = [run.saving for run in runs]
+        synchronous = [run.synchronous_bytes for run in runs]
         first = runs[0].rounds[0]["local_epochs"]
         largest = [max(line["local_epochs"] for line in run.rounds) for run in runs]
         seconds = [
@@ -99,17 +100,18 @@ def table_1(study: StudyResults, group: tuple[str, str]) -> Table:
                 study.arm_label(arm),
                 f"{first}" if max(largest) == first else f"{first} → {_span(largest)}",
                 f"{rounds:.1f}".removesuffix(".0"),
-                _megabytes(sent / rounds) if sent else "0",
-                _megabytes(sent) if sent else "0",
-                _megabytes(ddp) if math.isfinite(ddp) and sent else "—",
-                f"{ddp / sent:,.0f} x" if sent and math.isfinite(ddp) else "—",
+                megabytes(sent / rounds) if sent else "0",
+                megabytes(sent) if sent else "0",
+                megabytes(_mean(synchronous)) if sent and None not in synchronous else "—",
+                times(_mean(savings)) if None not in savings else "—",
                 *(f"{s:.1f}" for s in seconds),
             ]
         )
-    header = ["arm", "T", "rounds", "MB per round", "MB in all", "MB by DDP", "less", "train s", "wait s", "exchange s"]
+    header = ["arm", "T", "rounds", "MB per round", "MB in all", "MB if synchronous", "times fewer"]
+    header += ["train s", "wait s", "exchange s"]
     caption = (
         "Table 1's form, means over trials: local epochs per round; bytes that all data centers sent; what synchronous "
-        "DDP over the same links would have sent (the same exchange after every step); seconds per data center."
+        "training would have sent, 2 (K − 1) × bytes of the gradients × steps; seconds per data center."
     )
     if paper := TABLE_1.get(study.paper_row(group)):
         caption += f" The paper: {paper}."
@@ -154,24 +156,28 @@ def unfinished(study: StudyResults) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def round_table(run: RunFolder) -> Table:
-    """A line per round of one run."""
-    metrics = list(dict.fromkeys(m for line in run.rounds for m in line["centers"][0].get("shared_metrics", {})))
-    rows = []
+    """A line per round of one run; the best round's main metric in bold."""
+    metrics = run.shared_metrics
+    best = run.best_round(metrics[0]) if metrics else None
+    rows: list[list[str]] = []
+    bold = set()
     for line in run.rounds:
-        shared = line["centers"][0].get("shared_metrics", {})
-        change = line.get("relative_change")
+        shared = line["centers"][0]["shared_metrics"]
+        if line is best:
+            bold.add((len(rows), 5))
         rows.append(
             [
                 str(line["round"]),
                 str(line["local_epochs"]),
                 str(line["epochs_done"]),
                 f"{line['learning_rates'][-1]:.4g}" if line["learning_rates"] else "—",
-                f"{change:.4f}" if isinstance(change, int | float) else "—",
-                *(f"{shared[m]:.4f}" if isinstance(shared.get(m), int | float) else "—" for m in metrics),
-                _megabytes(sum(center.get("bytes_sent", 0) for center in line["centers"])),
+                _digits(line["relative_change"]),
+                *(_digits(shared.get(metric)) for metric in metrics),
+                megabytes(sum(center["bytes_sent"] for center in line["centers"])),
             ]
         )
-    return Table(["round", "T", "epochs", "last rate", "change", *metrics, "MB"], rows, "Every round.")
+    header = ["round", "T", "epochs", "last rate", "change", *metrics, "MB"]
+    return Table(header, rows, "Every round.", frozenset(bold))
 
 
 def center_table(run: RunFolder) -> Table:
@@ -179,35 +185,16 @@ def center_table(run: RunFolder) -> Table:
     rows = []
     for name in run.center_names:
         parts = [c for line in run.rounds for c in line["centers"] if c["name"] == name]
-        seconds = [sum(c.get(f"{k}_seconds", 0.0) for c in parts) for k in ("train", "wait", "exchange")]
-        sent = sum(c.get("bytes_sent", 0) for c in parts)
-        rows.append([name, f"{sum(c.get('examples', 0) for c in parts):,}", *(f"{s:.1f}" for s in seconds)])
-        rows[-1].append(_megabytes(sent))
-    return Table(["data center", "samples", "train s", "wait s", "exchange s", "MB sent"], rows, "Each data center.")
+        seconds = [sum(c[f"{k}_seconds"] for c in parts) for k in ("train", "wait", "exchange")]
+        sent, absent = sum(c["bytes_sent"] for c in parts), sum(bool(c["absent"]) for c in parts)
+        rows.append([name, f"{sum(c['examples'] for c in parts):,}", *(f"{s:.1f}" for s in seconds)])
+        rows[-1] += [megabytes(sent), str(absent)]
+    header = ["data center", "samples", "train s", "wait s", "exchange s", "MB sent", "rounds left out"]
+    return Table(header, rows, "Each data center.")
 
 
-def exchanged(run: RunFolder) -> tuple[float, float]:
-    """(bytes sent, bytes that synchronous DDP would have sent); the latter NaN where steps cannot be counted.
-
-    DDP averages gradients after every step over the same ring: as many bytes per step as a round of ours costs.
-    """
-    sent = float(run.bytes_sent)
-    if not run.batch or not run.rounds:
-        return sent, math.nan
-    steps = 0
-    for line in run.rounds:
-        most = max(center.get("examples", 0) for center in line["centers"])
-        epoch = most / line["local_epochs"]
-        steps += math.ceil(round(epoch, 6) / run.batch) * line["local_epochs"]
-    return sent, sent / len(run.rounds) * steps
-
-
-def value(number: float, metric: str, sign: bool = False) -> str:
-    """A metric for people: accuracies and areas in percent."""
-    if not math.isfinite(number):
-        return "—"
-    plus = "+" if sign else ""
-    return f"{100 * number:{plus}.2f}" if _percent(metric) else f"{number:{plus}.4g}"
+def _digits(number: float | None) -> str:
+    return "—" if number is None else f"{number:.4f}"
 
 
 def _mean_and_deviation(mean: float, deviation: float, count: int, metric: str) -> str:
@@ -223,19 +210,19 @@ def _gap(difference: Difference) -> str:
     return f"{difference.mean:+.4f}{error}"
 
 
-def _percent(metric: str) -> bool:
-    return any(part in metric for part in ("acc", "auc", "map"))
-
-
-def _megabytes(number: float) -> str:
-    return f"{number / 1e6:,.2f}" if number < 1e8 else f"{number / 1e6:,.0f}"
-
-
 def _span(numbers: Sequence[int]) -> str:
     return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)}–{max(numbers)}"
 
 
+def _sent_and_rounds(runs: Sequence[RunFolder]) -> tuple[list[int], list[int]]:
+    return [run.bytes_sent for run in runs], [len(run.rounds) for run in runs]
+
+
+def _mean(numbers: Sequence[float | None]) -> float:
+    return of_trials([number for number in numbers if number is not None]).mean
+
+
 def _center_seconds(run: RunFolder, key: str) -> float:
     """Seconds over the run, mean over data centers."""
-    total = sum(center.get(key, 0.0) for line in run.rounds for center in line["centers"])
+    total = sum(center[key] for line in run.rounds for center in line["centers"])
     return float(total) / len(run.center_names)

@@ -54,7 +54,7 @@ from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
-from colearn_hpc.trainer.supervisor import Leap, Supervisor, environment_of
+from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
 
 
 class CoLearning(Callback):
@@ -63,7 +63,9 @@ class CoLearning(Callback):
     Start one process per GPU with ``mpirun`` or ``srun``. With one process per data center nothing else is
     needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
 
-    Rounds:
+    The arguments come in five groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
+    (``optimizer_state`` to ``combine``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
+    ``resume_points``), and failures (``round_timeout`` to ``on_failure``).
 
     Args:
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
@@ -219,7 +221,7 @@ class CoLearning(Callback):
         start = f"run {state.run_id[:8]}, round {state.rounds_done} of T={state.round.chosen}"
         check_same_place(start if resumed else "the start", place)
         fit.folder_.rewind(state.lines)
-        fit.folder_.begin()
+        fit.folder_.begin(pl_module)
         fit.clock = time.monotonic()
         fit.began = True
         if run.is_finished:
@@ -227,9 +229,10 @@ class CoLearning(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run = self._run
-        self._fit.trains = True
-        if (leap := self._supervisor.attempt.leap) is not None:
-            FlatModel.of(pl_module).unpack(leap.vector)
+        self._fit.trains, self._fit.steps_now = True, lambda: trainer.global_step
+        self._fit.steps = trainer.global_step
+        if (rejoin := self._supervisor.attempt.rejoin) is not None:
+            FlatModel.of(pl_module).unpack(rejoin.vector)
             if self.settings.optimizer_state == "reset":
                 reset_state(trainer.optimizers)
             skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
@@ -324,8 +327,8 @@ class CoLearning(Callback):
         return {"run": self._run.state.to_plain(), "averaging": self._fit.averager.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if (leap := self._supervisor.attempt.leap) is not None:
-            state_dict = leap.state
+        if (rejoin := self._supervisor.attempt.rejoin) is not None:
+            state_dict = rejoin.state
         if "run" in state_dict:
             state = RunState.from_plain(state_dict["run"])
         else:
@@ -348,7 +351,7 @@ class CoLearning(Callback):
             lambda path: trainer.fit(model, ckpt_path=path, **data),
             ckpt_path,
             lambda: (self._placed, self._fit.folder_.folder),
-            lambda why: self._sit_out(trainer, why),
+            lambda why: self._miss_round(trainer, why),
         )
 
     def resume_path(self) -> Path | None:
@@ -511,7 +514,7 @@ class CoLearning(Callback):
     def _close_epoch(self, trainer: pl.Trainer) -> None:
         self._follow(self._run.close_epoch(), trainer)
 
-    def _sit_out(self, trainer: pl.Trainer, why: str) -> Leap:
+    def _miss_round(self, trainer: pl.Trainer, why: str) -> Rejoin:
         """Take part in the round's end without a model of one's own. Collective over the world.
 
         Called between two attempts of the Trainer, as the failed one has left everything.
@@ -519,12 +522,12 @@ class CoLearning(Callback):
         run = self._run
         self._fit.uncount()
         text = " ".join(why.splitlines()[-2:])
-        self._follow(run.sit_out(text, _limit(trainer)), trainer, absent=text)
+        self._follow(run.miss_round(text, _limit(trainer)), trainer, absent=text)
         run.count_epoch()
         self._follow(run.close_epoch(), trainer, absent=text)
-        # The others' outcomes so far are in the state: they need not be told again.
+        # The others' outcomes so far are in the state: they need not be replayed.
         self._placed.journal.forget()
-        return Leap(self.state_dict(), FlatModel.of(trainer.lightning_module).pack())
+        return Rejoin(self.state_dict(), FlatModel.of(trainer.lightning_module).pack())
 
     # --- small things -------------------------------------------------------------------------------------
 
@@ -543,9 +546,9 @@ class CoLearning(Callback):
     def _book(self) -> None:
         """Give the run what was trained since the epoch's start, or since the last call in the epoch."""
         if self._fit.batches:
-            now = time.monotonic()
-            self._run.trained(self._fit.batch_examples, now - self._fit.clock)
-            self._fit.clock = now
+            now, steps = time.monotonic(), self._fit.steps_now()
+            self._run.trained(self._fit.batch_examples, now - self._fit.clock, steps - self._fit.steps)
+            self._fit.clock, self._fit.steps = now, steps
             self._fit.uncount()
 
     def _save_model(self, trainer: pl.Trainer) -> None:
@@ -609,6 +612,7 @@ class _Fit:
         clock: when the epoch began, or when what was trained in it was last booked.
         batches, batch_examples: trained since then.
         examples: that this process has trained on since it began.
+        steps_now, steps: the Trainer's count of optimizer steps, now and when it was last booked.
         began, trains, finished: how far the fit has come.
     """
 
@@ -621,6 +625,8 @@ class _Fit:
     batches: int = 0
     batch_examples: int = 0
     examples: int = 0
+    steps_now: Callable[[], int] = lambda: 0
+    steps: int = 0
     began: bool = False
     trains: bool = False
     finished: bool = False

@@ -1,6 +1,6 @@
 """Ensemble-learning, the paper's other baseline: data centers train alone, only their predictions meet.
 
-The books are those of fixed local epochs, so that a run folder reads like any other; but nothing is exchanged until
+Rounds are those of fixed local epochs, so that a run folder reads like any other; but nothing is exchanged until
 the validation after a round's last epoch. There every data center's probabilities for the common evaluation set are
 averaged over data centers, and the ensemble's metrics enter the round's line as those of the shared model. Each
 member's own metrics stand beside them as local ones, its weights in ``centers/NAME/member.ckpt``.

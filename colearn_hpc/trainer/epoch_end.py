@@ -109,7 +109,7 @@ class EpochEnd(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._heartbeat.trains(trainer)
         self._take_back_signals()
-        if self._supervisor.attempt.leap is not None:
+        if self._supervisor.attempt.rejoin is not None:
             self._middle = {}
         batch = self._middle.get("batches", 0)
         now = self._standing()

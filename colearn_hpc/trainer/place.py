@@ -67,6 +67,6 @@ class Place:
         return self.journal.complete and self.conversation.can_begin_again
 
     def regroup(self, content: object, patience: float | None = None) -> list[object]:
-        """:meth:`Conversation.regroup`, and no more is told from memory."""
-        self.journal.stop_telling()
+        """:meth:`Conversation.regroup`, and no more is replayed."""
+        self.journal.stop_replay()
         return self.conversation.regroup(content, patience)

@@ -74,7 +74,7 @@ class RunProgress(ProgressBar):
             self._say(f"{self._position(trainer, self._standing().epoch)}  {metrics}")
 
     def round_closed(self, record: RoundReport, doubled: bool) -> None:
-        """Called by :class:`CoLearning` on the ranks of every data center when a round is in the books."""
+        """Called by :class:`CoLearning` on the ranks of every data center when a round is logged."""
         self._records.append(record)
         shared = _text(record.centers[0].shared_metrics)
         # An ensemble has no shared model that could change.

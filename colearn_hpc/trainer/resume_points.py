@@ -127,7 +127,7 @@ def find_newest_point(run_folder: Path, place: Place) -> Path:
         place: this process's.
 
     Raises:
-        CheckpointError: the newest point is damaged or gone: an older one would be before what is told again.
+        CheckpointError: the newest point is damaged or gone: an older one would be before what is replayed.
     """
     folder, newest = run_folder / "centers" / place.center.name, None
     if place.center.is_leader:

@@ -21,6 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.protocol.run import RunState
@@ -50,6 +52,7 @@ class RunFolder:
         self.last: RoundReport | None = None
         self._writes_run = writes_run
         self._started = time.monotonic()
+        self._model: dict[str, Any] = {}
         self._unwritten: list[str] = []
         if writes_run:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,13 +70,24 @@ class RunFolder:
                 console.setFormatter(logging.Formatter("colearn-hpc: %(message)s"))
                 log.addHandler(console)
 
-    def begin(self) -> None:
-        """Training begins here; the summary's seconds count from now."""
+    def begin(self, module: nn.Module) -> None:
+        """Training begins here; the summary's seconds count from now.
+
+        Args:
+            module: that is trained; the summary says how large it is.
+        """
         self._started = time.monotonic()
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._model = {
+            "model": type(module).__name__,
+            "parameters": sum(parameter.numel() for parameter in trained),
+            "parameter_bytes": sum(parameter.numel() * parameter.element_size() for parameter in trained),
+        }
 
     def continues(self, before: RunFolder) -> None:
         """The data center begins again in place: the run goes on where ``before`` has left it."""
         self.writes_shared, self.last, self._started = before.writes_shared, before.last, before._started
+        self._model = before._model
         self._unwritten = before._unwritten
 
     def append(self, record: RoundReport) -> None:
@@ -111,16 +125,20 @@ class RunFolder:
         """
         if not self._writes_run:
             return
-        content = {
-            "run_id": state.run_id,
-            "centers": [one.name for one in center.topology.centers],
-            "ranks": center.world_size,
-            "rounds": state.rounds_done,
-            "epochs": state.epochs_done,
-            "relative_change": state.change,
-            "seconds": round(time.monotonic() - self._started, 3),
-            "shared_metrics": self.last.centers[0].shared_metrics if self.last else {},
-        } | content
+        content = (
+            {
+                "run_id": state.run_id,
+                "centers": [one.name for one in center.topology.centers],
+                "ranks": center.world_size,
+                "rounds": state.rounds_done,
+                "epochs": state.epochs_done,
+                "relative_change": state.change,
+                "seconds": round(time.monotonic() - self._started, 3),
+                "shared_metrics": self.last.centers[0].shared_metrics if self.last else {},
+            }
+            | self._model
+            | content
+        )
         try:
             write_atomically(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n")
         except OSError as error:

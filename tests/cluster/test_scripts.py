@@ -1,16 +1,15 @@
 """What the scripts in slurm/ start and how they end, with stand-ins for Slurm and MPI: no cluster is needed."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from slurm_cluster import REPOSITORY, SLURM, edited
+from stand_ins import Job
 
 GOLDEN = json.loads((REPOSITORY / "tests" / "golden" / "slurm.json").read_text())
 SCRIPTS = sorted(path.name for path in SLURM.iterdir() if path.suffix in (".sbatch", ".sh"))
@@ -19,7 +18,8 @@ FIVE_BY_FOUR = {
     "SLURM_JOB_NAME": "colearn",
     "SLURM_JOB_NUM_NODES": "5",
     "SLURM_NTASKS": "20",
-    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_TASKS_PER_NODE": "4(x5)",
+    "SLURMD_NODENAME": "n1",
     "SLURM_CPUS_PER_TASK": "8",
 }
 THREE_COMPONENTS = {
@@ -32,66 +32,70 @@ THREE_COMPONENTS = {
 ARRAY = {"SLURM_ARRAY_JOB_ID": "90", "SLURM_JOB_ID": "92", "SLURM_CPUS_PER_TASK": "4"}
 
 
-class Job:
-    """A script under bash with stand-ins on PATH, which write down how they are called."""
-
-    def __init__(
-        self,
-        folder: Path,
-        script: Path,
-        environment: dict,
-        step: str = "exit 0",
-        scontrol=0,
-        nodes=0,
-        state="RUNNING None",
-    ):
-        self.calls = folder / "calls"
-        tools = folder / "bin"
-        tools.mkdir()
-        note = 'echo "$(basename "$0") $*" >>"$CALLS"'
-        bodies = {
-            "python": step,
-            "srun": f"[[ $* != *--overlap* ]] || exit {nodes}\n{step}",
-            "mpirun": f'[ "$1" = --version ] && {{ echo "mpirun (Open MPI) 5.0"; exit; }}; {note}; {step}',
-            "scontrol": f"exit {scontrol}",
-            "squeue": f"echo '{state}'",
-            "sbatch": 'n=$(wc -l <"$CALLS"); echo "$((100 + n));mini"',
-        }
-        for name, body in bodies.items():
-            (tools / name).write_text(f"#!/bin/bash\n{note if name != 'mpirun' else ''}\n{body}\n")
-            (tools / name).chmod(0o755)
-        kept = {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(self.calls)}
-        self.command, self.environment = ["bash", str(script)], kept | environment
-
-    def run(self, *arguments: str) -> int:
-        return subprocess.run([*self.command, *arguments], env=self.environment, timeout=60).returncode
-
-    def start(self) -> subprocess.Popen:
-        return subprocess.Popen(self.command, env=self.environment)
-
-    @property
-    def called(self) -> list[str]:
-        return self.calls.read_text().splitlines() if self.calls.exists() else []
-
-
 @pytest.mark.parametrize("launcher", ["pmix", "pmi2", "mpirun"])
 def test_colearn_starts(tmp_path, launcher):
-    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER=launcher, PYTHON="python")
+    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER=launcher, PYTHON="(python)")
     job = Job(tmp_path, script, FIVE_BY_FOUR)
     assert job.run() == 0
-    assert job.called == GOLDEN[f"colearn {launcher}"]
+    assert job.called == [*GOLDEN[f"colearn {launcher}"], GOLDEN["colearn is done"]]
+
+
+@pytest.mark.parametrize("script", ["colearn.sbatch", "colearn_het.sbatch"])
+@pytest.mark.parametrize("launcher", ["pmix_v4", "cray_shasta", "none"])
+def test_any_kind_of_srun(tmp_path, script, launcher):
+    """Which there are is the site's affair; srun names those that it does not know."""
+    job = Job(tmp_path, edited(SLURM / script, tmp_path, LAUNCHER=launcher), FIVE_BY_FOUR | THREE_COMPONENTS)
+    assert job.run() == 0
+    assert job.called[0].startswith(f"srun --mpi={launcher} ")
+
+
+@pytest.mark.parametrize("script", ["colearn.sbatch", "colearn_het.sbatch"])
+def test_containers_and_options_of_srun(tmp_path, script):
+    changed = {"SRUN": "(--cpu-bind=cores '--export=A B')", "PYTHON": "(apptainer exec --nv colearn.sif python)"}
+    job = Job(tmp_path, edited(SLURM / script, tmp_path, **changed), FIVE_BY_FOUR | THREE_COMPONENTS)
+    job.run()
+    ranks = "--cpu-bind=cores --export=A B", "apptainer exec --nv colearn.sif python -m colearn_hpc fit"
+    for part in job.called[0].split(" : "):
+        assert ranks[0] in part and ranks[1] in part
+
+
+def test_tasks_without_a_number_per_node(tmp_path):
+    """--ntasks leaves SLURM_NTASKS_PER_NODE unset; what Slurm made of it counts."""
+    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER="mpirun", PYTHON="(python)")
+    job = Job(tmp_path, script, FIVE_BY_FOUR | {"SLURM_JOB_NUM_NODES": "1", "SLURM_TASKS_PER_NODE": "5"})
+    assert job.run() == 0
+    assert job.called[0].startswith("mpirun --map-by ppr:5:node --bind-to none python")
+
+
+def test_tasks_that_mpirun_cannot_place(tmp_path, capfd):
+    script = edited(SLURM / "colearn.sbatch", tmp_path, LAUNCHER="mpirun", PYTHON="(python)")
+    job = Job(tmp_path, script, FIVE_BY_FOUR | {"SLURM_TASKS_PER_NODE": "4(x4),3"})
+    assert (job.run(), job.called) == (2, [])
+    assert "unequally to the nodes (4(x4),3); for LAUNCHER=mpirun give --nodes and" in capfd.readouterr().err
+
+
+def test_several_data_centers_on_a_node(tmp_path):
+    script = edited(SLURM / "colearn.sbatch", tmp_path, CENTERS="10")
+    job = Job(tmp_path, script, FIVE_BY_FOUR)
+    assert job.run() == 0 and "--centers 10 " in job.called[0]
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name.endswith(".sbatch")])
+def test_as_shipped_it_asks_for_no_gpu(script):
+    """The quickstart, the study and the data are made on CPUs."""
+    assert not re.search(r"^#SBATCH .*--gp", (SLURM / script).read_text(), re.MULTILINE)
 
 
 def test_colearn_runs_what_a_study_hands_over(tmp_path):
     """Whatever the block says of CENTERS and FIT."""
-    script = edited(SLURM / "colearn.sbatch", tmp_path, PYTHON="python", CENTERS="3")
+    script = edited(SLURM / "colearn.sbatch", tmp_path, PYTHON="(python)", CENTERS="3")
     job = Job(tmp_path, script, FIVE_BY_FOUR)
     assert job.run("--config", "runs/a b/settings.yaml", "--centers", "5") == 0
-    assert job.called == GOLDEN["colearn of a study"]
+    assert job.called[:1] == GOLDEN["colearn of a study"]
 
 
 def test_het_starts(tmp_path):
-    script = edited(SLURM / "colearn_het.sbatch", tmp_path, PYTHON="python", NAMES="(lyon tokyo)")
+    script = edited(SLURM / "colearn_het.sbatch", tmp_path, PYTHON="(python)", NAMES="(lyon tokyo)")
     job = Job(tmp_path, script, THREE_COMPONENTS)
     assert job.run() == 0
     assert job.called == GOLDEN["colearn_het"]
@@ -142,6 +146,24 @@ def test_colearn_requeues_itself(tmp_path):
     assert job.called[-1] == "scontrol requeue 77"
 
 
+NO_POINT = "wrote no new resume point (exit code {code}); there is no further start by itself"
+
+
+@pytest.mark.parametrize("code", [85, 86, 137])
+def test_two_starts_without_a_new_resume_point_are_the_last(tmp_path, capfd, code):
+    """Whatever makes the run stand still would requeue it for ever."""
+    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step=f"exit {code}")
+    point = tmp_path / "runs" / "colearn" / "centers" / "dc0" / "resume-round000000-epoch000000.ckpt"
+    point.parent.mkdir(parents=True)
+    point.touch()
+    assert [job.run() for _ in range(3)] == [0, 0, code]
+    assert f"runs/colearn: 2 starts in a row {NO_POINT.format(code=code)}" in capfd.readouterr().err
+    # Submitted again, it has two more.
+    assert [job.run() for _ in range(2)] == [0, 0]
+    point.rename(point.with_name("resume-round000000-epoch000001.ckpt"))
+    assert [job.run() for _ in range(3)] == [0, 0, code]
+
+
 STATES = {"COMPLETING None": False, "COMPLETING TimeLimit": True, "RUNNING None": True, "": True}  # does it go on?
 
 
@@ -152,27 +174,24 @@ def test_cancelled_means_cancelled(tmp_path, script, code, state):
     environment = FIVE_BY_FOUR | ARRAY | {"SLURM_ARRAY_TASK_ID": "2"}
     job = Job(tmp_path, SLURM / script, environment, step=f"exit {code}", state=state)
     assert job.run() == (0 if STATES[state] else code)
-    assert any("requeue" in call for call in job.called) == STATES[state]
+    assert job.requeued == STATES[state]
 
 
 def test_colearn_that_may_not_requeue_says_so(tmp_path):
     assert Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step="exit 85", scontrol=1).run() == 85
 
 
-@pytest.mark.parametrize("code", [86, 137, 139])
-@pytest.mark.parametrize(("before", "goes_on"), [({}, True), ({"SLURM_RESTART_COUNT": "5"}, False)])
-def test_colearn_after_a_dead_rank(tmp_path, code, before, goes_on):
-    """It starts again, as often as RESTARTS says."""
-    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR | before, step=f"exit {code}")
-    assert job.run() == (0 if goes_on else code)
-    assert any("requeue" in call for call in job.called) == goes_on
+@pytest.mark.parametrize("code", [14, 86, 137, 139])
+def test_colearn_after_a_dead_rank(tmp_path, code):
+    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR | {"SLURM_RESTART_COUNT": "50"}, step=f"exit {code}")
+    assert (job.run(), job.requeued) == (0, True)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_colearn_ends_as_its_step(tmp_path, code):
     job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step=f"exit {code}")
     assert job.run() == code
-    assert not any("requeue" in call for call in job.called), "only a run that wants to be resumed is requeued"
+    assert not job.requeued, "only a run that wants to be resumed is requeued"
 
 
 @pytest.mark.parametrize("code", [1, 14, 137])
@@ -180,6 +199,12 @@ def test_colearn_that_lost_a_node_requeues_itself(tmp_path, code):
     job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step=f"exit {code}", nodes=1)
     assert job.run() == 0
     assert job.called[1:] == GOLDEN["colearn after a lost node"]
+
+
+def test_nodes_that_cannot_be_asked(tmp_path):
+    """Where not even this one answers, the question is at fault: the job ends with the code of its step."""
+    job = Job(tmp_path, SLURM / "colearn.sbatch", FIVE_BY_FOUR, step="exit 1", nodes=1, here=1)
+    assert (job.run(), job.requeued) == (1, False)
 
 
 def test_unequal_nodes_are_refused(tmp_path):

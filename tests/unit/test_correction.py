@@ -163,12 +163,12 @@ def test_what_was_heard_is_told_again_in_order(journal):
     """... as often as it takes, and the others are not asked."""
     heard = [meet(journal, content="a"), take(journal, offer(1.0)), meet(journal, MEAN)]
     for _ in range(2):
-        journal.tell_again()
-        assert journal.tells
+        journal.replay()
+        assert journal.replays
         mine = offer(5.0)
         told = [meet(journal, content="b"), take(journal, mine), meet(journal, MEAN)]
         assert told == heard and mine.result.tolist() == [2.0] * 3
-        assert not journal.tells
+        assert not journal.replays
     assert journal._inner.asked == 3
     assert meet(journal).arrivals[1].brought.content == 4, "from here on it is asked"
 
@@ -177,29 +177,29 @@ def test_a_resume_point_makes_it_forget(journal):
     meet(journal)
     journal.forget()
     meet(journal, MEAN)
-    journal.tell_again()
-    assert meet(journal, MEAN).arrivals[1].brought.content == 2 and not journal.tells
+    journal.replay()
+    assert meet(journal, MEAN).arrivals[1].brought.content == 2 and not journal.replays
 
 
 def test_without_restarts_nothing_is_written_down():
     journal = Remembered(Between())
     meet(journal)
     take(journal, offer(1.0))
-    journal.tell_again()
-    assert not journal.tells
+    journal.replay()
+    assert not journal.replays
 
 
 def test_a_failure_ends_the_telling(journal):
     meet(journal)
-    journal.tell_again()
-    journal.stop_telling()
-    assert not journal.tells and meet(journal).arrivals[1].brought.content == 2
+    journal.replay()
+    journal.stop_replay()
+    assert not journal.replays and meet(journal).arrivals[1].brought.content == 2
 
 
 @pytest.mark.parametrize("ask", [lambda j: meet(j, MEAN), lambda j: take(j, offer(1.0))])
 def test_who_comes_elsewhere_is_told_nothing(journal, ask):
     meet(journal)
-    journal.tell_again()
+    journal.replay()
     with pytest.raises(PeerError, match=r"after its restart this data center came to .* had come to `round 1` before"):
         ask(journal)
 
@@ -210,7 +210,7 @@ def test_error_feedback_is_told_again(journal):
     take(journal, offer(1.0, before))
     before.commit()
     assert before.residual.tolist() == [1.0] * 3
-    journal.tell_again()
+    journal.replay()
     take(journal, offer(1.0, after))
     after.commit()
     assert after.residual.tolist() == [1.0] * 3

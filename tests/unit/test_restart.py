@@ -47,8 +47,8 @@ def test_restarts_are_counted_by_round():
 
 def test_continue_without():
     policy = RestartPolicy(limit=0, on_failure="continue_without")
-    assert policy.judge([failure()]).action == "sit out"
-    # The round's mean holds this data center's part already: there is nothing left to sit out.
+    assert policy.judge([failure()]).action == "miss the round"
+    # The round's mean holds this data center's part already: there is nothing left to miss.
     assert policy.judge([failure(averaged=True)]).action == "stop"
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -15,11 +17,12 @@ import time
 import pytest
 import pytorch_lightning as pl
 import torch
+from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
 from colearn_hpc import CoLearning
 from colearn_hpc.cli import main
-from colearn_hpc.cli.watch import fitted, view
+from colearn_hpc.cli.watch import Page, view
 from colearn_hpc.protocol.conversation import Conversation
 
 NOW = 1_000_000.0
@@ -46,6 +49,13 @@ def run(tmp_path):
         if changes is not None:
             (tmp_path / "centers" / name / "status.json").write_text(json.dumps(STATUS | changes))
     return tmp_path
+
+
+def fitted(run, now, history, columns, lines):
+    console = Console(width=columns, height=lines, color_system=None, highlight=False, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(Page(run, now, history).fitted(columns, lines))
+    return captured.get()
 
 
 def rows(page):
@@ -93,6 +103,7 @@ def test_a_job_that_has_ended(run, ended, said):
     summary(run, status=ended, stopped_by="rounds=8" if ended == "finished" else "", error="Error:\nout of luck")
     page = view(run, NOW)
     assert page.splitlines()[0] == f"{run}: {ended}, 0 rounds done {said}"
+    assert Page(run, NOW, 10).over
     assert "silent" not in page
 
 
@@ -101,26 +112,72 @@ def test_a_resumed_job_is_not_what_its_last_start_was(run):
     assert view(run, NOW).startswith(f"{run}: running")
 
 
+def test_a_requeue_is_no_end(run):
+    summary(run, status="interrupted", error="stopped by SIGUSR1")
+    for name in ("dc0", "dc2", "dc10"):
+        status(run, name, state="interrupted", seconds_left=None)
+    said = "interrupted, 0 rounds done (stopped by SIGUSR1); waiting for it to be started again"
+    assert said in view(run, NOW) and not Page(run, NOW, 10).over
+
+
 def test_history(run):
-    centers = [
-        {"shared_metrics": {"val_acc": 0.5}, "train_seconds": t, "wait_seconds": 9.0 - t, "exchange_seconds": None}
-        for t in (4.0, 6.0)
-    ]
+    times = [{"train_seconds": t, "wait_seconds": 9.0 - t, "exchange_seconds": None} for t in (4.0, 6.0)]
+    centers = [one | {"name": "dc0", "shared_metrics": {"val_acc": 0.5}} for one in times]
     record = {"local_epochs": 5, "epochs_done": 5, "relative_change": None, "centers": centers}
     records = [json.dumps(record | {"round": index}) for index in range(12)]
+    records[4] = "\x00" * 20
     (run / "rounds.jsonl").write_text("\n".join([*records, '{"round": 12, "loc']))
     page = view(run, NOW, history=3)
-    assert "12 rounds done" in page
+    assert "11 rounds done" in page
+    assert "rounds.jsonl: line 5 of 13 is damaged; its round is missing here" in page
+    assert "rounds.jsonl: line 13 of 13 is cut off or damaged; its round is missing here" in page
     table = page[page.index("round  T") :].splitlines()
     assert table[0].split() == ["round", "T", "epochs", "change", "val_acc", "train", "s", "wait", "s", "exchange", "s"]
-    assert [line.split() for line in table[2:]] == [
+    assert [line.split() for line in table[1:]] == [
         [str(index), "5", "5", "-", "0.5000", "6.0", "5.0", "0.00"] for index in (9, 10, 11)
     ]
 
 
 def test_no_run_there(tmp_path, capsys):
     assert main(["watch", str(tmp_path / "nothing")]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is no run folder: it is not there; give runs/NAME" in capsys.readouterr().err
+    assert main(["watch", str(tmp_path)]) == 2
+    assert "is no run folder: it has no centers/" in capsys.readouterr().err
+
+
+def test_every_data_center_that_is_known(run):
+    """Those of the summary too, whose folders may lie where nobody else may look; and statuses that lie apart."""
+    summary(run, centers=["dc0", "dc2", "dc10", "lyon"], status="running")
+    (run / "status").mkdir()
+    (run / "status" / "graz.json").write_text(json.dumps(STATUS | {"host": "apart"}))
+    (run / "status" / "dc0.json").write_text(json.dumps(STATUS | {"host": "apart"}))
+    shown = rows(view(run, NOW).replace("graz", "dc-graz").replace("lyon", "dc-lyon"))
+    assert set(shown) == {"dc0", "dc2", "dc10", "dc-lyon", "dc-graz"}
+    assert shown["dc0"].endswith("apart") and shown["dc-graz"].endswith("apart") and "no sign" in shown["dc-lyon"]
+
+
+EVIL = "\x1b[2J\x1b]0;owned\x07[red]\u202e"
+
+
+def test_no_file_steers_the_terminal(run):
+    shown = r"\x1b[2J\x1b]0;owned\x07[red]\u202e"
+    (run / "centers" / f"dc{EVIL}").mkdir()
+    status(run, f"dc{EVIL}", state=EVIL, host=EVIL)
+    center = {"name": EVIL, "shared_metrics": {EVIL: 0.5}}
+    record = {"round": 0, "local_epochs": 5, "epochs_done": 5, "centers": [center]}
+    (run / "rounds.jsonl").write_text(json.dumps(record) + "\n")
+    for ended in ("failed", "running"):
+        summary(run, status=ended, error=f"ValueError: {EVIL}", centers=[EVIL, 3])
+        for page in (view(run, NOW + 100), fitted(run, NOW + 100, 5, 200, 40), fitted(run, NOW + 100, 5, 40, 6)):
+            assert not {"\x1b", "\x07", "\u202e"} & set(page)
+        assert view(run, NOW + 100).count(shown) >= 5
+    assert view(run, NOW, 0).count(shown) >= 3
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"time": "now"}', '{"time": 1e999}', '{"time": 1, "round": [1]}'])
+def test_a_damaged_status_is_no_sign_of_life(run, content):
+    (run / "centers" / "dc0" / "status.json").write_text(content)
+    assert "no sign of life yet" in rows(view(run, NOW))["dc0"]
 
 
 class Tiny(pl.LightningModule):
@@ -165,44 +222,88 @@ def test_it_fits_the_terminal(tmp_path, columns, lines, centers):
     for index in range(centers):
         (run / "centers" / f"dc{index}").mkdir(parents=True)
         status(run, f"dc{index}", host="a-node-with-a-long-name.of.a.cluster.example.org")
-    one = {"shared_metrics": {"val_acc": 0.5}, "train_seconds": 1.0, "wait_seconds": 1.0, "exchange_seconds": None}
+    one = {"name": "dc0", "shared_metrics": {"val_acc": 0.5}, "train_seconds": 1.0, "wait_seconds": 1.0}
     record = {"local_epochs": 5, "epochs_done": 5, "relative_change": None, "centers": [one]}
     (run / "rounds.jsonl").write_text("".join(json.dumps(record | {"round": r}) + "\n" for r in range(40)))
     page = fitted(run, NOW, 100, columns, lines).splitlines()
     assert len(page) < lines or lines == 6, "\n".join(page)
     assert max(map(len, page)) <= columns
+    said = " ".join(" ".join(page).split())
     if columns >= 80:
-        assert "this round's end in about 2 min" in " ".join(page)
+        assert "this round's end in about 2 min" in said
+        assert all(f"dc{index} " in said for index in range(centers)), "every data center, if only with its state"
+        assert page[-1].split()[0] == "39", "the last round"
     if (centers, lines) == (3, 24):
-        assert page[-1].startswith("39 "), "the last round"
         assert len(page) == 23
-    if (centers, lines) == (30, 24):
-        assert "more data centers" in page[-1]
+    if (centers, lines) == (30, 6):
+        assert "... 29 more data ce" in said
+
+
+def test_the_silent_ones_are_shown_first_where_only_states_fit(tmp_path):
+    for index in range(30):
+        (tmp_path / "centers" / f"dc{index}").mkdir(parents=True)
+        status(tmp_path, f"dc{index}", time=NOW - 3600 * (index == 17))
+    page = fitted(tmp_path, NOW, 0, 80, 12).splitlines()
+    assert page[page.index("") + 1].startswith("dc17 silent (training)")
+
+
+class Terminal:
+    """``watch`` on a terminal of 80 x 24, and what it has written there."""
+
+    def __init__(self, run):
+        script = f"from colearn_hpc.cli import main; raise SystemExit(main(['watch', {str(run)!r}, '--interval=0.1']))"
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, start_new_session=True, **streams
+        )
+        os.close(slave)
+        self.said = b""
+
+    def wait_for(self, text, times=1):
+        """Read until the text has come so often since the last call."""
+        start = len(self.said)
+        while re.sub(rb"\s+", b" ", self.said[start:]).count(text.encode()) < times:
+            self.said += os.read(self.master, 4096)
+
+    def end(self) -> str:
+        with contextlib.suppress(OSError):  # Linux's word for the end of a terminal
+            while more := os.read(self.master, 4096):
+                self.said += more
+        os.close(self.master)
+        assert self.process.wait() == 0
+        return self.said.decode()
 
 
 def test_on_a_terminal(run):
     """Refreshed in place until Ctrl-C; a page never scrolls."""
-    script = f"from colearn_hpc.cli import main; raise SystemExit(main(['watch', {str(run)!r}, '--interval=0.1']))"
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
     status(run, "dc0", time=time.time() + 3600)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
-    )
-    os.close(slave)
-    said = b""
-    while said.count(b"\033[H") < 4:
-        said += os.read(master, 4096)
-    process.send_signal(signal.SIGINT)
-    with contextlib.suppress(OSError):  # Linux's word for the end of a terminal
-        while more := os.read(master, 4096):
-            said += more
-    os.close(master)
-    assert process.wait() == 0
-    frames = said.decode().split("\033[H")[1:]
-    assert all(frame.count("\n") < 24 and "running" in frame for frame in frames[:3])
-    assert "Traceback" not in said.decode()
+    terminal = Terminal(run)
+    terminal.wait_for("running", times=4)
+    terminal.process.send_signal(signal.SIGINT)
+    said = terminal.end()
+    frames = said.split("running")
+    assert all(frame.count("\n") < 24 for frame in frames[:4])
+    assert "Traceback" not in said
+
+
+def test_it_waits_for_a_run_and_through_its_requeue_until_the_end(tmp_path):
+    folder = tmp_path / "r"
+    terminal = Terminal(folder)
+    terminal.wait_for("not there yet; waiting for the run to begin", times=2)
+    (folder / "centers" / "dc0").mkdir(parents=True)
+    status(folder, "dc0", time=time.time())
+    terminal.wait_for("running, 0 rounds done", times=2)
+    status(folder, "dc0", state="interrupted", time=time.time())
+    summary(folder, status="interrupted", error="stopped by SIGUSR1")
+    terminal.wait_for("waiting for it to be started again", times=2)
+    status(folder, "dc0", time=time.time())
+    terminal.wait_for("running, 0 rounds done", times=2)
+    status(folder, "dc0", state="finished", time=time.time())
+    summary(folder, status="finished", stopped_by="rounds=8")
+    assert "finished, 0 rounds done (rounds=8)" in " ".join(terminal.end().split())
 
 
 def test_a_terminal_that_can_do_nothing(run, monkeypatch, capsys):

@@ -16,7 +16,7 @@ SOURCES: dict[str, tuple[str, str, str]] = {
     "cifar10": ("cifar10", "Cifar10", "CIFAR-10, python pickles or binary, folder or archive"),
     "csv-text": ("csv_text", "CsvText", "any CSV with a column of text and columns of labels"),
     "digits": ("digits", "Digits", "scikit-learn's 1,797 handwritten digits, 8 x 8; needs no download"),
-    "imagefolder": ("imagefolder", "ImageFolder", "a folder, zip or tar of split/class/*.jpg|png"),
+    "imagefolder": ("imagefolder", "ImageFolder", "a folder, zip or tar of class/*.jpg|png, or split/class/*"),
     "imagenet": ("imagenet", "ImageNet", "ILSVRC2012: official tars, Kaggle's layout, or split/class/*.JPEG"),
     "speech-commands": ("speech_commands", "SpeechCommands", "Google's one-word clips, v0.01 or v0.02"),
     "toxic": ("toxic", "Toxic", "Kaggle's toxic comments: train.csv, test.csv, test_labels.csv"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from colearn_hpc.data.shard_info import blocks
+from colearn_hpc.data.paths import expanded
+from colearn_hpc.data.shard_file import blocks
 from colearn_hpc.data.sources.base import Contents, Item, Source
 from colearn_hpc.data.sources.tree import file_fingerprint
 from colearn_hpc.errors import DataError
@@ -23,6 +25,7 @@ TRAIN_FILES = {
     "both": ("bal_train.h5", "unbal_train.h5"),
 }
 TEST_FILE = "eval.h5"
+MOST_NUMBERS = 2**20  # of one clip; HDF5 announces any shape in a few bytes
 NAMES_FILE = "class_labels_indices.csv"
 
 
@@ -55,7 +58,7 @@ class AudioSet(Source):
         return cls(options.src, options.train)
 
     def __init__(self, path: str, train: str = "both") -> None:
-        self._folder = Path(path).expanduser()
+        self._folder = expanded(path, "SRC")
         if not self._folder.is_dir():
             raise DataError(f"{self._folder}: is no folder; name the one that holds {TEST_FILE}.")
         self._train = train
@@ -117,7 +120,7 @@ class AudioSet(Source):
                 raise DataError(f"{path}: needs data sets x and y, found {', '.join(file) or 'nothing'}.")
             if y.ndim != 2 or y.dtype.kind not in "bui" or not y.shape[1]:
                 raise DataError(f"{path}: y is {y.dtype} {y.shape}, expected bool (N, classes).")
-            if x.ndim != 3 or x.dtype not in (np.uint8, np.float32) or 0 in x.shape[1:]:
+            if x.ndim != 3 or x.dtype not in (np.uint8, np.float32) or not 0 < math.prod(x.shape[1:]) <= MOST_NUMBERS:
                 raise DataError(
                     f"{path}: x is {x.dtype} {x.shape}, expected uint8 (N, 10, 128) or float32 (N, 240, 64)."
                 )

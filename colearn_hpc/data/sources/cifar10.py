@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from colearn_hpc.data.sources.base import Contents, Item, Source
+from colearn_hpc.data.sources.base import Contents, Item, Source, check_class
 from colearn_hpc.data.sources.restricted_pickle import unpickle
 from colearn_hpc.data.sources.tree import FolderTree, open_tree
 from colearn_hpc.errors import DataError
@@ -185,9 +185,12 @@ class Cifar10(Source):
     def _classes(self, name: str, content: bytes) -> tuple[str, ...]:
         where = f"{self._tree.path}: {name}"
         names = _dictionary(content, where).get("label_names")
-        if not isinstance(names, list) or len(names) < 2:
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(n, str | bytes) for n in names):
             raise DataError(f"{where} has no label_names; delete or replace it.")
-        return tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names)
+        classes = tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names)
+        for label in classes:
+            check_class(label, where)
+        return classes
 
 
 def _dictionary(content: bytes, where: str) -> dict[str, Any]:
@@ -197,7 +200,9 @@ def _dictionary(content: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where} {error}. Do not trust it; download it again.") from error
     if not isinstance(found, dict):
         raise DataError(f"{where} holds a {type(found).__name__}, expected a dictionary. Download it again.")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+    if not all(isinstance(key, str | bytes) for key in found):
+        raise DataError(f"{where} holds a dictionary whose keys are no names. Download it again.")
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in found.items()}
 
 
 def _md5(file: Any) -> str:

@@ -5,15 +5,29 @@ from __future__ import annotations
 import argparse
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable, single_labels
+from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable, number_classes
 from colearn_hpc.data.sources.tree import Tree, open_tree
 from colearn_hpc.data.sources.wav import MAX_RATE, read_wav, to_clip
 from colearn_hpc.errors import DataError
+
+
+class Members(NamedTuple):
+    """The clips of a tree.
+
+    Attributes:
+        splits: split → (name, class) of its clips.
+        notes: what a user should know.
+        unsplit: the names tell no split, and all clips are in ``train``.
+    """
+
+    splits: dict[str, list[tuple[str, str]]]
+    notes: tuple[str, ...] = ()
+    unsplit: bool = False
 
 
 class ClipSource(Source):
@@ -51,19 +65,28 @@ class ClipSource(Source):
         return self._tree.fingerprint()
 
     @abstractmethod
-    def members(self, names: list[str]) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]], list[str]]:
-        """(classes, split → [(name, label)], notes) for the names of all files."""
+    def members(self, names: list[str]) -> Members:
+        """Which of all files are clips, and what their names say."""
 
     def scan(self) -> Contents:
         """Splits, classes and labels, from the names alone."""
-        classes, members, notes = self.members([name for name, _ in self._tree.files()])
-        labels: dict[str, NDArray[np.int64]] = {}
-        for split, pairs in members.items():
-            if pairs:
-                labels[split] = single_labels([label for _, label in pairs])
-                self._places.update((name, (split, index)) for index, (name, _) in enumerate(pairs))
-        metadata = {"scale": 1 / 32768, "sample_rate": self._rate}
-        return Contents("classification", "wave", classes, labels, metadata=metadata, notes=tuple(notes))
+        members = self.members([name for name, _ in self._tree.files()])
+        names = {split: [name for name, _ in pairs] for split, pairs in members.splits.items() if pairs}
+        classes, labels = number_classes(
+            {split: [label for _, label in pairs] for split, pairs in members.splits.items()}, self._tree.path
+        )
+        for split, own in names.items():
+            self._places.update((name, (split, index)) for index, name in enumerate(own))
+        return Contents(
+            "classification",
+            "wave",
+            classes,
+            labels,
+            metadata={"scale": 1 / 32768, "sample_rate": self._rate},
+            notes=members.notes,
+            names=names,
+            unsplit=members.unsplit,
+        )
 
     def read(self) -> Iterator[Item]:
         """Every clip."""
@@ -87,7 +110,7 @@ class ClipSource(Source):
         if isinstance(content, Unreadable):
             return content
         try:
-            return to_clip(*read_wav(content), self._rate, self._samples)
+            return to_clip(*read_wav(content, (self._rate, self._samples)), self._rate, self._samples)
         except DataError as error:
             return Unreadable(name, str(error))
 

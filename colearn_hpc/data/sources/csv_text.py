@@ -4,147 +4,167 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from colearn_hpc.data.sources.base import Contents, Unreadable, single_labels
-from colearn_hpc.data.sources.csv_rows import CsvFile
+from colearn_hpc.data.paths import expanded
+from colearn_hpc.data.sources.base import Contents, Unreadable, number_classes
+from colearn_hpc.data.sources.csv_rows import QUOTINGS, CsvFile, CsvForm
 from colearn_hpc.data.sources.text import TextSource, combined_fingerprint
 from colearn_hpc.errors import DataError
 
 MOST_CLASSES = 10_000
+_LONG_ROW = 100  # lines
 
 
 class CsvText(TextSource):
     """One label column: its values are the classes. Several: each is a label with 0, 1, or −1 for "not known".
 
-    Without ``test`` a fixed, stratified tenth of the rows becomes the test set (several labels: any tenth); it does
-    not follow ``--seed``.
-
     Args:
-        path: training CSV, UTF-8, with a head line.
-        text: name of the text column.
+        path: CSV with the training rows.
+        text: name of the text column, or several: their texts are put one behind the other.
         labels: names of the label columns.
         test: CSV of the test rows.
         val: CSV of the validation rows.
-        delimiter: between the columns.
+        form: how the files are written.
         **options: see :class:`TextSource`.
     """
 
     name = "csv-text"
+    test_fraction = 0.1
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """SRC, the columns, further files."""
         parser.add_argument("src", metavar="SRC", help="CSV file with the training rows")
-        parser.add_argument("--text", required=True, metavar="COLUMN", help="name of the text column")
+        parser.add_argument(
+            "--text", required=True, metavar="COLUMN,…", help="text column; several are put one behind the other"
+        )
         parser.add_argument(
             "--labels", required=True, metavar="COLUMN,…", help="one column: classes; several: 0/1 each"
         )
-        parser.add_argument("--test", metavar="FILE", help="CSV with the test rows (default: a tenth of SRC)")
+        parser.add_argument("--test", metavar="FILE", help="CSV with the test rows")
         parser.add_argument("--val", metavar="FILE", help="CSV with the validation rows")
         parser.add_argument("--delimiter", default=",", help="between the columns; \\t for tab (default: %(default)s)")
+        parser.add_argument(
+            "--quoting", choices=QUOTINGS, help="whether fields may stand in double quotes (default: none for tabs)"
+        )
+        parser.add_argument("--encoding", help="of the files, e.g. cp1252 (default: UTF-8, or as their mark says)")
+        parser.add_argument("--columns", metavar="NAME,…", help="names of the columns of files without a head line")
         cls.add_text_arguments(parser)
 
     @classmethod
     def from_arguments(cls, options: argparse.Namespace) -> CsvText:
         """From the options."""
-        labels = tuple(name.strip() for name in options.labels.split(","))
-        return cls(
-            options.src,
-            options.text,
-            labels,
-            test=options.test,
-            val=options.val,
+        form = CsvForm(
             delimiter=options.delimiter.replace("\\t", "\t"),
-            **cls.text_options(options),
+            quoting=options.quoting,
+            encoding=options.encoding,
+            columns=_names(options.columns) if options.columns is not None else None,
+            set_by_options=True,
         )
+        texts, labels, files = _names(options.text), _names(options.labels), {"test": options.test, "val": options.val}
+        return cls(options.src, texts, labels, form=form, **files, **cls.text_options(options))
 
     def __init__(
         self,
         path: str,
-        text: str,
+        text: str | tuple[str, ...],
         labels: tuple[str, ...],
         test: str | None = None,
         val: str | None = None,
-        delimiter: str = ",",
+        form: CsvForm = CsvForm(),  # noqa: B008 (frozen)
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if len(delimiter) != 1:
-            raise DataError(f"--delimiter: {delimiter!r} was set; one character is needed.")
-        if not all(labels) or len({text, *labels}) <= len(labels):
-            raise DataError(f"--labels: {', '.join(labels)} and --text {text} must be different columns.")
-        self._columns = (text, *labels)
-        self._delimiter = delimiter
-        given = (("train", path), ("val", val), ("test", test))
+        texts = (text,) if isinstance(text, str) else text
+        self._columns = (*texts, *labels)
+        if not (texts and labels and all(self._columns)) or len(set(self._columns)) < len(self._columns):
+            raise DataError(f"--labels: {', '.join(labels)} and --text {', '.join(texts)} must be different columns.")
+        self._texts = len(texts)
+        self._form = form
+        given = {"train": (path, "SRC"), "val": (val, "--val"), "test": (test, "--test")}
         self._files = {
-            split: CsvFile(Path(name).expanduser(), delimiter=delimiter) for split, name in given if name is not None
+            split: CsvFile(expanded(name, option), form=form)
+            for split, (name, option) in given.items()
+            if name is not None
         }
         for file in self._files.values():
             if not file.path.is_file():
                 raise DataError(f"{file.path}: there is no such file; correct the path.")
-        self._test_rows: NDArray[np.bool_] | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """Columns, and what the texts' own are."""
-        return super().parameters() | {"columns": list(self._columns), "delimiter": self._delimiter}
+        """Columns, form, and what the texts' own are."""
+        columns = {"columns": list(self._columns), "text_columns": self._texts}
+        form = asdict(self._form)
+        del form["set_by_options"]
+        return super().parameters() | columns | {"form": form}
 
     def fingerprint(self) -> str:
         """Of all files."""
         return combined_fingerprint([f"{split}={file.fingerprint()}" for split, file in self._files.items()])
 
-    def labelled(self) -> Contents:
+    def scan(self) -> Contents:
         """Classes and labels of all rows; a row that cannot be read gets any label, it never arrives."""
-        raw = {split: self._raw_labels(file) for split, file in self._files.items()}
-        names = self._columns[1:]
+        notes: list[str] = []
+        raw = {split: self._raw_labels(file, notes) for split, file in self._files.items()}
+        unsplit = "test" not in raw
+        names = self._columns[self._texts :]
         if len(names) > 1:
-            task, classes = "multilabel", names
-            labels: dict[str, NDArray[Any]] = {
-                s: np.array(r, dtype=np.int8).reshape(-1, len(names)) for s, r in raw.items()
-            }
-        else:
-            task = "classification"
-            classes = tuple(sorted({value for value in raw["train"] if value is not None}))
-            if not 1 <= len(classes) <= MOST_CLASSES:
-                raise DataError(
-                    f"{self._files['train']}: column {names[0]} has {len(classes)} classes; is it the right one?"
-                )
-            number: dict[Any, int] = {value: i for i, value in enumerate(classes)} | {None: 0}
-            for split, values in raw.items():
-                if unknown := sorted({value for value in values if value not in number}):
-                    raise DataError(
-                        f"{self._files[split]}: has classes that the training rows have not: {', '.join(unknown[:5])}."
-                    )
-            labels = {split: single_labels([number[value] for value in values]) for split, values in raw.items()}
-        if "test" not in labels:
-            self._test_rows = _tenth(labels["train"])
-            labels["test"], labels["train"] = labels["train"][self._test_rows], labels["train"][~self._test_rows]
-        return Contents(task, "tokens", classes, labels)
+            labels = {split: np.array(rows, dtype=np.int8).reshape(-1, len(names)) for split, rows in raw.items()}
+            return Contents(
+                "multilabel", "tokens", names, labels, encoding="tokens", notes=tuple(notes), unsplit=unsplit
+            )
+        known = sorted({value for value in raw["train"] if value is not None})
+        if not 1 <= len(known) <= MOST_CLASSES:
+            raise DataError(f"{self._files['train']}: column {names[0]} has {len(known)} classes; is it the right one?")
+        filled = {split: [known[0] if value is None else value for value in rows] for split, rows in raw.items()}
+        classes, numbers = number_classes(filled, self._files["train"])
+        return Contents(
+            "classification", "tokens", classes, numbers, encoding="tokens", notes=tuple(notes), unsplit=unsplit
+        )
 
     def texts(self) -> Iterator[tuple[str, int, str | Unreadable]]:
         """File by file."""
         for split, file in self._files.items():
-            count = {"train": 0, "val": 0, "test": 0}
             for row, (line, values) in enumerate(file.rows(self._columns)):
-                target = "test" if split == "train" and self._test_rows is not None and self._test_rows[row] else split
-                if not isinstance(values, Unreadable) and self._label(values[1:]) is None:
-                    values = Unreadable(f"{file}, line {line}", f"has the labels {', '.join(values[1:])[:60]!r}")
-                yield target, count[target], values if isinstance(values, Unreadable) else values[0]
-                count[target] += 1
+                text: str | Unreadable
+                if isinstance(values, Unreadable):
+                    text = values
+                elif self._label(values[self._texts :]) is None:
+                    labels = ", ".join(values[self._texts :])[:60]
+                    text = Unreadable(f"{file}, line {line}", f"has the labels {labels!r}")
+                else:
+                    text = " ".join(values[: self._texts])
+                yield split, row, text
 
-    def _raw_labels(self, file: CsvFile) -> list[Any]:
-        several = len(self._columns) > 2
-        filler = [0] * (len(self._columns) - 1) if several else None
+    def _raw_labels(self, file: CsvFile, notes: list[str]) -> list[Any]:
+        several = len(self._columns) - self._texts > 1
+        filler = [0] * (len(self._columns) - self._texts) if several else None
         found = []
-        for _, values in file.rows(self._columns):
-            label = None if isinstance(values, Unreadable) else self._label(values[1:])
+        before = 0
+        first_fault: Unreadable | None = None
+        readable = False
+        for line, values in file.rows(self._columns):
+            if isinstance(values, Unreadable):
+                first_fault = first_fault or values
+            else:
+                readable = True
+            label = None if isinstance(values, Unreadable) else self._label(values[self._texts :])
             found.append(filler if label is None else label)
+            # A text may hold line ends. Where quotes are no quotes, two of them swallow all rows between.
+            if line - before > _LONG_ROW:
+                notes.append(
+                    f"{file}: the row that ends in line {line} has {line - before} lines; if quotes are characters "
+                    "like any other here, set --quoting none"
+                )
+            before = line
         if not found:
             raise DataError(f"{file}: has no rows below its head.")
+        if first_fault is not None and not readable:
+            raise DataError(f"{first_fault.name}: {first_fault.reason}; no row of the file can be read.")
         return found
 
     def _label(self, values: list[str]) -> Any:
@@ -155,12 +175,5 @@ class CsvText(TextSource):
         return None if None in labels else labels
 
 
-def _tenth(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    rng = np.random.RandomState(0)
-    chosen = np.zeros(len(labels), dtype=np.bool_)
-    groups = [np.arange(len(labels))]
-    if labels.ndim == 1:
-        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    for members in groups:
-        chosen[rng.permutation(members)[: round(0.1 * members.size)]] = True
-    return chosen
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))

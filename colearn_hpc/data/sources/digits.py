@@ -16,9 +16,6 @@ from colearn_hpc.data.sources.base import Contents, Item, Source
 class Digits(Source):
     """1,797 digits of 8 × 8 pixels with 17 grey levels, as (1, 8, 8) uint8; 10 classes.
 
-    The split into 80 % training and 20 % test is fixed and stratified; it does not follow ``--seed``, so that
-    results with several seeds share one test set.
-
     Source: Alpaydin and Kaynak, UCI, test half of "Optical Recognition of Handwritten Digits".
     """
 
@@ -39,7 +36,6 @@ class Digits(Source):
         digits = load_digits()
         self._images: NDArray[np.uint8] = digits.images.astype(np.uint8)[:, np.newaxis]
         self._labels: NDArray[np.int64] = digits.target.astype(np.int64)
-        self._positions = _stratified(self._labels, test_fraction=0.2)
 
     def parameters(self) -> dict[str, Any]:
         """Digits have no options."""
@@ -55,25 +51,12 @@ class Digits(Source):
             task="classification",
             kind="image",
             classes=tuple("0123456789"),
-            labels={split: self._labels[positions] for split, positions in self._positions.items()},
+            labels={"train": self._labels},
             metadata={"scale": 1 / 16},
+            unsplit=True,
         )
 
     def read(self) -> Iterator[Item]:
-        """Both splits, in scikit-learn's order."""
-        for split, positions in self._positions.items():
-            for index, position in enumerate(positions):
-                yield Item(split, index, self._images[position])
-
-
-def _stratified(labels: NDArray[np.int64], test_fraction: float) -> dict[str, NDArray[np.int64]]:
-    rng = np.random.RandomState(0)
-    test = np.sort(
-        np.concatenate(
-            [
-                rng.permutation(members)[: round(test_fraction * members.size)]
-                for members in (np.flatnonzero(labels == label) for label in np.unique(labels))
-            ]
-        )
-    )
-    return {"train": np.setdiff1d(np.arange(labels.size), test), "test": test}
+        """Every digit, in scikit-learn's order."""
+        for position, image in enumerate(self._images):
+            yield Item("train", position, image)

@@ -1,17 +1,17 @@
-"""Any tree of ``split/class/*.jpg|png``: a folder, a zip or a tar."""
+"""Any tree of ``split/class/*.jpg|png`` or ``class/*.jpg|png``: a folder, a zip or a tar."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from colearn_hpc.data.images import decode_image
-from colearn_hpc.data.sources.base import SPLITS, Contents, Item, Source, Unreadable, single_labels
+from colearn_hpc.data.images import SCALES, decode_image
+from colearn_hpc.data.sources.base import SPLITS, Contents, Item, Source, Unreadable, left_out, number_classes
 from colearn_hpc.data.sources.tree import open_tree
 from colearn_hpc.errors import DataError
 
-ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -24,10 +24,10 @@ SPLIT_NAMES = {
 
 
 class ImageFolder(Source):
-    """Images in folders named by split and class, decoded to (3, H, W) uint8.
+    """Images in folders named by split and class, or by class alone, decoded to (3, H, W).
 
-    A common top folder is skipped. Classes are the folders of the training split, sorted by name. All images
-    must have one size, or be resized.
+    A common top folder is skipped. Classes are the folders, sorted by name. All images must have one size, or be
+    resized.
 
     Args:
         path: folder, zip or tar.
@@ -39,7 +39,7 @@ class ImageFolder(Source):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """SRC and --size."""
-        parser.add_argument("src", metavar="SRC", help="folder, .zip or .tar(.gz) of split/class/*.jpg|png")
+        parser.add_argument("src", metavar="SRC", help="folder, .zip or .tar(.gz) of (split/)class/*.jpg|png")
         parser.add_argument("--size", type=int, metavar="PIXELS", help="resize every image to PIXELS x PIXELS")
 
     @classmethod
@@ -53,7 +53,7 @@ class ImageFolder(Source):
         self._tree = open_tree(path)
         self._size = size
         self._places: dict[str, tuple[str, int]] = {}
-        self._shape: tuple[int, ...] | None = None
+        self._first: tuple[str, tuple[int, ...], str] | None = None  # name, shape and type of the first image
 
     def parameters(self) -> dict[str, Any]:
         """The size."""
@@ -67,36 +67,56 @@ class ImageFolder(Source):
         """Splits, classes and labels, from the names alone."""
         files = [name for name, _ in self._tree.files()]
         images = [name for name in files if name.lower().endswith(ENDINGS)]
-        others = len(files) - len(images)
-        notes = [f"{others} files are no images and were left out"] if others else []
+        notes = left_out(files, images, "are no images")
         if not images:
             raise DataError(f"{self._tree.path}: holds no images ({', '.join(ENDINGS)}) among {len(files)} files.")
+        members, unsplit = self._members(images)
+        names = {split: [name for name, _ in pairs] for split, pairs in members.items() if pairs}
+        classes, labels = number_classes({s: [c for _, c in pairs] for s, pairs in members.items()}, self._tree.path)
+        for split, own in names.items():
+            self._places.update((name, (split, index)) for index, name in enumerate(own))
+        return Contents(
+            "classification",
+            "image",
+            classes,
+            labels,
+            notes=notes,
+            names=names,
+            unsplit=unsplit,
+        )
+
+    def _members(self, images: list[str]) -> tuple[dict[str, list[tuple[str, str]]], bool]:
+        """Split → (name, class) of its images, and whether the folders tell no split."""
+        placed = _without_common_top(images)
         members: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-        for name, parts in _without_common_top(images):
+        if all(len(parts) >= 2 and parts[0].lower() not in SPLIT_NAMES for _, parts in placed):
+            members["train"] = [(name, parts[0]) for name, parts in placed]
+            return members, True
+        for name, parts in placed:
             split = SPLIT_NAMES.get(parts[0].lower())
             if split is None or len(parts) < 3:
                 raise DataError(
                     f"{self._tree.path}: {name} is not at split/class/image; expected folders train/ and test/ or val/ "
-                    "with a folder per class in each. Move the images there."
+                    "with a folder per class in each, or folders of classes alone. Move the images there."
                 )
             members[split].append((name, parts[1]))
         if not members["train"]:
             raise DataError(f"{self._tree.path}: has no folder train/ with images; name the training folder train.")
-        classes = tuple(sorted({label for _, label in members["train"]}))
-        number = {label: i for i, label in enumerate(classes)}
-        labels = {}
-        for split, pairs in members.items():
-            if unknown := sorted({label for _, label in pairs} - set(classes)):
-                raise DataError(
-                    f"{self._tree.path}: {split}/ has classes that train/ has not: {', '.join(unknown[:5])}; "
-                    "give both the same folders."
-                )
-            if pairs:
-                labels[split] = single_labels([number[label] for _, label in pairs])
-                self._places.update((name, (split, index)) for index, (name, _) in enumerate(pairs))
-        if "test" not in labels:
-            notes.append("there is no test/ folder, so no test.h5 is written")
-        return Contents("classification", "image", classes, labels, metadata={"scale": 1 / 255}, notes=tuple(notes))
+        return members, False
+
+    def learn(self, is_training: Callable[[str, int], bool]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The type of the first image that can be read tells the scale of all."""
+        kind = "uint8"
+        for name, content in self._tree.read(self._places):
+            decoded = content if isinstance(content, Unreadable) else self._decode(name, content)
+            if not isinstance(decoded, Unreadable):
+                kind = str(decoded.dtype)
+                break
+        white = {"uint8": ", 255 is white", "uint16": ", 65535 is white", "float32": " as in the files"}[kind]
+        resized = f", resized to {self._size} x {self._size} (bilinear)" if self._size else ""
+        done = f"decoded to 3 planes of {kind}{white}; turned upright as EXIF says{resized}"
+        notes = () if kind == "uint8" else (f"grey images of more than 8 bits are kept as {kind}{white}",)
+        return {"scale": SCALES[kind], "preparation": done}, notes
 
     def read(self) -> Iterator[Item]:
         """Every image, decoded."""
@@ -109,12 +129,18 @@ class ImageFolder(Source):
             image = decode_image(content, self._size)
         except DataError as error:
             return Unreadable(name, str(error))
-        self._shape = self._shape or image.shape
-        if image.shape != self._shape:
+        self._first = self._first or (name, image.shape, str(image.dtype))
+        other, (_, rows, columns), kind = self._first
+        if image.shape[1:] != (rows, columns):
             height, width = image.shape[1:]
             raise DataError(
-                f"{self._tree.path}: {name} has {width} x {height} pixels, those before it {self._shape[2]} x "
-                f"{self._shape[1]}; set --size PIXELS to bring all to one size."
+                f"{self._tree.path}: {name} has {width} x {height} pixels, those before it {columns} x {rows}; set "
+                "--size PIXELS to bring all to one size."
+            )
+        if image.dtype != kind:
+            raise DataError(
+                f"{self._tree.path}: {name} is {image.dtype}, {other} is {kind}; bring all images to one depth, since "
+                "what is white in one is dark in the other."
             )
         return image
 
@@ -123,6 +149,6 @@ def _without_common_top(names: list[str]) -> list[tuple[str, list[str]]]:
     split = [(name, name.split("/")) for name in names]
     while True:
         tops = {parts[0] for _, parts in split}
-        if len(tops) > 1 or min(len(parts) for _, parts in split) < 2 or tops.pop().lower() in SPLIT_NAMES:
+        if len(tops) > 1 or min(len(parts) for _, parts in split) < 3 or tops.pop().lower() in SPLIT_NAMES:
             return split
         split = [(name, parts[1:]) for name, parts in split]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from colearn_hpc.data.images import verify_image
-from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable, single_labels
+from colearn_hpc.data.paths import expanded
+from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable, number_classes
 from colearn_hpc.data.sources.imagefolder import ENDINGS
 from colearn_hpc.data.sources.imagenet_devkit import read_ground_truth
 from colearn_hpc.data.sources.text import combined_fingerprint
@@ -25,6 +26,7 @@ from colearn_hpc.data.sources.tree import (
     open_tree,
     safe_name,
     tar_members,
+    too_large,
 )
 from colearn_hpc.errors import DataError
 
@@ -32,6 +34,7 @@ TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 SOLUTION = "LOC_val_solution.csv"
 # Mean and deviation that every published ImageNet network uses; ours would need all images decoded.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPARATION = "files kept as they are; turned upright as EXIF says when they are read"
 _WNID = re.compile(r"n\d{8}")
 _VAL_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
@@ -64,7 +67,7 @@ class ImageNet(Source):
         return cls(options.src)
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path).expanduser()
+        self._path = expanded(path, "SRC")
         self._official = (self._path / TRAIN_TAR).is_file()
         self._tree: Tree | None = None if self._official else open_tree(self._path)
         if self._official and not (self._path / VAL_TAR).is_file():
@@ -88,18 +91,12 @@ class ImageNet(Source):
             raise DataError(
                 f"{self._path}: has no training images in class folders; see `colearn-hpc data imagenet -h`."
             )
-        classes = tuple(sorted({label for _, label in labelled["train"]}))
-        number = {label: i for i, label in enumerate(classes)}
-        labels = {}
-        for split, pairs in labelled.items():
-            if unknown := {label for _, label in pairs} - set(classes):
-                raise DataError(f"{self._path}: {split} has the class {min(unknown)}, which train has not.")
-            if pairs:
-                labels[split] = single_labels([number[label] for _, label in pairs])
-                self._places.update((name, (split, index)) for index, (name, _) in enumerate(pairs))
-        notes = () if "val" in labels else ("there are no validation images, so no val.h5 is written",)
-        metadata = {"scale": 1 / 255, "mean": list(MEAN), "std": list(STD)}
-        return Contents("classification", "image", classes, labels, encoding="jpeg", metadata=metadata, notes=notes)
+        names = {split: [name for name, _ in pairs] for split, pairs in labelled.items() if pairs}
+        classes, labels = number_classes({s: [wnid for _, wnid in pairs] for s, pairs in labelled.items()}, self._path)
+        for split, own in names.items():
+            self._places.update((name, (split, index)) for index, name in enumerate(own))
+        metadata = {"scale": 1 / 255, "mean": list(MEAN), "std": list(STD), "preparation": PREPARATION}
+        return Contents("classification", "image", classes, labels, encoding="jpeg", metadata=metadata, names=names)
 
     def read(self) -> Iterator[Item]:
         """Every image's bytes."""
@@ -124,11 +121,11 @@ class ImageNet(Source):
             val.append((name, wnid_of[int(match[1])]))
         return {"train": sorted(train), "val": sorted(val)}
 
-    def _read_official(self) -> Iterator[tuple[str, bytes]]:
+    def _read_official(self) -> Iterator[tuple[str, bytes | Unreadable]]:
         yield from self._train_members(with_content=True)
         yield from self._val_members(with_content=True)
 
-    def _train_members(self, with_content: bool) -> Iterator[tuple[str, bytes]]:
+    def _train_members(self, with_content: bool) -> Iterator[tuple[str, bytes | Unreadable]]:
         """(``wnid/name``, content) from the tar of tars."""
         path = self._path / TRAIN_TAR
         try:
@@ -147,7 +144,7 @@ class ImageNet(Source):
         except DAMAGE as error:
             raise DataError(f"{path}: is damaged: {error}. Copy or download it again.") from error
 
-    def _val_members(self, with_content: bool) -> Iterator[tuple[str, bytes]]:
+    def _val_members(self, with_content: bool) -> Iterator[tuple[str, bytes | Unreadable]]:
         path = self._path / VAL_TAR
         try:
             with open_tar(path) as archive:
@@ -188,7 +185,7 @@ class ImageNet(Source):
         return found
 
 
-def _images(archive: tarfile.TarFile, path: Path, with_content: bool) -> Iterator[tuple[str, bytes]]:
+def _images(archive: tarfile.TarFile, path: Path, with_content: bool) -> Iterator[tuple[str, bytes | Unreadable]]:
     for member in tar_members(archive):
         name = safe_name(path, member.name)
         if member.isdir():
@@ -199,6 +196,9 @@ def _images(archive: tarfile.TarFile, path: Path, with_content: bool) -> Iterato
             raise DataError(f"{path}: holds {name}, only images were expected.")
         if not with_content:
             yield name, b""
+            continue
+        if large := too_large(name, member.size):
+            yield name, large
             continue
         stream = archive.extractfile(member)
         assert stream is not None, "a regular file has content"

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from colearn_hpc.data.sources.base import Unreadable
-from colearn_hpc.data.sources.clips import ClipSource, is_wav
+from colearn_hpc.data.sources.base import SPLITS, Unreadable
+from colearn_hpc.data.sources.clips import ClipSource, Members, is_wav
 from colearn_hpc.data.sources.wav import read_wav, to_clip
 from colearn_hpc.errors import DataError
 
@@ -71,7 +71,7 @@ class SpeechCommands(ClipSource):
         """Rate, length and words."""
         return super().parameters() | {"words": self._words}
 
-    def members(self, names: list[str]) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]], list[str]]:
+    def members(self, names: list[str]) -> Members:
         """By folder (the word) and list (the split)."""
         clips = [(name, name.split("/")[-2]) for name in names if is_wav(name) and "/" in name]
         self._noise_names = [name for name, folder in clips if folder == NOISE_FOLDER]
@@ -79,15 +79,14 @@ class SpeechCommands(ClipSource):
         if not spoken:
             raise DataError(f"{self._tree.path}: holds no <word>/<speaker>_nohash_<n>.wav; name the folder above.")
         words = self._chosen({word for _, word in spoken})
-        number = {word: i for i, word in enumerate(words)}
         split_of, notes = self._splits(names)
-        members: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
+        splits: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
         for name, word in spoken:
-            if word in number:
-                members[split_of("/".join(name.split("/")[-2:]))].append((name, number[word]))
+            if word in words:
+                splits[split_of("/".join(name.split("/")[-2:]))].append((name, word))
         if not self._noise_names:
             notes.append(f"there is no {NOISE_FOLDER}, so no {NOISE_FILE} is written")
-        return words, members, notes
+        return Members(splits, tuple(notes))
 
     def other_names(self) -> list[str]:
         """The noise."""
@@ -109,13 +108,13 @@ class SpeechCommands(ClipSource):
         samples = np.concatenate([self._noise[name] for name in sorted(self._noise)])
         return {NOISE_FILE: lambda file: np.save(file, samples)}
 
-    def _chosen(self, found: set[str]) -> tuple[str, ...]:
+    def _chosen(self, found: set[str]) -> set[str]:
         if self._words == "all":
-            return tuple(sorted(found))
+            return found
         wanted = WORDS_V1 if self._words == "v0.01" else tuple(word.strip() for word in self._words.split(","))
         if missing := [word for word in wanted if word not in found]:
             raise DataError(f"{self._tree.path}: has no folder for {', '.join(missing[:5])}; correct --words.")
-        return tuple(sorted(set(wanted)))
+        return set(wanted)
 
     def _splits(self, names: list[str]) -> tuple[Callable[[str], str], list[str]]:
         found = {base: name for name in names if (base := name.split("/")[-1]) in LISTS}

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable
+from colearn_hpc.data.paths import expanded
+from colearn_hpc.data.sources.base import Item, Source, Unreadable
 from colearn_hpc.data.sources.tree import file_fingerprint
 from colearn_hpc.data.sources.vocabulary import Vocabulary, WordCounter
 from colearn_hpc.data.sources.word_vectors import read_vectors
@@ -49,8 +50,8 @@ class TextSource(Source):
         if not 1 <= most_words <= 2_000_000:
             raise DataError(f"--words: {most_words} was set; choose 1 to 2000000.")
         self._tokens, self._most_words, self._least_count = tokens, most_words, least_count
-        self._vocabulary_path = Path(vocabulary).expanduser() if vocabulary else None
-        self._vectors_path = Path(vectors).expanduser() if vectors else None
+        self._vocabulary_path = expanded(vocabulary, "--vocabulary") if vocabulary else None
+        self._vectors_path = expanded(vectors, "--vectors") if vectors else None
         for option, path in (("--vocabulary", self._vocabulary_path), ("--vectors", self._vectors_path)):
             if path is not None and not path.is_file():
                 raise DataError(f"{option}: there is no file {path}; correct the path.")
@@ -90,31 +91,19 @@ class TextSource(Source):
     def texts(self) -> Iterator[tuple[str, int, str | Unreadable]]:
         """(split, position, text) of every example, in the order of the labels."""
 
-    @abstractmethod
-    def labelled(self) -> Contents:
-        """Task, classes and labels."""
-
-    def scan(self) -> Contents:
-        """Labels, and the vocabulary."""
-        contents = self.labelled()
+    def learn(self, is_training: Callable[[str, int], bool]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The vocabulary: of training texts alone, or the given one."""
         if self._vocabulary_path is not None:
             self._vocabulary = Vocabulary.from_file(self._vocabulary_path)
         else:
             counter = WordCounter()
-            for split, _, text in self.texts():
-                if split == "train" and isinstance(text, str):
+            for split, position, text in self.texts():
+                if isinstance(text, str) and is_training(split, position):
                     counter.add(text)
             self._vocabulary = counter.vocabulary(self._most_words, self._least_count)
-        metadata = {"vocabulary_size": len(self._vocabulary)}
-        return Contents(
-            contents.task,
-            "tokens",
-            contents.classes,
-            contents.labels,
-            encoding="tokens",
-            metadata=metadata,
-            notes=(*contents.notes, f"the vocabulary has {len(self._vocabulary)} words, <pad> and <unk> among them"),
-        )
+        words = len(self._vocabulary)
+        attributes = {"vocabulary_size": words, "vocabulary": self._vocabulary.fingerprint()}
+        return attributes, (f"the vocabulary has {words} words, <pad> and <unk> among them",)
 
     def read(self) -> Iterator[Item]:
         """Every text, as numbers."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.sources.base import Contents, Unreadable
 from colearn_hpc.data.sources.csv_rows import CsvFile, find_csv
 from colearn_hpc.data.sources.text import TextSource, combined_fingerprint
@@ -49,7 +49,7 @@ class Toxic(TextSource):
     def __init__(self, path: str, scored_only: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self._scored_only = scored_only
-        place = Path(path).expanduser()
+        place = expanded(path, "SRC")
         if not place.exists():
             raise DataError(f"{place}: does not exist; name the folder or zip with {', '.join(FILES)}.")
         self._files: dict[str, CsvFile] = {}
@@ -68,7 +68,7 @@ class Toxic(TextSource):
         """Of all three files."""
         return combined_fingerprint([self._files[name].fingerprint() for name in FILES])
 
-    def labelled(self) -> Contents:
+    def scan(self) -> Contents:
         """Labels of all rows; a row that cannot be read gets any label, it never arrives."""
         self._test_labels = self._read_test_labels()
         labels: dict[str, list[tuple[int, ...]]] = {"train": [], "test": []}
@@ -82,7 +82,7 @@ class Toxic(TextSource):
         unscored = int((arrays["test"] < 0).all(axis=1).sum())
         if unscored:
             notes.append(f"{unscored} of {len(arrays['test'])} test rows are not scored (-1) and will be masked")
-        return Contents("multilabel", "tokens", LABELS, arrays, notes=tuple(notes))
+        return Contents("multilabel", "tokens", LABELS, arrays, encoding="tokens", notes=tuple(notes))
 
     def texts(self) -> Iterator[tuple[str, int, str | Unreadable]]:
         """train.csv, then test.csv."""

@@ -19,13 +19,25 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.sources.base import Unreadable
 from colearn_hpc.errors import DataError
 
 _WHOLE_HASH_BYTES = 2**30
 _END_BYTES = 2**20
+MOST_MEMBER_BYTES = 2**30  # of one file; a few kilobytes of a zip can unpack to any size
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _FOLDER_DEPTH = 8
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    UnicodeError,  # names that are not of the encoding they announce
+)
 
 
 class Tree(ABC):
@@ -65,7 +77,7 @@ def open_tree(path: str | Path) -> Tree:
     Raises:
         DataError: nothing there, or neither folder nor zip nor tar.
     """
-    path = Path(path).expanduser()
+    path = expanded(str(path), "SRC")
     if path.is_dir():
         return FolderTree(path)
     if not path.exists():
@@ -94,7 +106,8 @@ class FolderTree(Tree):
         """See :meth:`Tree.read`; the order is that of ``names``."""
         for name in names:
             try:
-                yield name, (self.path / name).read_bytes()
+                path = self.path / name
+                yield name, too_large(name, path.stat().st_size) or path.read_bytes()
             except OSError as error:
                 yield name, Unreadable(name, f"cannot be read: {error.strerror or error}")
 
@@ -137,10 +150,7 @@ class ZipTree(Tree):
                         raise DataError(_link_message(self.path, name))
                     if member.is_dir() or _is_hidden(name):
                         continue
-                    if member.flag_bits & 1:
-                        raise DataError(
-                            f"{self.path}: {name} is encrypted; unpack the archive with its password first."
-                        )
+                    require_readable(member, f"{self.path}: {name}")
                     _add_once(found, name, member.file_size, self.path)
                 return sorted(found.items())
         except DAMAGE as error:
@@ -151,6 +161,9 @@ class ZipTree(Tree):
         with zipfile.ZipFile(self.path) as archive:
             stored = {safe_name(self.path, member.filename): member for member in archive.infolist()}
             for name in names:
+                if large := too_large(name, stored[name].file_size):
+                    yield name, large
+                    continue
                 try:
                     yield name, archive.read(stored[name])
                 except DAMAGE as error:
@@ -179,6 +192,9 @@ class TarTree(Tree):
         for member, archive in self._members():
             name = safe_name(self.path, member.name)
             if name in wanted:
+                if large := too_large(name, member.size):
+                    yield name, large
+                    continue
                 try:
                     stream = archive.extractfile(member)
                     assert stream is not None, "a regular file has content"
@@ -222,6 +238,23 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error}, where a member or the end mark was expected") from error
 
 
+def require_readable(member: zipfile.ZipInfo, where: str) -> None:
+    """Raise a DataError that says why, unless Python can unpack a zip's member.
+
+    Args:
+        member: of the archive.
+        where: archive and member, for the message.
+    """
+    if member.flag_bits & 1:
+        raise DataError(f"{where} is encrypted; unpack the archive with its password first.")
+    if member.compress_type not in _ZIP_METHODS:
+        name = "Deflate64" if member.compress_type == 9 else f"method {member.compress_type}"
+        raise DataError(
+            f"{where} is packed by {name}, which Python cannot unpack (Windows uses Deflate64 for large files); unpack "
+            "the archive and name the folder, or pack it as plain zip."
+        )
+
+
 def open_tar(path: Path) -> tarfile.TarFile:
     """A tar that can skip content by seeking, or, if compressed, one that is read as a stream."""
     try:
@@ -261,13 +294,22 @@ def safe_name(archive: Path, name: str) -> str:
     """A member's name, with ``/`` between its parts, if it stays inside the archive.
 
     Raises:
-        DataError: absolute, with ``..``, or with a NUL byte.
+        DataError: absolute, with ``..``, with a NUL byte, or empty.
     """
+    if not name:
+        raise DataError(f"{archive}: has a member without a name; it is damaged. Copy or download it again.")
     plain = name.replace("\\", "/")
     parts = plain.split("/")
     if plain.startswith("/") or ".." in parts or "\0" in plain or (len(parts[0]) == 2 and parts[0][1] == ":"):
         raise DataError(f"{archive}: member {name!r} leads out of the archive; do not trust this file.")
     return PurePosixPath(plain).as_posix()
+
+
+def too_large(name: str, size: int) -> Unreadable | None:
+    """Why a file of ``size`` bytes is not read; ``None`` where it is."""
+    if size <= MOST_MEMBER_BYTES:
+        return None
+    return Unreadable(name, f"has {size} bytes unpacked, more than the {MOST_MEMBER_BYTES} that are read of one file")
 
 
 def _link_message(archive: Path, name: str) -> str:

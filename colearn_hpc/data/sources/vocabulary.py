@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -72,6 +73,10 @@ class Vocabulary:
     def to_json(self) -> bytes:
         """All words in order, as a JSON list."""
         return json.dumps(self.words, ensure_ascii=False, indent=0).encode()
+
+    def fingerprint(self) -> str:
+        """A text that is the same where all words have the same numbers."""
+        return hashlib.sha256(self.to_json()).hexdigest()[:16]
 
     @staticmethod
     def from_file(path: Path) -> Vocabulary:

@@ -6,28 +6,24 @@ import argparse
 import re
 from typing import Any
 
-import numpy as np
-
-from colearn_hpc.data.sources.clips import ClipSource, is_wav
+from colearn_hpc.data.sources.base import SPLITS, left_out
+from colearn_hpc.data.sources.clips import ClipSource, Members, is_wav
 from colearn_hpc.data.sources.imagefolder import SPLIT_NAMES
 from colearn_hpc.errors import DataError
-
-Members = dict[str, list[tuple[str, int]]]
 
 
 class WavFolder(ClipSource):
     """WAV files as (samples,) int16; the class is the folder, or the ``{label}`` of a pattern.
 
     The split, in this order: folders ``train/``, ``test/``, ``val/`` above the class; ``test_where`` (and
-    ``val_where``) over a field of the pattern, such as ``speaker=theo`` to test on a voice never heard; else a
-    fixed, stratified share ``test_fraction`` of each class, which does not follow ``--seed``.
+    ``val_where``) over a field of the pattern, such as ``speaker=theo`` to test on a voice never heard; else the names
+    tell none.
 
     Args:
         path: folder, zip or tar.
         pattern: of the file name, such as ``{label}_{speaker}_{n}.wav``; ``None``: the folder is the class.
         test_where: ``FIELD=VALUE,VALUE``; a value may be a range of whole numbers, ``0-4``.
         val_where: the same for validation.
-        test_fraction: share of each class for test.
         rate: samples per second of the clips.
         seconds: their length.
     """
@@ -43,9 +39,6 @@ class WavFolder(ClipSource):
         )
         parser.add_argument("--test-where", metavar="FIELD=V,…", help="test clips by a field of the pattern: n=0-4")
         parser.add_argument("--val-where", metavar="FIELD=V,…", help="validation clips likewise")
-        parser.add_argument(
-            "--test-fraction", type=float, default=0.2, help="else, share of each class (default: %(default)s)"
-        )
 
     @classmethod
     def from_arguments(cls, options: argparse.Namespace) -> WavFolder:
@@ -55,7 +48,6 @@ class WavFolder(ClipSource):
             pattern=options.pattern,
             test_where=options.test_where,
             val_where=options.val_where,
-            test_fraction=options.test_fraction,
             rate=options.rate,
             seconds=options.seconds,
         )
@@ -66,13 +58,10 @@ class WavFolder(ClipSource):
         pattern: str | None = None,
         test_where: str | None = None,
         val_where: str | None = None,
-        test_fraction: float = 0.2,
         rate: int = 16000,
         seconds: float = 1.0,
     ) -> None:
         super().__init__(path, rate, seconds)
-        if not 0 <= test_fraction < 1:
-            raise DataError(f"--test-fraction: {test_fraction} was set; choose 0 or more, less than 1.")
         self._pattern = pattern
         self._expression = _expression(pattern) if pattern is not None else None
         self._where = {
@@ -81,30 +70,25 @@ class WavFolder(ClipSource):
             if where is not None
         }
         self._texts = {"test_where": test_where, "val_where": val_where}
-        self._test_fraction = test_fraction
 
     def parameters(self) -> dict[str, Any]:
         """All options."""
-        own = {"pattern": self._pattern, "test_fraction": self._test_fraction}
-        return super().parameters() | self._texts | own
+        return super().parameters() | self._texts | {"pattern": self._pattern}
 
-    def members(self, names: list[str]) -> tuple[tuple[str, ...], Members, list[str]]:
+    def members(self, names: list[str]) -> Members:
         """By pattern or folder."""
         clips = [name for name in names if is_wav(name)]
         if not clips:
             raise DataError(f"{self._tree.path}: holds no .wav files among {len(names)} files.")
         fields = {name: self._fields(name) for name in clips}
-        classes = tuple(sorted({field["label"] for field in fields.values()}))
-        number = {label: i for i, label in enumerate(classes)}
-        members: Members = {"train": [], "val": [], "test": []}
-        for name, split in self._splits(clips, fields).items():
-            members[split].append((name, number[fields[name]["label"]]))
-        notes = [f"{len(names) - len(clips)} files are no .wav and were left out"] if len(names) > len(clips) else []
-        if not members["train"]:
+        split_of = self._splits(clips, fields)
+        splits: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+        for name in clips:
+            splits[split_of.get(name, "train")].append((name, fields[name]["label"]))
+        notes = left_out(names, clips, "are no .wav")
+        if not splits["train"]:
             raise DataError(f"{self._tree.path}: no clip is left for training; change --test-where or --val-where.")
-        if missing := [classes[i] for i in range(len(classes)) if i not in {y for _, y in members["train"]}]:
-            raise DataError(f"{self._tree.path}: {missing[0]} has no training clips; change the split.")
-        return classes, members, notes
+        return Members(splits, notes, unsplit=not split_of)
 
     def _fields(self, name: str) -> dict[str, str]:
         parts = name.split("/")
@@ -118,6 +102,7 @@ class WavFolder(ClipSource):
         return match.groupdict()
 
     def _splits(self, clips: list[str], fields: dict[str, dict[str, str]]) -> dict[str, str]:
+        """Name → split; empty where nothing tells the split."""
         if self._where:
             found = {}
             for name in clips:
@@ -131,15 +116,7 @@ class WavFolder(ClipSource):
         above = {name: parts[depth].lower() if len(parts := name.split("/")) >= -depth else "" for name in clips}
         if all(folder in SPLIT_NAMES for folder in above.values()):
             return {name: SPLIT_NAMES[folder] for name, folder in above.items()}
-        by_label: dict[str, list[str]] = {}
-        for name in clips:
-            by_label.setdefault(fields[name]["label"], []).append(name)
-        rng = np.random.RandomState(0)
-        test = set()
-        for label in sorted(by_label):
-            members = by_label[label]
-            test |= {members[i] for i in rng.permutation(len(members))[: round(self._test_fraction * len(members))]}
-        return {name: "test" if name in test else "train" for name in clips}
+        return {}
 
 
 def _expression(pattern: str) -> re.Pattern[str]:

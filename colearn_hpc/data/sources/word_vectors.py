@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from colearn_hpc.data.sources.vocabulary import PADDING, UNKNOWN, Vocabulary
 from colearn_hpc.errors import DataError
 
 MOST_DIMENSIONS = 10_000
+_LONGEST_LINE = 2**20
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ def read_vectors(path: Path, vocabulary: Vocabulary) -> Embedding:
         matrix = np.zeros((len(vocabulary), dimensions), dtype=np.float32)
         rank_of = np.full(len(vocabulary), 9, dtype=np.int8)
         for number, line in _lines(path, file, lines):
-            # The word may hold spaces of other kinds, the numbers never do: cut from the right, at plain spaces.
+            # A token may hold spaces itself (". . ." in GloVe's): such a line has more spaces than numbers. It is no
+            # word of the vocabulary, but its first part may be one.
             word, _, rest = line.partition(" ")
-            if word not in wanted:
+            if word not in wanted or (rest.count(" ") >= dimensions and not _is_number(rest.partition(" ")[0])):
                 continue
             rank, row = wanted[word]
             if rank < rank_of[row]:
@@ -105,7 +108,7 @@ def _open(path: Path) -> IO[bytes]:
 
 def _head(path: Path, file: IO[bytes]) -> tuple[int, int]:
     try:
-        first = file.readline(200).split()
+        first = file.readline(200).removeprefix(codecs.BOM_UTF8).split()
         lines, dimensions = (int(number) for number in first)
         if not (lines > 0 and 0 < dimensions <= MOST_DIMENSIONS):
             raise ValueError("impossible numbers")
@@ -119,7 +122,9 @@ def _head(path: Path, file: IO[bytes]) -> tuple[int, int]:
 def _lines(path: Path, file: IO[bytes], announced: int) -> Iterator[tuple[int, str]]:
     number = 1
     try:
-        for raw in file:
+        while raw := file.readline(_LONGEST_LINE):
+            if len(raw) >= _LONGEST_LINE:
+                raise DataError(f"{path}: line {number + 1} has more than {_LONGEST_LINE} bytes; this is no .vec.")
             number += 1
             try:
                 yield number, raw.rstrip(b"\r\n ").decode("utf-8")
@@ -129,6 +134,14 @@ def _lines(path: Path, file: IO[bytes], announced: int) -> Iterator[tuple[int, s
         raise DataError(f"{path}: breaks off after line {number}: {error}. Download it again.") from error
     if number - 1 < announced:
         raise DataError(f"{path}: announces {announced} words, has {number - 1}; it is cut short. Download it again.")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _vector(path: Path, number: int, text: str, dimensions: int) -> NDArray[Any]:

@@ -68,6 +68,11 @@ def tap(meeting: Callable[[dict[str, Any]], None], mean: Callable[[Tensor], None
     Means.spread, EnsembleAverager.shared_metrics = tapped_spread, tapped_shared_metrics
 
 
+def without_new_fields(report: dict[str, Any]) -> dict[str, Any]:
+    """A data center's report as version 0.1.0 wrote it."""
+    return {key: value for key, value in report.items() if key != "steps"}
+
+
 def _plain(kind, brought) -> dict[str, Any]:
     content = brought.content
     if kind == "decision":
@@ -76,7 +81,7 @@ def _plain(kind, brought) -> dict[str, Any]:
         return {"change": decision.change, "next_epochs": decision.next_epochs, "stop": reason}
     if kind == "report":
         report, stop = content
-        return {"record": report, "stop": stop}
+        return {"record": without_new_fields(report), "stop": stop}
     given = Contribution.from_plain(content)
     absent = isinstance(brought, Absent)
     return {"size": given.size, "examples": given.examples, "absent": absent} | asdict(given.place)

@@ -137,9 +137,12 @@ def plain(value):
 
 
 def rounds_of(run: Path) -> list:
-    """rounds.jsonl; before the first round's end there is none."""
+    """rounds.jsonl as version 0.1.0 wrote it; before the first round's end there is none."""
     path = run / "rounds.jsonl"
-    return [plain(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for line in lines:
+        line["centers"] = [trace_taps.without_new_fields(center) for center in line["centers"]]
+    return [plain(line) for line in lines]
 
 
 def joined(traces: list[list], run: Path) -> dict:

@@ -128,6 +128,7 @@ BAD = {
     "x float64": (change("eval", x=X.astype(np.float64)), "x is float64"),
     "x int8": (change("eval", x=X.astype(np.int8)), "x is int8"),
     "x flat": (change("eval", x=X.reshape(12, 1280)), r"\(12, 1280\)"),
+    "x without end": (change("eval", x=np.zeros((1, 2**11, 2**10), np.uint8), y=Y[:1]), r"\(1, 2048, 1024\)"),
     "x without frames": (change("eval", x=X[:, :0]), r"\(12, 0, 128\)"),
     "y text": (change("eval", y=np.full((12, 20), b"yes")), "expected bool"),
     "y floats": (change("eval", y=Y.astype(np.float32)), "expected bool"),

@@ -146,7 +146,7 @@ BAD_PICKLES = {
     "os.system": (b"cos\nsystem\n(S'touch EVIL'\ntR.", "os.system|posix.system"),
     "builtins.exec": (b"c__builtin__\nexec\n(S'1'\ntR.", "exec"),
     "numpy function": (b"cnumpy\nload\n(S'EVIL'\ntR.", "numpy.load"),
-    "other codec": (b"c_codecs\nencode\n(Va\nVpunycode\ntR.", "encoding"),
+    "other codec": (b"c_codecs\nencode\n(Va\nVpunycode\ntR.", "encodes something else than bytes"),
     "a class": (pickle.dumps(np.random.RandomState(0)), "asks for"),
     "array of a terabyte": (b"cnumpy\nndarray\n((I1099511627776\ntS'f8'\ntR.", "no readable pickle"),
     "a list": (protocol2([1, 2]), "holds a list"),
@@ -161,6 +161,30 @@ BAD_PICKLES = {
     "labels as floats": (protocol2({"data": DATA, "labels": [1.0] * 10}), "no list of labels"),
     "label 10": (entry(labels=[*LABELS[:9], 10]), "label 10 at image 9"),
     "label negative": (entry(labels=[-1, *LABELS[1:]]), "label -1 at image 0"),
+    "NumPy's constructor over bytes": (
+        b"\x80\x02cnumpy\nndarray\n(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAtR.",
+        "an array of memory that it names itself",
+    ),
+    "an array of objects": (protocol2({"data": np.array([None]), "labels": LABELS}), "'O8', which is no plain number"),
+    "an array of structures": (
+        protocol2({"data": np.zeros(3, dtype=[("a", "i8")]), "labels": LABELS}),
+        "'V8', which is no plain number",
+    ),
+    "an array of text": (protocol2({"data": np.array(["abc"]), "labels": LABELS}), "'U3', which is no plain number"),
+    "fewer bytes than the shape": (entry().replace(b"J\x0a\0\0\0J\x00\x0c\0\0", b"J\x0b\0\0\0J\x00\x0c\0\0"), "needs"),
+    "a state for a function": (
+        b"\x80\x02c_codecs\nencode\n(N}(X\x0c\0\0\0__defaults__(X\x05\0\0\0utf-8tutb.",
+        "sets '__defaults__' of a function",
+    ),
+    "a number that claims memory": (b"\x80\x02Nr\xff\xff\xff\x7f.", "numbers an object 2147483647"),
+    "a length that claims memory": (b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc.", "no readable pickle"),
+    "tuples of tuples as a key": (
+        b"\x80\x02})q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60)) + b"K\x01s.",
+        "the same tuples again and again",
+    ),
+    "the extension registry": (b"\x80\x02\x82\x01.", "instruction EXT1"),
+    "a persistent id": (b"Pfoo\n.", "instruction PERSID"),
+    "a new object": (b"\x80\x02cnumpy\ndtype\n)\x81.", "instruction NEWOBJ"),
     "label huge": (protocol2({"data": DATA, "labels": [10**30, *LABELS[1:]]}), "a label of 1000"),
 }
 

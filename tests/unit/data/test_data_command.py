@@ -45,7 +45,11 @@ def test_imagefolder_reports_what_it_left_out(tmp_path, capsys):
     assert "broken00.png: is not a readable image" in capsys.readouterr().err
     assert main([*arguments, "--on-error", "skip"]) == 0
     out = capsys.readouterr().out
-    assert "12 unreadable examples" in out and "and 2 more" in out and "1 files are no images" in out
+    assert (
+        "12 unreadable examples" in out
+        and "and 2 more" in out
+        and "1 files are no images and were left out (1 .txt)" in out
+    )
     assert len(json.loads((tmp_path / "d" / "dataset.json").read_text())["skipped"]["items"]) == 12
 
 

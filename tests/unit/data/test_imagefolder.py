@@ -60,6 +60,14 @@ def test_mean_and_std_are_those_of_the_training_images(tmp_path):
         assert np.allclose(metadata["std"], pixels.std(axis=(0, 1, 2)), atol=1e-12)
 
 
+def test_test_images_that_were_trained_on_are_noted(tmp_path):
+    files = image_files()
+    source = write_folder(tmp_path / "s", files | {"test/cat/copy.png": files["train/cat/0001.png"]})
+    assert packed(source, tmp_path / "out").notes == (
+        "1 of 7 examples for test and validation are training examples, too, so results look better than they are",
+    )
+
+
 def test_validation_split_by_any_of_its_names(tmp_path):
     files = image_files() | {name.replace("test/", "valid/"): c for name, c in image_files().items() if "test/" in name}
     manifest = packed(write_folder(tmp_path / "s", files), tmp_path / "out").manifest
@@ -121,11 +129,10 @@ def test_unreadable_images_are_refused_or_skipped_as_asked(tmp_path, what):
 LAYOUTS = {
     "no images": ({"train/cat/readme.txt": b"hello"}, "holds no images"),
     "nothing": ({}, "holds no images"),
-    "no split folders": ({"bird/1.png": GOOD, "cat/1.png": GOOD}, "is not at split/class/image"),
     "no class folders": ({"train/1.png": GOOD, "train/cat/2.png": GOOD}, "is not at split/class/image"),
     "unknown split": ({"train/cat/1.png": GOOD, "extra/cat/1.png": GOOD}, "extra/cat/1.png is not at split"),
     "no training images": ({"test/cat/1.png": GOOD, "val/cat/1.png": GOOD}, "no folder train/"),
-    "class only in test": ({"train/cat/1.png": GOOD, "test/dog/1.png": GOOD}, "classes that train/ has not: dog"),
+    "class only in test": ({"train/cat/1.png": GOOD, "test/dog/1.png": GOOD}, "training examples have not: 'dog'"),
     "fewer images than centers": ({"train/cat/1.png": GOOD, "test/cat/1.png": GOOD}, "only 1 examples"),
 }
 
@@ -148,4 +155,4 @@ def test_impossible_sizes(tmp_path, size):
 def test_without_a_test_folder_there_is_a_note(tmp_path):
     files = {name: content for name, content in image_files().items() if name.startswith("train")}
     result = packed(write_folder(tmp_path / "s", files), tmp_path / "out")
-    assert "no test/ folder" in " ".join(result.notes) and result.manifest["evaluation"] == []
+    assert "no test.h5 is written" in " ".join(result.notes) and result.manifest["evaluation"] == []

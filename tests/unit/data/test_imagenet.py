@@ -240,7 +240,7 @@ BAD_OFFICIAL = {
     ),
     "val of another name": (replace_val({"cat.JPEG": GOOD}), "no line in the devkit"),
     "val beyond the truth": (replace_val({"ILSVRC2012_val_00000005.JPEG": GOOD}), "no line in the devkit"),
-    "val class not in train": (replace_train({"n01440764.tar": ONE}), "which train has not"),
+    "val class not in train": (replace_train({"n01440764.tar": ONE}), "training examples have not"),
     "truth with an unknown id": (devkit(ground_truth=b"3\n1\n2\n999\n"), "line 4 of .* is b'999'"),
     "truth of inner nodes": (devkit(ground_truth=b"3\n1\n2\n4\n"), "line 4 of"),
     "truth as text": (devkit(ground_truth=b"3\ncat\n2\n3\n"), "line 2 of .* is b'cat'"),

@@ -1,6 +1,10 @@
 """Every way a shard can be wrong: refused at open, with the file's name, what was found and what to do."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -99,6 +103,21 @@ DAMAGES = {
     "mean of two channels": (attribute("mean", [0.1, 0.2]), "expected 3 numbers"),
     "mean NaN": (attribute("mean", [0.1, np.nan, 0.2]), "not finite"),
     "std zero": (attribute("std", [0.1, 0.0, 0.2]), "std not above 0"),
+    "x a link to another file": (
+        edit(lambda f: link(f, h5py.ExternalLink("images.h5", "/x"))),
+        "a link to images.h5:/x",
+    ),
+    "x a link inside": (edit(lambda f: link(f, h5py.SoftLink("/moved"))), "'x' is a link to /moved"),
+    "x a link to nothing": (edit(lambda f: link(f, h5py.SoftLink("/gone"), keep=False)), "'x' is a link to /gone"),
+    "x in another file": (edit(lambda f: elsewhere(f)), "lies in another file"),
+    "x a view": (edit(lambda f: virtual(f)), "a view of other data sets"),
+    "x of the other byte order": (replace("x", np.ones((10, 4), ">f4")), "byte order of another machine .>f4."),
+    "y of the other byte order": (replace("y", Y.astype(">i8")), "byte order of another machine .>i8."),
+    "x of 12 bits in 16": (edit(lambda f: twelve_bits(f)), "a form of its own that HDF5 converts to"),
+    "x an enumeration": (edit(lambda f: enumeration(f)), "a form of its own|integers or floats"),
+    "an attribute without end": (attribute("day", np.zeros(7000)), "attribute day has 7000 values"),
+    "scale no number": (attribute("scale", np.nan), "scale must be one number"),
+    "classes twice": (attribute("classes", json.dumps(["cat", "dog", "cat"])), "of different names"),
     "scale a list": (attribute("scale", [1.0, 2.0]), "scale must be one number"),
 }
 
@@ -106,6 +125,41 @@ DAMAGES = {
 def compressed(file):
     del file["x"]
     file.create_dataset("x", data=X, compression="gzip")
+
+
+def link(file, target, keep=True):
+    if keep:
+        file.move("x", "moved")
+    else:
+        del file["x"]
+    file["x"] = target
+
+
+def elsewhere(file):
+    (Path(file.filename).parent / "raw").write_bytes(X.tobytes())
+    del file["x"]
+    file.create_dataset("x", X.shape, X.dtype, external=[("raw", 0, X.nbytes)])
+
+
+def virtual(file):
+    file.move("x", "real")
+    layout = h5py.VirtualLayout(X.shape, X.dtype)
+    layout[:] = h5py.VirtualSource(file["real"])
+    file.create_virtual_dataset("x", layout)
+
+
+def twelve_bits(file):
+    del file["x"]
+    kind = h5py.h5t.NATIVE_UINT16.copy()
+    kind.set_precision(12)
+    h5py.h5d.create(file.id, b"x", kind, h5py.h5s.create_simple((10, 4))).write(
+        h5py.h5s.ALL, h5py.h5s.ALL, np.ones((10, 4), np.uint16)
+    )
+
+
+def enumeration(file):
+    del file["x"]
+    file.create_dataset("x", data=np.ones((10, 4), np.uint8), dtype=h5py.enum_dtype({"a": 0, "b": 1}, basetype="u1"))
 
 
 def replace_all(file, x, y):
@@ -121,7 +175,8 @@ def tokens_of_floats(file):
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_damaged_shard_is_refused_at_open(make_shard, what):
+def test_a_damaged_shard_is_refused_at_open(make_shard, monkeypatch, what):
+    monkeypatch.setattr("colearn_hpc.data.shard_file._MOST_VALUES", 1000)
     path = make_shard(n=10)
     read_info(path)
     damage, message = DAMAGES[what]
@@ -195,4 +250,75 @@ def test_large_label_tables_are_sampled_at_open_and_read_by_check(make_shard, mo
         check_shard(path)
     label(2499, 98)(path)
     with pytest.raises(DataError, match="label 98 of example 2499"):
+        read_info(path)
+
+
+def test_a_link_never_leads_to_the_rows_of_another_file(tmp_path):
+    """HDF5 would follow it; rows read past HDF5 would be those at the other file's place in this one."""
+    with h5py.File(tmp_path / "images.h5", "w") as file:
+        file["x"] = np.arange(200, dtype=np.uint8).reshape(50, 4)
+    path = tmp_path / "dc0.h5"
+    with ShardWriter(path, task="classification", classes=["a", "b"]) as writer:
+        for i in range(50):
+            writer.append(np.zeros(4, np.uint8), i % 2)
+    link_to_it = edit(lambda file: link(file, h5py.ExternalLink("images.h5", "/x")))
+    link_to_it(path)
+    for preload in (True, False):
+        with pytest.raises(DataError, match="a shard holds its own"):
+            ShardDataset(path, preload)
+
+
+def test_a_shard_behind_a_user_block_is_read_at_its_place(tmp_path, make_shard):
+    plain = make_shard(n=10)
+    path = tmp_path / "block.h5"
+    with h5py.File(plain) as source, h5py.File(path, "w", userblock_size=1024) as file:
+        file.attrs.update(source.attrs)
+        for name in ("x", "y"):
+            file.create_dataset(name, data=source[name][...])
+    for preload in (True, False):
+        assert (ShardDataset(path, preload)[[3, 4]][0] == ShardDataset(plain)[[3, 4]][0]).all()
+
+
+def test_a_fifo_is_no_shard_and_hangs_nobody(tmp_path):
+    os.mkfifo(tmp_path / "s.h5")
+    with pytest.raises(DataError, match="is no regular file"):
+        read_info(tmp_path / "s.h5")
+
+
+HOLD = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+', locking=True); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_shard_that_another_program_has_locked(make_shard, monkeypatch):
+    path = make_shard(n=10)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        module = ShardDataModule(str(path))
+        module.setup("fit")
+        assert module.fingerprint() and module.meaning()  # we ask for no lock
+        monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")  # overrules us
+        program = "import sys; from colearn_hpc.data.shards import read_info; read_info(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+        assert "dc0.h5: is locked by another program, or lies on a file system without locks; wait" in done.stderr
+    finally:
+        holder.communicate(timeout=60)
+
+
+def test_a_shard_whose_writer_was_killed(tmp_path):
+    path = tmp_path / "s.h5"
+    program = (
+        f"import h5py, os; f = h5py.File({str(path)!r}, 'w', libver='latest'); f.attrs['a'] = 1; f.flush(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(DataError, match="is marked as open for writing: a program writes it now, or was killed"):
+        read_info(path)
+
+
+def test_a_shape_that_outgrew_its_numbers(make_shard):
+    path = make_shard(n=10)
+    content = path.read_bytes()
+    shape = (10).to_bytes(8, "little") + b"".join(n.to_bytes(8, "little") for n in (3, 4, 5))
+    assert content.count(shape) >= 1
+    path.write_bytes(content.replace(shape, (2**40).to_bytes(8, "little") + shape[8:]))
+    with pytest.raises(DataError, match="data set 'x' cannot be opened: "):
         read_info(path)

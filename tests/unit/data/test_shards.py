@@ -112,7 +112,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
     process = multiprocessing.get_context("fork").Process(target=lambda: None)
     process.start()
     process.join()
-    dead = mine.with_name(mine.name.replace(f".{mine.name.split('.')[-2]}.", f".{process.pid}."))
+    dead = mine.with_name(mine.name.replace(f".{mine.name.split('.')[-3]}.", f".{process.pid}."))
     for path in (mine, dead, tmp_path / "dc0.h5"):
         path.write_text("")
     shard_writer.remove_leftovers(tmp_path)
@@ -125,6 +125,15 @@ def test_info_tells_what_was_written(make_shard):
     assert (info.examples, info.shape, info.dtype) == (7, (3, 4, 5), np.uint8)
     assert info.classes == ("class0", "class1", "class2")
     assert info.metadata == {"scale": 1 / 255, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+
+
+def test_text_lies_in_the_head_of_the_file_and_may_be_long(tmp_path):
+    long = [f"class number {i}" for i in range(9000)]
+    write(tmp_path / "s.h5", 2, announced=2, classes=long, metadata={"note": "é", "empty": ""})
+    info = read_info(tmp_path / "s.h5")
+    assert info.classes == tuple(long) and info.metadata == {"note": "é", "empty": ""}
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert file.attrs.get_id("note").dtype == "S2" and file.attrs.get_id("classes").dtype == object
 
 
 def test_names_of_classes_keep_their_letters(tmp_path):

@@ -1,7 +1,11 @@
 """Toxic comments and any other CSV: every letter arrives, every bad row is named, one vocabulary for all."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,9 +20,11 @@ from miniatures import (
     write_zip,
 )
 
+from colearn_hpc.cli.data import main
 from colearn_hpc.data.pack import Request, pack
 from colearn_hpc.data.shards import ShardDataset, check_shard
 from colearn_hpc.data.sources import vocabulary as vocabulary_module
+from colearn_hpc.data.sources.csv_rows import CsvForm
 from colearn_hpc.data.sources.csv_text import CsvText
 from colearn_hpc.data.sources.toxic import Toxic
 from colearn_hpc.data.sources.vocabulary import Vocabulary, WordCounter, tokenize
@@ -219,7 +225,6 @@ BAD_FILES = {
         "the id 'te0003' again",
     ),
     "no CSV": (edited("train.csv", lambda b: b"\x89PNG\r\n\x1a\n" + bytes(50)), "has no column|is damaged"),
-    "UTF-16": (edited("train.csv", lambda b: b.decode().encode("utf-16")), "has no column"),
 }
 
 
@@ -276,7 +281,7 @@ def test_several_label_columns_own_test_file_and_tabs(tmp_path):
     text = "\n".join("\t".join(map(str, row)) for row in rows).encode()
     write_folder(tmp_path, {"a.tsv": text, "t.tsv": text, "v.tsv": text})
     files = {"test": str(tmp_path / "t.tsv"), "val": str(tmp_path / "v.tsv")}
-    source = CsvText(str(tmp_path / "a.tsv"), "text", ("p", "q"), delimiter="\t", **files)
+    source = CsvText(str(tmp_path / "a.tsv"), "text", ("p", "q"), form=CsvForm("\t"), **files)
     manifest = packed(source, tmp_path / "out").manifest
     assert {e["split"]: e["examples"] for e in manifest["evaluation"]} == {"val": 20, "test": 20}
     y = held(tmp_path / "out", "test")[1]
@@ -288,8 +293,7 @@ BAD_CSV = {
     "no such label": (reviews(), {"labels": ("stars",)}, "has no column stars"),
     "column twice": (reviews(), {"labels": ("text",)}, "must be different"),
     "empty label name": (reviews(), {"labels": ("",)}, "must be different"),
-    "delimiter": (reviews(), {"delimiter": ";;"}, "one character"),
-    "other delimiter": (reviews(), {"delimiter": ";"}, "has no column text"),
+    "other delimiter": (reviews(), {"form": CsvForm(";")}, "has no column text"),
     "only a head": (reviews(0), {}, "no rows"),
     "tokens": (reviews(), {"tokens": 0}, "--tokens"),
     "words": (reviews(), {"most_words": 0}, "--words"),
@@ -312,7 +316,7 @@ def test_impossible_csv_requests(tmp_path, what):
 
 def test_classes_only_in_the_test_file(tmp_path):
     write_folder(tmp_path, {"a.csv": csv_bytes(reviews()), "t.csv": csv_bytes([["text", "mood"], ["x", "odd"]])})
-    with pytest.raises(DataError, match="training rows have not: odd"):
+    with pytest.raises(DataError, match="training examples have not: 'odd'"):
         packed(CsvText(str(tmp_path / "a.csv"), "text", ("mood",), test=str(tmp_path / "t.csv")), tmp_path / "out")
 
 
@@ -378,3 +382,146 @@ def test_bad_vectors_are_refused(tmp_path, what):
     (tmp_path / "a.vec").write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_vectors(tmp_path / "a.vec", Vocabulary(["good", "bad"]))
+
+
+# CSV as people have it ------------------------------------------------------------------------------------------------
+
+ROWS = [(f"café number {i} ok", ("yes", "no")[i % 2]) for i in range(40)]
+BODY = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
+TABS = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS)
+
+
+def zipped(**files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("_", "."), content)
+    return buffer.getvalue()
+
+
+# What the file holds, and with which options it is read.
+READABLE = {
+    "UTF-8": (BODY.encode(), ()),
+    "a byte order mark": (BODY.encode("utf-8-sig"), ()),
+    "UTF-16": (BODY.encode("utf-16"), ()),
+    "UTF-16, big end first": (b"\xfe\xff" + BODY.encode("utf-16-be"), ()),
+    "UTF-32": (BODY.encode("utf-32"), ()),
+    "UTF-16 without a mark": (BODY.encode("utf-16-le"), ("--encoding", "utf-16-le")),
+    "cp1252": (BODY.encode("cp1252"), ("--encoding", "cp1252")),
+    "line ends of Windows": (BODY.replace("\n", "\r\n").encode(), ()),
+    "line ends of an old Mac": (BODY.replace("\n", "\r").encode(), ()),
+    "gzip": (gzip.compress(BODY.encode()), ()),
+    "bzip2": (bz2.compress(BODY.encode()), ()),
+    "xz": (lzma.compress(BODY.encode()), ()),
+    "zip": (zipped(a_csv=BODY), ()),
+    "gzip of UTF-16": (gzip.compress(BODY.encode("utf-16")), ()),
+    "zip with another file": (zipped(a_csv=BODY, readme_md="hello"), ()),
+    "Excel's first line": (("sep=,\n" + BODY).encode(), ()),
+    "semicolons": (("sep=;\n" + BODY.replace(",", ";")).encode(), ("--delimiter", ";")),
+    "spaces in the head": (BODY.replace("text,label", " text , label ").encode(), ()),
+    "spaces around labels": (BODY.replace(",no", ",  no\u00a0").encode(), ()),
+    "an empty last column": (BODY.replace("\n", ",\n").encode(), ()),
+    "no head line": (BODY.partition("\n")[2].encode(), ("--columns", "text,label")),
+    "tabs": (TABS.encode(), ("--delimiter", "\\t")),
+    "a long field": (BODY.replace("number 7 ok", "number 7 ok" + " x" * 200_000).encode(), ()),
+}
+
+
+@pytest.mark.parametrize("what", READABLE)
+def test_forms_of_csv_that_are_read(tmp_path, what):
+    content, options = READABLE[what]
+    (tmp_path / "a.csv").write_bytes(content)
+    arguments = [str(tmp_path / "a.csv"), "--text", "text", "--labels", "label", "--tokens", "4", "--centers", "1"]
+    assert main(["csv-text", *arguments, *options, "--out", str(tmp_path / "out"), "--test-fraction", "0"]) == 0
+    x, y = held(tmp_path / "out", "dc0")
+    words = [words_of(tmp_path / "out", row) for row in x]
+    assert [(row[0], row[1], "yes" if label else "no") for row, label in zip(words, y, strict=True)] == [
+        ("café", "number", label) for _, label in ROWS
+    ]
+
+
+# What is not read, and what must be said.
+NAMED = {
+    "cp1252": (BODY.encode("cp1252"), (), "line 2: is not UTF-8; if the whole file is of another encoding, set --enc"),
+    "UTF-16 without a mark": (BODY.encode("utf-16-le"), (), "looks like UTF-16 without a mark: set --encoding utf-16"),
+    "cut UTF-16": (BODY.encode("utf-16")[:-1], (), "is not UTF-16"),
+    "an unknown encoding": (BODY.encode(), ("--encoding", "nonsense"), "--encoding: unknown encoding: nonsense"),
+    "an encoding of bytes": (BODY.encode(), ("--encoding", "zlib"), "--encoding: 'zlib' is not a text encoding"),
+    "semicolons": (BODY.replace(",", ";").encode(), (), "columns are parted by ';': set --delimiter"),
+    "tabs": (TABS.encode(), (), "columns are parted by '\\t': set --delimiter"),
+    "no head line": (BODY.partition("\n")[2].encode(), (), "name the columns of a file without a head line with --col"),
+    "a head line and names": (BODY.encode(), ("--columns", "text,label"), "in line 1; leave the option out"),
+    "names twice": (BODY.encode(), ("--columns", "text,text"), "--columns: text,text has a name that is empty or"),
+    "quoted tabs": (
+        TABS.replace("text\tlabel", '"text"\t"label"').encode(),
+        ("--delimiter", "\t"),
+        "set --quoting double",
+    ),
+    "two delimiters": (BODY.encode(), ("--delimiter", ";;"), "--delimiter: ';;' was set; one character"),
+    "two tables in a zip": (zipped(a_csv=BODY, b_csv=BODY), (), "holds 2 tables"),
+    "cut gzip": (gzip.compress(BODY.encode())[:-9], (), "is damaged"),
+    "gzip damaged at its start": (gzip.compress(BODY.encode())[:10] + b"\xff" * 40, (), "is damaged"),
+    "cut zip": (zipped(a_csv=BODY)[:200], (), "cannot be read"),
+    "NUL characters": (BODY.replace("number 5", "num\0ber 5").encode(), (), "line 7: holds NUL characters"),
+    "a line without end": (gzip.compress(b"text,label\n" + bytes(70 * 2**20)), (), "a line of more than"),
+}
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_forms_of_csv_that_are_named(tmp_path, capsys, what):
+    content, options, message = NAMED[what]
+    (tmp_path / "a.csv").write_bytes(content)
+    arguments = [str(tmp_path / "a.csv"), "--text", "text", "--labels", "label", "--out", str(tmp_path / "out")]
+    assert main(["csv-text", *arguments, *options]) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.endswith("\n") and "Traceback" not in said
+
+
+def test_quotes_in_a_table_with_tabs_are_letters(tmp_path):
+    """GLUE, Common Voice and Rotten Tomatoes quote nothing: an opening quote must not swallow the rows behind it."""
+    rows = [(f"plain sentence number {i}", i % 2) for i in range(60)]
+    rows[10], rows[31] = ('"never closes, a film', 1), ('and ends with "finis"', 0)
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\n" + "".join(f"{t}\t{y}\n" for t, y in rows))
+    source = CsvText(str(tmp_path / "a.tsv"), "sentence", ("label",), form=CsvForm("\t"), least_count=1)
+    packed(source, tmp_path / "out")
+    assert sum(len(held(tmp_path / "out", name)[1]) for name in (*NAMES, "test")) == 60
+    assert '"' in json.loads((tmp_path / "out" / "vocabulary.json").read_text())
+
+
+def test_tables_with_tabs_that_are_quoted(tmp_path):
+    rows = "".join(f'"word{i}\tin ""quotes"" {i % 2}"\tc{i % 2}\n' for i in range(20))
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + rows)
+    form = CsvForm("\t", quoting="double")
+    packed(CsvText(str(tmp_path / "a.tsv"), "text", ("label",), form=form), tmp_path / "out")
+    assert {'"', "quotes"} <= set(json.loads((tmp_path / "out" / "vocabulary.json").read_text()))
+
+
+def test_a_row_of_very_many_lines_is_noted(tmp_path):
+    rows = [(f"plain {i}", i % 2) for i in range(300)]
+    rows[10], rows[250] = ('"opens', 1), ('closes"', 0)
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in rows))
+    result = packed(CsvText(str(tmp_path / "a.csv"), "text", ("label",)), tmp_path / "out")
+    assert "ends in line 252 has 241 lines; if quotes are characters like any other" in " ".join(result.notes)
+
+
+def test_several_text_columns_are_put_one_behind_the_other(tmp_path):
+    rows = [["title", "body", "label"], *([f"head{i % 2}", f"tail{i % 2}", i % 2] for i in range(20))]
+    path = write_folder(tmp_path, {"a.csv": csv_bytes(rows)}) / "a.csv"
+    packed(CsvText(str(path), ("title", "body"), ("label",)), tmp_path / "out")
+    for row, label in zip(*held(tmp_path / "out", "a"), strict=True):
+        assert words_of(tmp_path / "out", row) == [f"head{label}", f"tail{label}"]
+    with pytest.raises(DataError, match="another data set"):
+        packed(CsvText(str(path), ("title",), ("label",)), tmp_path / "out")
+
+
+def test_vectors_of_tokens_with_spaces_and_a_byte_order_mark(tmp_path):
+    content = b"\xef\xbb\xbf3 3\ngood morning 9 9 9\ngood 1 2 3\nbad 4 5 6\n"
+    (tmp_path / "a.vec").write_bytes(content)
+    matrix = read_vectors(tmp_path / "a.vec", Vocabulary(["bad", "good"])).matrix
+    assert matrix[2:].tolist() == [[4, 5, 6], [1, 2, 3]]
+
+
+def test_a_line_without_end_in_vectors(tmp_path):
+    (tmp_path / "a.vec.gz").write_bytes(gzip.compress(b"2 3\n" + b"1" * 2**21))
+    with pytest.raises(DataError, match="line 2 has more than 1048576 bytes"):
+        read_vectors(tmp_path / "a.vec.gz", Vocabulary(["good"]))

@@ -88,6 +88,31 @@ def encrypted(path):
     return path
 
 
+def nameless(path):
+    write_zip(path, {}, [(zipfile.ZipInfo("a"), b"")])
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 28] = 0  # the length of the name in the directory; its letter becomes the extra field
+    content[at + 32] = 1  # as a comment
+    path.write_bytes(bytes(content))
+    return path
+
+
+def misnamed(path):
+    write_zip(path, {"\u00fc": b"1"})
+    path.write_bytes(path.read_bytes().replace("\u00fc".encode(), b"\xc3\xd7"))
+    return path
+
+
+def by_method(path, method):
+    """A zip whose member claims to be packed by another method."""
+    write_zip(path, {"a": b"1"})
+    content = bytearray(path.read_bytes())
+    content[8] = content[content.index(b"PK\x01\x02") + 10] = method
+    path.write_bytes(bytes(content))
+    return path
+
+
 def corrupt(path, at, size=20):
     content = bytearray(path.read_bytes())
     at = content.index(at) if isinstance(at, bytes) else at
@@ -122,6 +147,10 @@ HOSTILE = {
     "zip backslashes": (lambda p: write_zip(p / "x.zip", {"..\\evil": b"1"}), "leads out"),
     "zip symlink": (lambda p: write_zip(p / "x.zip", {}, [(zip_link("a"), b"/etc/passwd")]), "a link"),
     "zip encrypted": (lambda p: encrypted(p / "x.zip"), "encrypted"),
+    "zip without a name": (lambda p: nameless(p / "x.zip"), "a member without a name"),
+    "zip with a name that is no UTF-8": (lambda p: misnamed(p / "x.zip"), "is damaged|cannot be read"),
+    "zip by Deflate64": (lambda p: by_method(p / "x.zip", 9), "a is packed by Deflate64, which Python cannot unpack"),
+    "zip by another method": (lambda p: by_method(p / "x.zip", 98), "a is packed by method 98"),
     "zip twice": (lambda p: write_zip(p / "x.zip", {"a": b"1"}, [(zipfile.ZipInfo("a"), b"2")]), "twice"),
     "zip cut": (lambda p: cut(write_zip(p / "x.zip", FILES), 700), "neither"),
     "zip directory flipped": (lambda p: corrupt(write_zip(p / "x.zip", FILES), b"PK\x01\x02"), "damaged"),
@@ -150,3 +179,25 @@ def test_a_damaged_member_of_a_zip_is_one_unreadable_file(tmp_path):
     corrupt(path, b"2" * 100)
     content = dict(open_tree(path).read(list(FILES)))
     assert isinstance(content["b/two.txt"], Unreadable) and content["three"] == b"333"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_unpacks_to_more_than_the_limit_is_not_read(tmp_path, form, monkeypatch):
+    monkeypatch.setattr("colearn_hpc.data.sources.tree.MOST_MEMBER_BYTES", 500)
+    content = dict(open_tree(build(tmp_path, form)).read(list(FILES)))
+    assert content["b/two.txt"] == Unreadable(
+        "b/two.txt", "has 700 bytes unpacked, more than the 500 that are read of one file"
+    )
+    assert content["three"] == b"333"
+
+
+def test_a_zip_that_lies_about_a_size_yields_no_more_than_it_announced(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb", bytes(10**7))
+    content = bytearray(path.read_bytes())
+    for at in (22, content.index(b"PK\x01\x02") + 24):
+        content[at : at + 4] = (100).to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+    ((_, found),) = open_tree(path).read(["bomb"])
+    assert isinstance(found, Unreadable) and "is damaged" in found.reason

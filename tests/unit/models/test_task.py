@@ -164,7 +164,7 @@ def test_checkpoint_round_trip(tmp_path):
 
 
 def test_optimizer_has_the_settings_and_leaves_frozen_weights_alone():
-    model = Classifier("digits_cnn", learning_rate=0.2, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    model = Classifier("digits_cnn", num_classes=10, learning_rate=0.2, momentum=0.9, nesterov=True, weight_decay=1e-4)
     model.network.classifier.bias.requires_grad_(False)
     (group,) = model.configure_optimizers().param_groups
     assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.2, 0.9, True, 1e-4)
@@ -184,7 +184,7 @@ def test_optimizer_has_the_settings_and_leaves_frozen_weights_alone():
 )
 def test_wrong_settings(settings, message):
     with pytest.raises(ConfigurationError, match=message):
-        Classifier("digits_cnn", **settings)
+        Classifier("digits_cnn", **({"num_classes": 10} | settings))
 
 
 def test_metrics_are_exact_over_ranks_with_unequal_counts(tmp_path):

@@ -70,7 +70,7 @@ class Flags:
             self._average(leaving=True)
             self._close_round(True)
 
-    def sit_out(self):
+    def miss_round(self):
         if self.epoch_in_round == 0:
             self.local_epochs = self._planned_epochs()
         self.epochs_done += self.local_epochs - 1 - self.epoch_in_round

@@ -146,8 +146,8 @@ class Shell:
     def on_train_end(self):
         self.follow(self.tell("trainer_ended"))
 
-    def sit_out(self):
-        self.follow(self.tell("sit_out", "out of luck", self.world.limit), absent=True)
+    def miss_round(self):
+        self.follow(self.tell("miss_round", "out of luck", self.world.limit), absent=True)
         self.tell("count_epoch")
         self.follow(self.tell("close_epoch"), absent=True)
 
@@ -174,7 +174,7 @@ def train(shells, world, begin=HOOKS[0], watch=lambda hook: None):
         if hook == "on_last_batch" and epoch == world.cut:
             continue  # max_steps ends the epoch: its end comes all the same
         if hook == "on_batches" and epoch == world.fails_at:
-            hook, left = "sit_out", []
+            hook, left = "miss_round", []
         for one in shells:
             getattr(one, hook)()
         watch(hook)

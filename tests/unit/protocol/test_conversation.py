@@ -73,7 +73,7 @@ class FakeMeetings:
 
     def __init__(self, others=(), index=0):
         self.index, self.names = index, NAMES[: 1 + len(others)]
-        self.others, self.tells, self.meanwhile, self.stop_asked = list(others), False, None, ""
+        self.others, self.replays, self.meanwhile, self.stop_asked = list(others), False, None, ""
         self.came, self.said, self.asked, self.code = [], [], [], None
         self.silent, self.fails = [], None
 
@@ -245,7 +245,7 @@ def test_the_presiding_leader_alone_decides():
 
 def test_what_is_told_from_memory_is_not_decided_again():
     said = talk(Present())
-    said.between.tells = True
+    said.between.replays = True
     said.decide(START, lambda: pytest.fail("asked again"))
     assert said.between.came[0][1] == Present(None)
 

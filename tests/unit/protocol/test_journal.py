@@ -75,15 +75,15 @@ def take_mean(journal):
 
 def test_what_was_heard_is_told_again_in_order():
     journal = remembered()
-    assert journal.complete and not journal.tells
+    assert journal.complete and not journal.replays
     heard = [meet(journal), take_mean(journal)[0], meet(journal, MEAN)]
-    journal.tell_again()
+    journal.replay()
     inner, journal._inner.asked = list(journal._inner.asked), []
-    assert inner == ["round 1", "a mean", "round 1: mean"] and journal.tells
+    assert inner == ["round 1", "a mean", "round 1: mean"] and journal.replays
     again = [meet(journal)]
     facts, offer = take_mean(journal)
     assert [*again, facts, meet(journal, MEAN)] == heard and offer.result == "mean 2"
-    assert journal._inner.asked == [] and not journal.tells
+    assert journal._inner.asked == [] and not journal.replays
     meet(journal, REPORT)
     assert journal._inner.asked == ["round 1: report"]
 
@@ -92,11 +92,11 @@ def test_it_is_told_again_as_often_as_it_fails():
     journal = remembered()
     heard = meet(journal), meet(journal, MEAN)
     for _ in range(2):
-        journal.tell_again()
+        journal.replay()
         assert meet(journal) == heard[0]
-    journal.stop_telling()
-    assert not journal.tells and journal.complete
-    journal.tell_again()
+    journal.stop_replay()
+    assert not journal.replays and journal.complete
+    journal.replay()
     assert (meet(journal), meet(journal, MEAN)) == heard
     assert journal._inner.asked == ["round 1", "round 1: mean"]
 
@@ -105,10 +105,10 @@ def test_it_is_told_again_as_often_as_it_fails():
 def test_another_order_is_refused(first):
     journal = remembered()
     first(journal)
-    journal.tell_again()
+    journal.replay()
     with pytest.raises(PeerError, match=r"came to `round 1: report` where it had come to `(round 1|a mean)` before"):
         meet(journal, REPORT)
-    journal.tell_again()
+    journal.replay()
     if first is meet:
         with pytest.raises(PeerError, match="came to `a mean` where it had come to `round 1` before"):
             take_mean(journal)
@@ -117,7 +117,7 @@ def test_another_order_is_refused(first):
 def test_a_mean_told_again_needs_nothing_to_pass():
     journal = remembered()
     take_mean(journal)
-    journal.tell_again()
+    journal.replay()
     journal.begin_mean(Offer(), (0, 1)).advance()
     assert journal._inner.asked == ["a mean"]
 
@@ -131,7 +131,7 @@ def test_a_mean_under_way_passes_messages():
 def test_one_mean_is_kept_and_not_copied():
     journal = remembered()
     _, offer = take_mean(journal)
-    journal.tell_again()
+    journal.replay()
     _, told = take_mean(journal)
     assert told.result is offer.result and journal.complete
     journal.begin_mean(Offer(), (0, 1))
@@ -145,8 +145,8 @@ def test_a_resume_point_makes_it_complete_again():
     assert not journal.complete
     journal.forget()
     assert journal.complete
-    journal.tell_again()
-    assert not journal.tells
+    journal.replay()
+    assert not journal.replays
 
 
 def test_a_mean_is_told_where_it_was_begun():
@@ -157,10 +157,10 @@ def test_a_mean_is_told_where_it_was_begun():
     assert not journal.complete  # it cannot be told yet
     facts = mean.finish()
     assert journal.complete
-    journal.tell_again()
+    journal.replay()
     told = journal.begin_mean(offer := Offer(), (0, 1))
     meet(journal)
-    assert told.finish() == facts and offer.result == "mean 1" and not journal.tells
+    assert told.finish() == facts and offer.result == "mean 1" and not journal.replays
 
 
 def test_a_mean_begun_before_the_last_resume_point():
@@ -182,8 +182,8 @@ def test_until_a_restart_may_want_it_nothing_is_written_down():
     meet(journal)
     take_mean(journal)
     assert not journal.complete
-    journal.tell_again()
-    assert not journal.tells
+    journal.replay()
+    assert not journal.replays
 
 
 def test_all_else_is_passed_on():

@@ -65,7 +65,7 @@ def test_resumed_at_any_moment():
         shell = Shell(world, reread(state))
         shell.resume()
         # An epoch that was counted is not trained or counted again.
-        goes_on = {"on_train_epoch_end": HOOKS[0], "finish_epoch": HOOKS[0], "sit_out": HOOKS[0]}
+        goes_on = {"on_train_epoch_end": HOOKS[0], "finish_epoch": HOOKS[0], "miss_round": HOOKS[0]}
         train([shell], world, begin=goes_on.get(hook) or HOOKS[HOOKS.index(hook) + 1])
         assert shell.lines == whole.lines[written:], (seed, hook)
         assert place_of(shell.state) == place_of(whole.state), (seed, hook)

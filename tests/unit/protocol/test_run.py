@@ -422,7 +422,7 @@ def row_18():
     failed = a_run(4)
     train(failed)
     for run in (failed, at_end(4)):  # in mid-round, and where the mean was due already
-        step = run.sit_out("out of luck", 3)
+        step = run.miss_round("out of luck", 3)
         state = run.state
         assert (state.epoch, state.epochs_done) == (3, 3) and state.round.report.absent == "out of luck"
         run.mean_taken(GO_ON, replace(REPORT, absent="out of luck"))
@@ -435,9 +435,9 @@ def row_18():
 def row_18a():
     run = at_end()
     run.mean_taken(GO_ON, REPORT)
-    refused(lambda: run.sit_out("why", None), run)
+    refused(lambda: run.miss_round("why", None), run)
     run = travelling()
-    return refused(lambda: run.sit_out("why", None), run)
+    return refused(lambda: run.miss_round("why", None), run)
 
 
 def row_19():
@@ -482,7 +482,7 @@ INPUTS = {
     "count_epoch": (),
     "close_epoch": (),
     "trainer_ended": (),
-    "sit_out": ("why", None),
+    "miss_round": ("why", None),
     "mean_taken": (GO_ON, REPORT),
     "mean_begun": (REPORT,),
     "mean_finished": (GO_ON, REPORT, None),
@@ -498,7 +498,7 @@ DUE = {
     Step.LOG_ROUND: lambda: (run := counted(), run.close_epoch())[0],
 }
 ALLOWED = {None: INPUTS.keys() - {name for names in ANSWERS.values() for name in names}}
-ALLOWED |= {step: set(names) | ({"sit_out"} if step is Step.TAKE_MEAN else set()) for step, names in ANSWERS.items()}
+ALLOWED |= {step: set(names) | ({"miss_round"} if step is Step.TAKE_MEAN else set()) for step, names in ANSWERS.items()}
 
 
 def test_every_input_is_tried():

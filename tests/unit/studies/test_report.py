@@ -1,24 +1,30 @@
 """Run folders whole and broken, the budget rule, statistics, and the report in its three forms."""
 
+import base64
 import csv
+import hashlib
+import html
 import json
 import math
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from urllib.parse import quote
 
 import pytest
-from handmade import round_line, write_run
+import yaml
+from handmade import STATUS, round_line, write_run
 
 from colearn_hpc.cli import main
 from colearn_hpc.errors import ConfigurationError
-from colearn_hpc.studies import tables
 from colearn_hpc.studies.budget import check_budget
-from colearn_hpc.studies.chart import Chart, Line
-from colearn_hpc.studies.report import ablation_verdict, write_run_report, write_study_report
+from colearn_hpc.studies.charts import Line, Panel, alone, chart
+from colearn_hpc.studies.figures import slug
+from colearn_hpc.studies.report import write_run_report, write_study_report
 from colearn_hpc.studies.results import read_results
 from colearn_hpc.studies.run_folder import read_run
 from colearn_hpc.studies.statistics import mean_curve, of_trials, paired
+from colearn_hpc.studies.study_report import ablation_verdict
 
 GROUP = ("", "")
 
@@ -50,14 +56,44 @@ def test_damaged_files_are_named_and_the_rest_is_read(tmp_path):
     run = read_run(folder)
     assert len(run.rounds) == 2 and run.status == "running"
     assert [any(name in problem for problem in run.problems) for name in ("rounds", "summary", "config")] == [True] * 3
+    said = "rounds.jsonl: line 3 of 3 is cut off or damaged; its round is missing here"
+    assert said in write_run_report(folder).read_text() and said in (folder / "report.md").read_text()
 
 
-@pytest.mark.parametrize("line", ["[]", "{}", '{"round": 0}', "\x00\xff", '{"round": "x", "centers": 3}', "null"])
+def test_a_damaged_line_hides_no_other(tmp_path):
+    folder = write_run(tmp_path / "run", (0.5, 0.6, 0.7))
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    (folder / "rounds.jsonl").write_text("\n".join([lines[0], lines[1][:-9], lines[2]]) + "\n")
+    run = read_run(folder)
+    assert [line["round"] for line in run.rounds] == [0, 2]
+    assert run.problems == ["rounds.jsonl: line 2 of 3 is damaged; its round is missing here"]
+
+
+BAD = ["[]", "{}", '{"round": 0}', "\x00\xff", '{"round": "x", "centers": 3}', "null", "[" * 100_000]
+for key, value in {"examples": "many", "shared_metrics": {"a": "b"}, "steps": [1], "wait_seconds": 10**400}.items():
+    broken = round_line(0, 3)
+    broken["centers"][0][key] = value
+    BAD.append(json.dumps(broken))
+
+
+@pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
 def test_no_line_of_rounds_can_break_the_reader(tmp_path, line):
     folder = write_run(tmp_path / "run")
     (folder / "rounds.jsonl").write_text(line + "\n")
     run = read_run(folder)
-    assert run.rounds == [] and "line 1 is damaged" in " ".join(run.problems)
+    assert run.rounds == [] and "line 1 of 1 is cut off or damaged" in " ".join(run.problems)
+
+
+def test_statuses_are_read_from_either_place_the_open_one_first(tmp_path):
+    folder = write_run(tmp_path / "run", centers=2)
+    for name in ("dc1", "dc2"):
+        (folder / "centers" / name).mkdir(parents=True)
+        (folder / "centers" / name / "status.json").write_text(json.dumps(STATUS | {"host": "inside"}))
+    (folder / "summary.json").write_text(json.dumps({"centers": ["dc0", "dc10"]}))
+    (folder / "status" / "dc0.json").write_text('{"state": "training", "time": "now"}')
+    found = read_run(folder).statuses
+    assert list(found) == ["dc0", "dc1", "dc2", "dc10"]
+    assert [status.get("host") for status in found.values()] == [None, "n1", "inside", None]
 
 
 # --- statistics and budget -----------------------------------------------------------------------------
@@ -126,18 +162,95 @@ def test_the_three_forms_agree(study_folder):
 def test_the_page_needs_nothing_from_outside_and_its_pictures_are_whole(study_folder):
     page = write_study_report(study_folder).read_text()
     links = re.findall(r'(?:src|href)="([^"]*)"|url\(([^)]*)\)|@import', page)
-    assert all((a or b).startswith(("data:", "#")) for a, b in links)
-    assert "<script" not in page and "A toy &lt;study&gt; &amp; more" in page
+    assert all((a or b).startswith(("data:", "#")) or a.endswith("/config.yaml") for a, b in links)
+    assert page.count("<script") == 1 and "A toy &lt;study&gt; &amp; more" in page
+    digest = base64.b64encode(hashlib.sha256(re.search("<script>(.*?)</script>", page, re.S)[1].encode()).digest())
+    assert "default-src 'none'" in page and f"script-src 'sha256-{digest.decode()}'" in page
     identities = re.findall(r' id="([^"]*)"', page)
     assert len(identities) == len(set(identities))
     for picture in (study_folder / "figures").glob("*.svg"):
         ET.parse(picture)  # raises unless it is well-formed
-        assert picture.stem in (study_folder / "report.md").read_text()
+        assert quote(picture.stem) in (study_folder / "report.md").read_text()
 
 
-def test_ddp_would_send_the_same_after_every_step(tmp_path):
-    run = read_run(write_run(tmp_path / "run"))  # 60 examples an epoch in batches of 32: 2 steps, 12 in all
-    assert tables.exchanged(run) == (10_000, 5_000 * 12)
+def test_synchronous_training_sends_its_gradients_after_every_step(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    # 5 data centers, 400 bytes of gradients, 2 rounds of 3 epochs of 2 steps; each center sent 1000 bytes a round.
+    assert run.steps == 12 and run.synchronous_bytes == 2 * 4 * 400 * 12 and run.bytes_sent == 10_000
+    assert run.saving == pytest.approx(3.84)
+
+
+@pytest.mark.parametrize("unknown", ["steps", "parameter_bytes", "method", "rounds"])
+def test_no_factor_where_something_is_unknown(tmp_path, unknown):
+    folder = write_run(tmp_path / "run", method="ensemble" if unknown == "method" else "colearning")
+    if unknown == "steps":
+        (folder / "rounds.jsonl").write_text(
+            (folder / "rounds.jsonl").read_text().replace('"steps": 6', '"steps": null', 1)
+        )
+    if unknown == "parameter_bytes":
+        (folder / "summary.json").write_text(json.dumps({"status": "finished", "parameters": 100}))
+    if unknown == "rounds":
+        (folder / "rounds.jsonl").write_text("")
+    assert read_run(folder).saving is None
+    assert "fewer bytes" not in write_run_report(folder).read_text()
+
+
+def test_what_is_on_top_of_a_runs_report(tmp_path):
+    page = write_run_report(write_run(tmp_path / "run", (0.95, 0.9))).read_text()
+    assert "<b>90.00 %</b> val_acc of the shared model after the last round" in page
+    assert "<b>3.8 ×</b> fewer bytes between data centers than synchronous training" in page
+    assert "2 × 4 × 400 × 12 = 0.04 MB. This run sent 0.01 MB." in page
+    for name, text in {
+        "ended": "1970-01-12 13:46 UTC",
+        "duration": "12 s",
+        "data centers": "dc0 on n0, dc1 on n1, dc2 on n2, dc3 on n3, dc4 on n4",
+        "model": "digits_cnn, 100 parameters",
+        "best round": "round 0: val_acc 95.00 % (found by looking; the last one counts)",
+        "settings": '<a href="config.yaml">config.yaml</a>',
+        "colearning.epsilon": "0.06",
+    }.items():
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
+    assert "<td><b>0.9500</b></td>" in page
+
+
+def test_a_studys_numbers_on_top(study_folder):
+    page = write_study_report(study_folder).read_text()
+    assert "<b>95.50 %</b> val_acc of co-learning (CLR+ILE), mean of 2 trials" in page
+    assert "<b>97.50 %</b> val_acc of vanilla, mean of 2 trials" in page and "<b>3.8 ×</b> fewer bytes" in page
+    for name, text in {
+        "last run ended": "1970-01-12 13:46 UTC",
+        "duration": "75 s in all runs together",
+        "hosts": "n0, n1, n2, n3, n4",
+        "model": "digits_cnn, 100 parameters",
+    }.items():
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
+
+
+EVIL = "<script>alert(1)</script> [x](javascript:1) **b** `c` $\\frac$ \x1b[2J | ![i](http://e)"
+
+
+def test_nothing_of_a_run_folder_is_markup(tmp_path):
+    """Metrics, data centers, states, errors and settings may be called anything."""
+    folder = write_run(tmp_path / "run")
+    rounds, evil = (folder / "rounds.jsonl").read_text(), json.dumps(EVIL)
+    rounds = (
+        rounds.replace('"dc0"', evil).replace('"val_acc"', evil).replace('"train_loss"', json.dumps(f"loss {EVIL}"))
+    )
+    (folder / "rounds.jsonl").write_text(rounds)
+    (folder / "summary.json").write_text(json.dumps({"status": EVIL, "error": EVIL, "ranks": 5}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"method": EVIL, "model": {"class_path": EVIL}}))
+    page, text = write_run_report(folder).read_text(), (folder / "report.md").read_text()
+    pictures = [path.read_text() for path in (folder / "figures").iterdir()]
+    assert len(pictures) == 6 and sum("&lt;script&gt;alert" in picture for picture in pictures) == 3
+    for written in (page, text, *pictures):
+        assert "<script>alert" not in written and "\x1b" not in written
+    assert page.count("<script") == 1 and r"\x1b[2J" in page
+    shown = r"&lt;script&gt;alert(1)&lt;/script&gt; \[x\](javascript:1) \*\*b\*\* \`c\` $\\frac$ \\x1b\[2J \| !\[i\](http://e)"
+    assert f"- method: {shown}\n" in text and text.count(shown) > 10
+    assert re.findall(r"(?<!\\)\]\(([^)]*)\)", text) == [
+        "config.yaml",
+        *re.findall(r"(?<!\\)\]\((figures/[^)]*)\)", text),
+    ]
 
 
 def test_the_verdict_says_who_won(study_folder):
@@ -185,9 +298,44 @@ def test_the_papers_figures_stand_beside_where_a_model_names_its_row(study_folde
 def test_a_run_folder_has_a_report_of_its_own(tmp_path):
     folder = write_run(tmp_path / "run")
     page = write_run_report(folder).read_text()
-    for title in ("Learning rate", "Local epochs per round", "Relative change", "Training loss", "Divergence"):
-        assert f"<title>{title}" in page
-    assert "ε = 0.06" in page and page.count("<svg") == 6
+    titles = [
+        "val_acc of the shared model",
+        "val_loss of the shared model",
+        "Learning rate, and local epochs per round",
+    ]
+    titles += ["Change of the shared model", "train_loss per data center", "Divergence before averaging"]
+    for title in titles:
+        assert f"<title>{title}</title>" in page
+    assert "ε = 0.06" in page and page.count("<svg") == len(titles)
+    assert "val_loss (log scale)" in page and "relative change (log scale)" in page and ">rate<" in page
+
+
+def test_each_data_centers_own_evaluation_is_a_line(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "own evaluation data" not in write_run_report(folder).read_text()
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    lines[1]["centers"][3]["shared_metrics"]["val_acc"] = 0.123
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = html.unescape(write_run_report(folder).read_text())
+    assert "val_acc of the shared model after every round, on each data center's own evaluation data" in page
+    assert "dc3: val_acc 0.123, local epochs 6" in page
+
+
+def test_a_folder_that_cannot_be_written_and_a_link_in_the_way(tmp_path, capsys, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    (tmp_path / "other").write_text("mine")
+    (folder / ".report.md.tmp").symlink_to(tmp_path / "other")
+    (folder / "report.csv").symlink_to(tmp_path / "other")
+    assert main(["report", str(folder)]) == 0
+    assert (tmp_path / "other").read_text() == "mine" and not (folder / "report.csv").is_symlink()
+    assert [path.name for path in folder.glob(".*")] == [".report.md.tmp"], "nothing is left behind"
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("colearn_hpc.studies.report.write_atomically", refuse)
+    assert main(["report", str(folder)]) == 2
+    assert "the report cannot be written there (Permission denied); copy the folder" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_not_there(tmp_path, capsys, study_folder):
@@ -204,11 +352,37 @@ def test_the_command_says_what_is_not_there(tmp_path, capsys, study_folder):
         write_study_report(study_folder)
 
 
+def test_more_lines_than_a_legend_can_hold():
+    many = [Line(f"dc{k}", [(0, k), (1, k)]) for k in range(13)]
+    assert ">dc3<" in chart("n", "t", "x", [Panel("y", many[:12])], "c").svg
+    figure = chart("n", "t", "x", [Panel("y", many)], "c")
+    assert ">dc3<" not in figure.svg and figure.caption == "c Point at a line to see whose it is."
+    assert figure.points[-1][2] == "dc12: y 12, x 1"
+
+
+def test_a_name_of_any_length_names_a_file():
+    names = ["val_acc", "a/b", "a_b", "a~2f~b", "x" * 300, "x" * 299 + "y", ""]
+    slugs = [slug(name) for name in names]
+    assert len(set(slugs)) == len(names) and slugs[0] == "val_acc"
+    assert all(re.fullmatch(r"[\w+.~-]{0,60}", found) for found in slugs)
+
+
 @pytest.mark.parametrize(
     "points", [[], [(0.0, math.nan)], [(1.0, 0.5)], [(0.0, 0.0), (1.0, 0.0)], [(0.0, -1.0), (9.0, 1e9)]]
 )
 @pytest.mark.parametrize("log", [False, True])
 def test_a_chart_draws_whatever_it_is_given(points, log):
-    svg = Chart("t", "x", "y", [Line("a & b", points, marks=[0.5])], level=(0.1, "ε"), log=log).svg("name")
-    ET.fromstring(svg)
-    assert "nan" not in svg and "inf" not in svg
+    panel = Panel("y", [Line("a & b", points, marks=[0.5])], level=(0.1, "ε"), log=log)
+    figure = chart("name", "t", "x", [panel], "caption")
+    for svg in (figure.svg, alone(figure.svg)):
+        ET.fromstring(svg)
+        assert "nan" not in svg and "inf" not in svg
+    assert len(figure.points) == sum(math.isfinite(y) and (y > 0 or not log) for _, y in points)
+
+
+def test_a_picture_takes_the_colour_of_the_text_around_it_and_is_the_same_every_time():
+    one, two = (chart("n", "t", "x", [Panel("y", [Line("", [(0, 1), (1, 2)])])], "c") for _ in range(2))
+    assert one == two and "currentColor" in one.svg and "#1b1f24" not in one.svg
+    assert one.points[1][2] == "y 2, x 1"
+    (x0, y0, _), (x1, y1, _) = one.points
+    assert x0 < x1 and y0 > y1, "an SVG's y grows downwards"
