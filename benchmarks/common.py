@@ -128,11 +128,14 @@ class Participant:
     def average(self) -> None:
         """One round's exchange, from the local model to the shared one. Collective over all ranks."""
         from colearn_hpc.protocol.run import Decision, RoundPlace
+        from colearn_hpc.trainer.averaging import RoundEnd
 
         place = RoundPlace(self._round, 1, self._round)
-        self._averager.take(
-            self._module, [], self._report, place, lambda change, leaves: Decision(change, 1).to_plain()
-        )
+
+        def decide(change: float, leaves: bool) -> Any:
+            return Decision(change, 1).to_plain()
+
+        self._averager.take(RoundEnd(self._module, [], self._report, place, decide))
         self._round += 1
 
 

@@ -23,6 +23,8 @@ make_torchvision_importable()  # before any test imports Lightning
 # A shell's background jobs ignore Ctrl-C, and their children would too: some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup does the same to HUP
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 REPOSITORY = Path(__file__).parent.parent

@@ -191,7 +191,8 @@ class ColearnCLI(LightningCLI):
                 print(f"colearn-hpc: nothing to resume in {self.folder}, starting anew", file=sys.stderr)
         if self.center.is_first:
             self._dump_config()
-            write_atomically(self.folder / "config.yaml", yaml.safe_dump(self.config_dump, sort_keys=False))
+            config = yaml.safe_dump(without_secrets(self.config_dump), sort_keys=False)
+            write_atomically(self.folder / "config.yaml", config)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse on every rank, and go on only if all could. Collective over the world."""
@@ -319,6 +320,21 @@ class ColearnCLI(LightningCLI):
                 f"runs={self._setting('runs')}: run folder {self.folder} cannot be made ({error.strerror}); choose "
                 "another --runs"
             ) from error
+
+
+_SECRET = re.compile(r"(^|_)(api_?key|access_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
+
+
+def without_secrets(config: Any) -> Any:
+    """The configuration as others may read it: what is named like a key, token or password is left out.
+
+    A logger takes such a thing from the environment (``WANDB_API_KEY``, ``COMET_API_KEY``, ...), where it is not
+    written down at all.
+    """
+    if isinstance(config, dict):
+        hidden = "(left out: give it by the environment)"
+        return {k: hidden if v and _SECRET.search(str(k)) else without_secrets(v) for k, v in config.items()}
+    return [without_secrets(item) for item in config] if isinstance(config, list) else config
 
 
 def _check_config_files(argv: Sequence[str]) -> None:

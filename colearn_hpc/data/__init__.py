@@ -25,8 +25,4 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "ShardDataModule":
-        from colearn_hpc._torchvision import make_torchvision_importable
-
-        make_torchvision_importable()  # Lightning's metrics import torchvision where they find one
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -20,8 +20,5 @@ __all__ = sorted(_WHERE)
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        from colearn_hpc._torchvision import make_torchvision_importable
-
-        make_torchvision_importable()  # torchmetrics imports torchvision where it finds one, and dies of a broken one
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

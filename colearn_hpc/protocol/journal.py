@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from colearn_hpc.errors import PeerError
+from colearn_hpc.protocol.meeting import ProtocolError
 from colearn_hpc.protocol.messages import Brought, Outcome, Topic
 
 
@@ -75,7 +75,7 @@ class Remembered:
     def _next(self, what: str) -> Outcome | _Mean:
         before, entry = self._again.popleft()
         if before != what:
-            raise PeerError(
+            raise ProtocolError(
                 f"after its restart this data center came to `{what}` where it had come to `{before}` before; "
                 "please report this"
             )

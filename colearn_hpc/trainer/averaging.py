@@ -35,6 +35,27 @@ Decide = Callable[[float, bool], Any]
 
 
 @dataclass(frozen=True)
+class RoundEnd:
+    """What is at hand in a data center when a round ends.
+
+    Attributes:
+        module: the local model; becomes the shared one.
+        optimizers: its optimizers.
+        report: this data center's part in the round.
+        place: where this data center is.
+        decide: called on the presiding leader; its answer is everyone's.
+        absent: why this data center takes the mean without giving to it; empty if it gives.
+    """
+
+    module: LightningModule
+    optimizers: Sequence[Optimizer]
+    report: CenterReport
+    place: RoundPlace
+    decide: Decide
+    absent: str = ""
+
+
+@dataclass(frozen=True)
 class MeanResult:
     """What came of a round's end.
 
@@ -64,24 +85,8 @@ class Averager(Protocol):
     def start_from(self, module: LightningModule) -> None:
         """Take the module as the shared model that round 0 starts from."""
 
-    def take(
-        self,
-        module: LightningModule,
-        optimizers: Sequence[Optimizer],
-        report: CenterReport,
-        place: RoundPlace,
-        decide: Decide,
-        absent: str = "",
-    ) -> MeanResult:
+    def take(self, end: RoundEnd) -> MeanResult:
         """Average once. Collective over the world.
-
-        Args:
-            module: the local model; becomes the shared one.
-            optimizers: its optimizers.
-            report: this data center's part in the round.
-            place: where this data center is.
-            decide: called on the presiding leader; its answer is everyone's.
-            absent: why this data center takes the mean without giving to it.
 
         Raises:
             ParticipantError: this data center's model must not enter the mean, or, on all ranks, the data
@@ -168,14 +173,8 @@ class Contributions:
 
 
 def arrive(
-    place: Place,
-    settings: Settings,
-    model: FlatModel,
-    vector: Tensor | None,
-    report: CenterReport,
-    round_place: RoundPlace,
-    absent: str = "",
-) -> tuple[Contributions, CenterReport]:
+    place: Place, settings: Settings, model: FlatModel, vector: Tensor | None, end: RoundEnd
+) -> tuple[Contributions, RoundEnd]:
     """Meet at a round's end. Collective over the world.
 
     Args:
@@ -183,34 +182,33 @@ def arrive(
         settings: of the run.
         model: of the module, with what it offers.
         vector: what is offered instead of the model's tensors, shape ``(size,)``.
-        report: this data center's; its examples are this rank's.
-        round_place: where this data center is.
-        absent: see :meth:`Averager.take`.
+        end: of the round; the examples in its report are this rank's.
 
     Returns:
-        What those say who give to the mean, and the report with the data center's examples (on the leader; 0
-        elsewhere) and the seconds of waiting.
+        What those say who give to the mean; and the round's end, whose report now has the data center's examples (on
+        the leader; 0 elsewhere) and the seconds of waiting.
 
     Raises:
         ParticipantError: see :meth:`Averager.take`.
     """
-    names = place.between.names
-    counts = place.site.gather(report.examples)
+    names, round_index = place.between.names, end.place.round
+    counts = place.site.gather(end.report.examples)
     examples = sum(counts) if counts is not None else 0
-    if place.center.is_leader and not absent and (name := first_non_finite(vector, model)):
+    if place.center.is_leader and not end.absent and (name := first_non_finite(vector, model)):
         raise ParticipantError(
-            f"round {round_place.round}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
+            f"round {round_index}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
             "was not taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
         )
     clock = time.monotonic()
-    mine = Contribution(model.size, examples, round_place)
-    attendance = place.conversation.arrive(round_place.round, mine.to_plain(), absent)
+    mine = Contribution(model.size, examples, end.place)
+    attendance = place.conversation.arrive(round_index, mine.to_plain(), end.absent)
     why_absent = getattr(attendance.brought[place.center.index], "why", "")
-    report = replace(report, examples=examples, wait_seconds=time.monotonic() - clock, absent=why_absent)
+    waited = time.monotonic() - clock
+    report = replace(end.report, examples=examples, wait_seconds=waited, absent=why_absent)
     given = {k: Contribution.from_plain(content) for k, content in attendance.contents.items()}
     if not given:
         raise ParticipantError(
-            f"round {round_place.round}: no data center has anything to give to the mean; see centers/*/log.txt"
+            f"round {round_index}: no data center has anything to give to the mean; see centers/*/log.txt"
         ).on_all_ranks()
     found = Contributions(given, attendance.present, len(names), settings.weighting)
     if len({one.size for one in given.values()}) > 1:
@@ -229,7 +227,7 @@ def arrive(
             settings.combiner.combine([nothing] * len(given), [w for w in found.weights if w], nothing)
         except ValueError as error:
             raise ParticipantError(f"round {found.place.round}: {error}").on_all_ranks() from error
-    return found, report
+    return found, replace(end, report=report)
 
 
 class SharedModel:
@@ -364,24 +362,16 @@ class MeanAverager:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.shared.load_state_dict(state)
 
-    def take(
-        self,
-        module: LightningModule,
-        optimizers: Sequence[Optimizer],
-        report: CenterReport,
-        place: RoundPlace,
-        decide: Decide,
-        absent: str = "",
-    ) -> MeanResult:
-        others = float_buffers(module, self.shared.constant)
+    def take(self, end: RoundEnd) -> MeanResult:
+        others = float_buffers(end.module, self.shared.constant)
         if self._settings.optimizer_state == "average":
-            others += averaged_state(optimizers)
-        model = FlatModel(trainable_parameters(module), others)
+            others += averaged_state(end.optimizers)
+        model = FlatModel(trainable_parameters(end.module), others)
         if not self._place.alone and self._place.center.size > 1:
             # DDP keeps parameters equal inside a data center, buffers not.
             self._place.means.mean_in_center(model.stage_others())
-        given, report = arrive(self._place, self._settings, model, None, report, place, absent)
-        return take_mean(self._place, self._settings, self.shared, model, optimizers, given, report, decide)
+        given, end = arrive(self._place, self._settings, model, None, end)
+        return take_mean(self._place, self._settings, self.shared, model, given, end)
 
     def show_local(self, module: LightningModule) -> None:
         """The module is the shared model until it is trained on."""
@@ -401,10 +391,8 @@ def take_mean(
     settings: Settings,
     shared: SharedModel,
     model: FlatModel,
-    optimizers: Sequence[Optimizer],
     given: Contributions,
-    report: CenterReport,
-    decide: Decide,
+    end: RoundEnd,
 ) -> MeanResult:
     """The mean of those who have arrived, made every rank's model. Collective over the world.
 
@@ -413,12 +401,9 @@ def take_mean(
         settings: of the run.
         shared: the last shared model; becomes the next one.
         model: of the module, with what it offers.
-        optimizers: the module's.
-        given: what :func:`arrive` returned.
-        report: this data center's.
-        decide: see :meth:`Averager.take`.
+        given, end: what :func:`arrive` returned.
     """
-    means, round_index = place.means, given.place.round
+    means, round_index, report = place.means, given.place.round, end.report
     clock = time.monotonic()
     vector, facts, outer_state = shared.buffer(model), None, None
     if means.carries:
@@ -431,7 +416,7 @@ def take_mean(
     # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
     decision = place.conversation.decide(
         Topic(TopicKind.MEAN, round_index),
-        lambda: decide(shared.change(model, vector, facts, round_index), given.leaves),
+        lambda: end.decide(shared.change(model, vector, facts, round_index), given.leaves),
     )
     clock = time.monotonic()
     if not place.alone:
@@ -440,7 +425,7 @@ def take_mean(
         report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
         shared.commit(vector, outer_state)
     if not place.alone and settings.optimizer_state == "reset":
-        reset_state(optimizers)
+        reset_state(end.optimizers)
     place.conversation.settled()
     report = replace(report, exchange_seconds=seconds + time.monotonic() - clock)
     return MeanResult(report, Decision.from_plain(decision), given.place)

@@ -32,7 +32,7 @@ from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
-from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
+from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult, RoundEnd
 from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import join_trainer
 from colearn_hpc.trainer.epoch_end import EpochEnd
@@ -419,8 +419,8 @@ class CoLearning(Callback):
         run, state, module = self._run, self._run.state, trainer.lightning_module
         place = run.place(_limit(trainer), leaving=False)
         decide = self._decider(state.round, state.epochs_done + (not state.over))
-        found = self._fit.averager.take(module, trainer.optimizers, state.round.report, place, decide, absent)
-        return self._taken(found, place, trainer)
+        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent)
+        return self._taken(self._fit.averager.take(end), place, trainer)
 
     def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
         """Send the model: the round's that has just been trained, or, after a resume, what was sent before."""
@@ -431,8 +431,8 @@ class CoLearning(Callback):
         if state.travelling is not None and not self._placed.center.is_leader:
             report = replace(report, examples=0)  # the leader's is the data center's sum
         decide = self._decider(round_, epochs_done)
-        module, again = trainer.lightning_module, state.travelling is not None
-        found = averager.begin(module, trainer.optimizers, report, place, decide, again)
+        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide)
+        found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
 
     def _taken(self, found: MeanResult, place: RoundPlace, trainer: pl.Trainer) -> Step | None:
@@ -452,8 +452,9 @@ class CoLearning(Callback):
         state, averager, module = self._run.state, self._late_averager, trainer.lightning_module
         round_ = state.travelling
         assert round_ is not None, "it is due only then"
+        place = RoundPlace(round_.index, round_.epochs, round_.epochs_done - 1)
         decide = self._decider(round_, round_.epochs_done)
-        found = averager.finish(module, trainer.optimizers, round_.report, round_.index, decide)
+        found = averager.finish(RoundEnd(module, trainer.optimizers, round_.report, place, decide))
         assert found.decision is not None, "a mean that is here is decided on"
         average_from_here(trainer)
         step = self._run.mean_finished(found.decision, found.report, _limit(trainer))

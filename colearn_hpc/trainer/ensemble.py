@@ -23,17 +23,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from colearn_hpc.algorithm.shared_model import FlatModel, infinite_buffers
 from colearn_hpc.between import Offer, Vector
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.messages import Topic, TopicKind
-from colearn_hpc.protocol.reports import CenterReport
-from colearn_hpc.protocol.run import Decision, RoundPlace
+from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import Decide, MeanResult, arrive
+from colearn_hpc.trainer.averaging import MeanResult, RoundEnd, arrive
 from colearn_hpc.trainer.place import Place
 
 
@@ -72,15 +70,7 @@ class EnsembleAverager:
     def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
         return center_folder / "member.ckpt"
 
-    def take(
-        self,
-        module: LightningModule,
-        optimizers: Sequence[Optimizer],
-        report: CenterReport,
-        place: RoundPlace,
-        decide: Decide,
-        absent: str = "",
-    ) -> MeanResult:
+    def take(self, end: RoundEnd) -> MeanResult:
         """Close a round without touching any weight or optimizer. Collective over the world.
 
         There is no shared model: its relative change and the members' divergence from it are NaN (null in files).
@@ -88,14 +78,14 @@ class EnsembleAverager:
         Raises:
             ParticipantError: when this member's model is not finite.
         """
-        model = FlatModel.of(module, self._constant)
-        given, report = arrive(self._place, self._settings, model, None, report, place, absent)
+        model = FlatModel.of(end.module, self._constant)
+        given, end = arrive(self._place, self._settings, model, None, end)
         self._round, self._probabilities, self._targets = given.place.round, [], []
         decision = self._place.conversation.decide(
-            Topic(TopicKind.NO_MEAN, place.round), lambda: decide(math.nan, given.leaves)
+            Topic(TopicKind.NO_MEAN, end.place.round), lambda: end.decide(math.nan, given.leaves)
         )
         self._place.conversation.settled()
-        return MeanResult(replace(report, divergence=math.nan), Decision.from_plain(decision), given.place)
+        return MeanResult(replace(end.report, divergence=math.nan), Decision.from_plain(decision), given.place)
 
     @torch.no_grad()
     def predict(self, trainer: pl.Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:

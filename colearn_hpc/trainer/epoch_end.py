@@ -245,7 +245,7 @@ class EpochEnd(Checkpoint):
             if self._place.center.is_leader and not (self._read_back or self._supervisor.loads_everything):
                 self._check_readable(path)
         except OSError as error:
-            problem = str(error)
+            problem = str(error) or repr(error)
         finally:
             self._saving = False
         if problem := self._place.site.bcast(problem):

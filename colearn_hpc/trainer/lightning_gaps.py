@@ -77,14 +77,18 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool) -> Non
     if type(io) is not TorchCheckpointIO:
         trainer.save_checkpoint(path, weights_only=weights_only)
         return
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
     problem: OSError | None = None
-    if trainer.is_global_zero:
-        try:
+    try:
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+        if trainer.is_global_zero:
             with path.open("wb") as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
-            problem = error if isinstance(error, OSError) else OSError(f"{path}: {error}")
+    except OSError as error:
+        problem = error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):  # how torch says that the disk is full
+            raise
+        problem = OSError(f"{path}: {error}")
     trainer.strategy.barrier("write_checkpoint")
     if problem is not None:
         raise problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,24 +38,45 @@ class MetricsSplit:
 def batch_size(batch: Any) -> int:
     """Examples in a batch; 0 if it cannot be told.
 
-    What the batch says of itself comes first: ``batch_size``, ``num_graphs`` (graphs), then the length that its tensors
-    have in common, at any depth; tensors without a dimension are passed over.
+    What the batch says of itself comes first: ``batch_size``, ``num_graphs`` (graphs). Then the leading length that
+    most of its tensors have, at any depth; of several equally frequent ones the first. Class weights, temperatures and
+    the like are therefore not counted. A list with a tensor per example counts as long as it is, where a tensor beside
+    it has that length.
     """
     if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor) and batch[0].ndim:
-        # Nearly always: a list of tensors. This is for every batch, so look no further than needed.
+        # Nearly always: a list of tensors of one length. This is for every batch, so it looks no further.
         length = batch[0].shape[0]
-        if all(isinstance(part, Tensor) and part.ndim and part.shape[0] == length for part in batch):
+        if length and all(isinstance(part, Tensor) and part.ndim and part.shape[0] == length for part in batch):
             return int(length)
-    return next(iter(lengths), 0) if len(lengths := batch_lengths(batch)) == 1 else 0
+    if isinstance(batch, Tensor) and not batch.ndim:
+        return 1
+    said = _said(batch)
+    if said is not None:
+        return said
+    lengths, per_example = _lengths(batch, nested=False)
+    lengths += [own if own in lengths else leading for own, leading in per_example]
+    counted = Counter(length for length in lengths if length)
+    return max(counted, key=lambda length: counted[length], default=0)
 
 
-def batch_lengths(batch: Any) -> set[int]:
-    """All lengths that the parts of a batch have; more than one, and nobody knows how many examples there are."""
+def _said(batch: Any) -> int | None:
+    """What a batch says of itself."""
     for name in ("batch_size", "num_graphs"):
         said = getattr(batch, name, None)
         if isinstance(said, int) and not isinstance(said, bool):
-            return {said}
-    if isinstance(batch, Tensor):
-        return {int(batch.shape[0])} if batch.ndim else set()
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return set().union(*map(batch_lengths, parts))
+            return said
+    plain = isinstance(batch, Tensor | Mapping | list | tuple | str | bytes)
+    return len(batch) if not plain and hasattr(batch, "__len__") else None
+
+
+def _lengths(part: Any, nested: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Leading lengths of the tensors in a part of a batch; and, of lists of equal tensors within it, (length of the
+    list, leading length of its tensors)."""
+    if isinstance(part, Tensor):
+        return ([int(part.shape[0])] if part.ndim else []), []
+    listed = isinstance(part, list | tuple) and nested and len(part) > 1
+    if listed and all(isinstance(item, Tensor) and item.ndim and item.shape == part[0].shape for item in part):
+        return [], [(len(part), int(part[0].shape[0]))]
+    parts = part.values() if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
+    found = [_lengths(item, nested=True) for item in parts]
+    return [one for lengths, _ in found for one in lengths], [one for _, lists in found for one in lists]

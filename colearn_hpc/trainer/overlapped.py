@@ -20,22 +20,19 @@ points hold what was sent, and a resumed run sends it again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 
 from colearn_hpc.algorithm.overlap import correct
 from colearn_hpc.between import Vector
 from colearn_hpc.protocol.messages import Topic, TopicKind
-from colearn_hpc.protocol.reports import CenterReport
-from colearn_hpc.protocol.run import Decision, RoundPlace
+from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import Decide, MeanResult, SharedModel, arrive, take_mean
+from colearn_hpc.trainer.averaging import MeanResult, RoundEnd, SharedModel, arrive, take_mean
 from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.place import Place
 
@@ -80,30 +77,18 @@ class OverlappedAverager:
         self._local = state.get("sent")
         self._shows_shared = state.get("shows_shared", False)
 
-    def begin(
-        self,
-        module: LightningModule,
-        optimizers: Sequence[Optimizer],
-        report: CenterReport,
-        place: RoundPlace,
-        decide: Decide,
-        again: bool = False,
-    ) -> MeanResult:
+    def begin(self, end: RoundEnd, again: bool = False) -> MeanResult:
         """Send the model, or take the mean at once where no epoch follows in which it could come. Collective over the
         world.
 
         Args:
-            module: the local model.
-            optimizers: its optimizers.
-            report: this data center's part in the round.
-            place: where this data center is.
-            decide: called on the presiding leader if the mean is taken.
+            end: of the round.
             again: send what a checkpoint says was sent.
 
         Returns:
             Without a decision where the mean has begun.
         """
-        model = self.shared.model_of(module)
+        model = self.shared.model_of(end.module)
         if not again:
             if not self._shows_shared:
                 self._local = model.pack(self._local)
@@ -113,47 +98,28 @@ class OverlappedAverager:
             self._place.means.mean_in_center(self._local[model.parameter_size :])
         sent = self._local
         assert sent is not None, "a checkpoint with a mean under way holds what was sent"
-        given, report = arrive(self._place, self._settings, model, sent, report, place)
-        if place.last or given.leaves:
+        given, end = arrive(self._place, self._settings, model, sent, end)
+        if end.place.last or given.leaves:
             model.unpack(sent)
             self._shows_shared = False
-            return take_mean(self._place, self._settings, self.shared, model, optimizers, given, report, decide)
+            return take_mean(self._place, self._settings, self.shared, model, given, end)
         self._sent = True
         if self._place.means.carries:
             offer = self.shared.offer(model, Vector(sent), given.weights, GATHERING)
             self._place.means.begin(offer, given.present)
-        return MeanResult(report, None, given.place)
+        return MeanResult(end.report, None, given.place)
 
-    def take(
-        self,
-        module: LightningModule,
-        optimizers: Sequence[Optimizer],
-        report: CenterReport,
-        place: RoundPlace,
-        decide: Decide,
-        absent: str = "",
-    ) -> MeanResult:
-        return self.begin(module, optimizers, report, replace(place, leaving=True), decide)
+    def take(self, end: RoundEnd) -> MeanResult:
+        return self.begin(replace(end, place=replace(end.place, leaving=True)))
 
-    def finish(
-        self,
-        module: LightningModule,
-        optimizers: Sequence[Optimizer],
-        report: CenterReport,
-        round_index: int,
-        decide: Decide,
-    ) -> MeanResult:
+    def finish(self, end: RoundEnd) -> MeanResult:
         """Wait for the mean that is under way, and make it the module's. Collective over the world.
 
         Args:
-            module: the local model; becomes the shared one, until :meth:`show_local` or :meth:`keep_shared`.
-            optimizers: its optimizers.
-            report: this data center's part in the round that is averaged.
-            round_index: its i.
-            decide: called on the presiding leader.
+            end: of the round that is averaged. Its module stays the shared model until :meth:`show_local`.
         """
-        conversation, means = self._place.conversation, self._place.means
-        model, sent = self.shared.model_of(module), self._local
+        conversation, means, round_index = self._place.conversation, self._place.means, end.place.round
+        model, sent, report = self.shared.model_of(end.module), self._local, end.report
         assert sent is not None and self._sent
         clock = time.monotonic()
         # Whoever failed since the mean was begun says so here. After it no user's code runs until the mean is in place.
@@ -165,7 +131,7 @@ class OverlappedAverager:
         seconds = time.monotonic() - clock
         decision = conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: decide(self.shared.change(model, result, facts, round_index), False),
+            lambda: end.decide(self.shared.change(model, result, facts, round_index), False),
         )
 
         clock = time.monotonic()
@@ -176,15 +142,14 @@ class OverlappedAverager:
             report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
             self.shared.commit(result, None)
         if self._settings.optimizer_state == "reset":
-            reset_state(optimizers)
+            reset_state(end.optimizers)
         conversation.settled()
         report = replace(
             report,
             wait_seconds=report.wait_seconds + waited,
             exchange_seconds=report.exchange_seconds + seconds + time.monotonic() - clock,
         )
-        place = RoundPlace(round_index, 0, 0)
-        return MeanResult(report, Decision.from_plain(decision), place)
+        return MeanResult(report, Decision.from_plain(decision), end.place)
 
     def show_local(self, module: LightningModule) -> None:
         """Make the module the local model again, corrected by the mean."""

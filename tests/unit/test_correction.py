@@ -10,8 +10,9 @@ from colearn_hpc.algorithm.overlap import correct
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.algorithm.slice_sums import Squares
 from colearn_hpc.between import Compression, MeanFacts, Offer, Vector
-from colearn_hpc.errors import ConfigurationError, PeerError
+from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.journal import Remembered
+from colearn_hpc.protocol.meeting import ProtocolError
 from colearn_hpc.protocol.messages import Arrival, Outcome, Present, Topic, TopicKind
 from colearn_hpc.protocol.settings import codec_name
 
@@ -200,7 +201,7 @@ def test_a_failure_ends_the_telling(journal):
 def test_who_comes_elsewhere_is_told_nothing(journal, ask):
     meet(journal)
     journal.replay()
-    with pytest.raises(PeerError, match=r"after its restart this data center came to .* had come to `round 1` before"):
+    with pytest.raises(ProtocolError, match=r"this data center came to .* had come to `round 1` before"):
         ask(journal)
 
 

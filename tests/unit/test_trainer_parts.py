@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -269,6 +270,13 @@ def test_rates_of_groups_keep_their_ratio():
         (torch.tensor(1.0), 1),
         ("text", 0),
         ([], 0),
+        ({"temperature": torch.tensor(0.7), "x": torch.zeros(8, 2), "y": torch.zeros(8)}, 8),
+        ({"class_weights": torch.ones(3), "x": torch.zeros(8, 2), "y": torch.zeros(8)}, 8),
+        ({"ids": ["a"] * 8, "x": torch.zeros(8, 2)}, 8),
+        ({"x": [torch.zeros(6)] * 8, "y": torch.zeros(8)}, 8),
+        ({"labelled": [torch.zeros(8, 2), torch.zeros(8)], "unlabelled": [torch.zeros(16, 2), torch.zeros(16)]}, 8),
+        (SimpleNamespace(batch_size=8, x=torch.zeros(90, 3)), 8),
+        (SimpleNamespace(num_graphs=5), 5),
     ],
 )
 def test_examples_in_a_batch(batch, size):

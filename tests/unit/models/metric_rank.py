@@ -1,13 +1,16 @@
 """What one rank of two does, for test_task and test_ranking.
 
-A module of its own, because a spawned process imports the module of the function that it runs, and must meet this
-package before Lightning (see conftest.py).
+A module of its own, because a spawned process imports the module of the function that it runs.
 """
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from colearn_hpc.models import Classifier, MultilabelTask
+from colearn_hpc._torchvision import make_torchvision_importable
+
+make_torchvision_importable()  # as conftest.py does in the process that spawns these
+
+from colearn_hpc.models import Classifier, MultilabelTask  # noqa: E402
 
 
 def measure(rank, address, shares, results):

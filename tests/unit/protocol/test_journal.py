@@ -4,8 +4,8 @@ from collections import namedtuple
 
 import pytest
 
-from colearn_hpc.errors import PeerError
 from colearn_hpc.protocol.journal import Remembered
+from colearn_hpc.protocol.meeting import ProtocolError
 from colearn_hpc.protocol.messages import Arrival, Outcome, Present, Topic, TopicKind
 
 ROUND, MEAN, REPORT = (Topic(kind, 1) for kind in (TopicKind.ROUND, TopicKind.MEAN, TopicKind.REPORT))
@@ -106,11 +106,11 @@ def test_another_order_is_refused(first):
     journal = remembered()
     first(journal)
     journal.replay()
-    with pytest.raises(PeerError, match=r"came to `round 1: report` where it had come to `(round 1|a mean)` before"):
+    with pytest.raises(ProtocolError, match=r"came to `round 1: report` where it had come to `(round 1|a mean)`"):
         meet(journal, REPORT)
     journal.replay()
     if first is meet:
-        with pytest.raises(PeerError, match="came to `a mean` where it had come to `round 1` before"):
+        with pytest.raises(ProtocolError, match="came to `a mean` where it had come to `round 1` before"):
             take_mean(journal)
 
 
