@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from colearn_hpc.algorithm.shared_model import (
     trainable_parameters,
 )
 from colearn_hpc.between import Compression, MeanFacts, Offer, Source
-from colearn_hpc.errors import ParticipantError
+from colearn_hpc.errors import ConfigurationError, ParticipantError
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.reports import CenterReport
 from colearn_hpc.protocol.run import Decision, RoundPlace
@@ -85,6 +86,16 @@ class Averager(Protocol):
     def start_from(self, module: LightningModule) -> None:
         """Take the module as the shared model that round 0 starts from."""
 
+    def begin_epoch(self, module: LightningModule) -> None:
+        """A local epoch begins: what is trainable now is trained in it."""
+
+    def end_epoch(self, module: LightningModule) -> None:
+        """Its last batch is done.
+
+        Raises:
+            ConfigurationError: other parameters are trainable than at its beginning.
+        """
+
     def take(self, end: RoundEnd) -> MeanResult:
         """Average once. Collective over the world.
 
@@ -119,21 +130,23 @@ class Contribution:
         size: length of the vector it offers.
         examples: training examples it went through in the round.
         place: where it is.
+        layout: digest of the names of the tensors in the vector, in order.
     """
 
     size: int
     examples: int
     place: RoundPlace
+    layout: str = ""
 
     def to_plain(self) -> Any:
-        return [self.size, self.examples, self.place.to_plain()]
+        return [self.size, self.examples, self.place.to_plain(), self.layout]
 
     @classmethod
     def from_plain(cls, plain: Any) -> Contribution:
         """Raises ValueError where ``plain`` is no contribution."""
         match plain:
-            case [int(size), int(examples), place]:
-                return cls(size, examples, RoundPlace.from_plain(place))
+            case [int(size), int(examples), place, str(layout)]:
+                return cls(size, examples, RoundPlace.from_plain(place), layout)
         raise ValueError(f"no contribution to a mean: {plain!r:.200}")
 
 
@@ -200,7 +213,7 @@ def arrive(
             "was not taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
         )
     clock = time.monotonic()
-    mine = Contribution(model.size, examples, end.place)
+    mine = Contribution(model.size, examples, end.place, layout_of(model))
     attendance = place.conversation.arrive(round_index, mine.to_plain(), end.absent)
     why_absent = getattr(attendance.brought[place.center.index], "why", "")
     waited = time.monotonic() - clock
@@ -214,8 +227,15 @@ def arrive(
     if len({one.size for one in given.values()}) > 1:
         sizes = ", ".join(f"{names[index]}: {one.size}" for index, one in given.items())
         raise ParticipantError(
-            f"round {found.place.round}: the data centers offer vectors of different sizes ({sizes}); with "
-            'optimizer_state="average" every parameter needs a state in every data center: use "reset" or "keep"'
+            f"round {found.place.round}: the data centers offer vectors of different sizes ({sizes}); freeze and "
+            'unfreeze the same parameters everywhere, and where optimizer_state="average" is set, see that every '
+            'parameter has a state in every data center, or use "reset" or "keep"'
+        ).on_all_ranks()
+    if len({one.layout for one in given.values()}) > 1:
+        # Sizes are equal, so it is a matter of order or of which of equal layers is frozen.
+        raise ParticipantError(
+            f"round {found.place.round}: the data centers have trained different parameters since the last mean "
+            f"({', '.join(names[k] for k in given)}); freeze and unfreeze the same ones everywhere, in the same epochs"
         ).on_all_ranks()
     if settings.weighting == "examples" and not all(one.examples for one in given.values()):
         raise ParticipantError(
@@ -228,6 +248,11 @@ def arrive(
         except ValueError as error:
             raise ParticipantError(f"round {found.place.round}: {error}").on_all_ranks() from error
     return found, replace(end, report=report)
+
+
+def layout_of(model: FlatModel) -> str:
+    """A digest of the names and lengths in a model's vector."""
+    return hashlib.sha256("\n".join(f"{one.name} {one.length}" for one in model.entries).encode()).hexdigest()[:16]
 
 
 class SharedModel:
@@ -249,24 +274,96 @@ class SharedModel:
         self._buffer: Tensor | None = None
         self.compression = None if settings.codec is None else Compression(settings.codec)
         self.constant: dict[str, Tensor] = {}  # buffers that are infinite by design
+        # Parameters of the last shared model, in order; what has been trained since; what joined, as it was then.
+        self._layout: list[tuple[str, int]] = []
+        self._trained: dict[str, bool] = {}
+        self._joined: dict[str, Tensor] = {}
+        self._trainable: list[str] = []  # when the epoch began
 
     def watch(self, module: LightningModule) -> None:
         self.constant = infinite_buffers(module)
 
+    def begin_epoch(self, module: LightningModule) -> None:
+        """Whatever is trainable now will be in the next mean, whether or not it is then still trainable."""
+        known = {name for name, _ in self._layout}
+        for name, parameter in trainable_parameters(module):
+            if self._layout and name not in known and name not in self._joined:
+                # It was frozen, so all data centers hold the same: that is its last shared value.
+                self._joined[name] = parameter.detach().cpu().reshape(-1).clone()
+            self._trained[name] = True
+        self._trainable = [name for name, _ in trainable_parameters(module)]
+
+    def end_epoch(self, module: LightningModule) -> None:
+        now = [name for name, _ in trainable_parameters(module)]
+        changed = sorted(set(now) ^ set(self._trainable))
+        if self._trainable and changed:  # an epoch that is resumed in its middle has no beginning here
+            raise ConfigurationError(
+                f"parameter {changed[0]} was frozen, unfrozen or added in the middle of a local epoch; do it in "
+                "on_train_epoch_start, where all ranks and data centers do it alike"
+            )
+
+    def parameters_of(self, module: LightningModule) -> list[tuple[str, Tensor]]:
+        """What has been trained since the last mean, in the module's order."""
+        if not self._trained:
+            return trainable_parameters(module)
+        return [(name, parameter) for name, parameter in module.named_parameters() if name in self._trained]
+
     def model_of(self, module: LightningModule) -> FlatModel:
         """What of the module is averaged."""
-        return FlatModel.of(module, self.constant)
+        return FlatModel(self.parameters_of(module), float_buffers(module, self.constant))
+
+    def sent_model_of(self, module: LightningModule) -> FlatModel:
+        """The part of the module that the last shared model, or the vector under way, is laid out for."""
+        names = dict(self._layout)
+        if not names:
+            return FlatModel.of(module, self.constant)
+        parameters = [(name, parameter) for name, parameter in module.named_parameters() if name in names]
+        return FlatModel(parameters, float_buffers(module, self.constant))
+
+    def begin_round(self) -> None:
+        """What was trained is in the mean that was taken or sent."""
+        self._trained.clear()
+        self._joined.clear()
 
     def start_from(self, module: LightningModule) -> None:
+        model = self.model_of(module)
+        self._layout = _parameters_in(model)
         if self._place.means.carries:
-            self.previous = self.model_of(module).pack()
+            self.previous = model.pack()
+
+    def align(self, model: FlatModel) -> None:
+        """Lay the last shared model out as ``model`` is, where other parameters are trained than before."""
+        layout = _parameters_in(model)
+        if not self._layout or layout == self._layout:
+            self._layout = layout
+            return
+        if self.previous is not None:
+            before, residual = self.previous, None if self.compression is None else self.compression.residual
+            places, start = {}, 0
+            for name, length in self._layout:
+                places[name] = slice(start, start + length)
+                start += length
+            # A tensor that joins has nothing that earlier messages lacked.
+            pieces = [before[places[n]] if n in places else self._joined[n].to(before.dtype) for n, _ in layout]
+            self.previous = torch.cat(pieces) if pieces else before[:0]
+            if residual is not None:
+                owed = [residual[places[n]] if n in places else torch.zeros(size) for n, size in layout]
+                self.compression.residual = torch.cat(owed) if owed else residual[:0]  # type: ignore[union-attr]
+            self._outer_state = None  # an outer optimizer's state is of the parameters that it had
+        self._layout = layout
 
     def state_dict(self) -> dict[str, Any]:
-        """The last shared model, the outer optimizer's state, and what the codec's messages lacked."""
+        """The last shared model, the outer optimizer's state, what the codec's messages lacked; and by name, of which
+        parameters that is, and what has been trained since."""
         residual = self.compression.residual if self.compression is not None else None
-        return {"previous": self.previous, "outer": self._outer_state, "residual": residual}
+        layout = [list(one) for one in self._layout]
+        trained, joined = list(self._trained), dict(self._joined)
+        kept = {"previous": self.previous, "outer": self._outer_state, "residual": residual}
+        return kept | {"layout": layout, "trained": trained, "joined": joined}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._layout = [(name, length) for name, length in state.get("layout", ())]
+        self._trained, self._joined = dict.fromkeys(state.get("trained", ()), True), dict(state.get("joined", {}))
         if self._place.means.carries:
             self.previous, self._outer_state = state["previous"], state["outer"]
             if self.compression is not None:
@@ -334,6 +431,10 @@ class SharedModel:
         return self.previous[: model.parameter_size].to(model.dtype)
 
 
+def _parameters_in(model: FlatModel) -> list[tuple[str, int]]:
+    return [(one.name, one.length) for one in model.entries if one.offset < model.parameter_size and one.length]
+
+
 class MeanAverager:
     """Takes the mean (eq. 2), measures its change (eq. 4), commits it everywhere or nowhere.
 
@@ -353,6 +454,12 @@ class MeanAverager:
     def watch(self, module: LightningModule) -> None:
         self.shared.watch(module)
 
+    def begin_epoch(self, module: LightningModule) -> None:
+        self.shared.begin_epoch(module)
+
+    def end_epoch(self, module: LightningModule) -> None:
+        self.shared.end_epoch(module)
+
     def start_from(self, module: LightningModule) -> None:
         self.shared.start_from(module)
 
@@ -366,7 +473,8 @@ class MeanAverager:
         others = float_buffers(end.module, self.shared.constant)
         if self._settings.optimizer_state == "average":
             others += averaged_state(end.optimizers)
-        model = FlatModel(trainable_parameters(end.module), others)
+        model = FlatModel(self.shared.parameters_of(end.module), others)
+        self.shared.align(model)
         if not self._place.alone and self._place.center.size > 1:
             # DDP keeps parameters equal inside a data center, buffers not.
             self._place.means.mean_in_center(model.stage_others())
@@ -424,6 +532,7 @@ def take_mean(
     if facts is not None:
         report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
         shared.commit(vector, outer_state)
+    shared.begin_round()
     if not place.alone and settings.optimizer_state == "reset":
         reset_state(end.optimizers)
     place.conversation.settled()

@@ -179,7 +179,7 @@ class CoLearning(Callback):
         check_callbacks(trainer)
         callbacks = callbacks_of(trainer)
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, EpochStart | EpochEnd)]
-        callbacks.insert(0, EpochStart(self._start_epoch))
+        callbacks.insert(0, EpochStart(self._start_epoch, self._first_batch))
         callbacks.append(
             EpochEnd(
                 place,
@@ -247,6 +247,7 @@ class CoLearning(Callback):
         self._fit.count(batch_size(batch))
         if trainer.is_last_batch:
             self._book()
+            self._fit.averager.end_epoch(pl_module)
             self._follow(self._run.epoch_trained(), trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -282,7 +283,7 @@ class CoLearning(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._book()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
-        self._summarize("finished", stopped_by=self._stopped_by or "the Trainer")
+        self._summarize("finished", stopped_by=self.stop_reason or "the Trainer")
         self._fit.finished = True
         self._placed.conversation.finish()
 
@@ -366,6 +367,17 @@ class CoLearning(Callback):
             raise ConfigurationError("resume_path() needs CoLearning(run_dir=...), found None")
         center = self._centers if isinstance(self._centers, DataCenter) else DataCenter.join(self._centers)
         return find_resume_point(self._run_dir, Place.of(center, patience=self.settings.round_timeout))
+
+    @property
+    def round(self) -> int:
+        """i, the round that is trained; after the run, how many there were."""
+        return self._run.state.round.index
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the run ends; empty while it does not."""
+        stop = self._run.state.stop
+        return "" if stop is None else stop.text(self.settings.rounds)
 
     def standing(self) -> Standing:
         """How the run stands, as an immutable snapshot. From ``setup`` on."""
@@ -505,12 +517,20 @@ class CoLearning(Callback):
         """The rate of a local epoch. Called by :class:`EpochStart`, before any other callback can read it."""
         run, schedule = self._run, self.settings.schedule
         run.start_epoch(_limit(trainer))
+        self._fit.factor = None
         if schedule is not None:
             state = run.state
             position = EpochPosition(state.round.index, state.epoch, state.round.epochs, state.epochs_done)
-            self._fit.rates_.apply(schedule.factor(position))
+            self._fit.factor = schedule.factor(position)
+            self._fit.rates_.apply(self._fit.factor)
         run.rate(first_rate(trainer.optimizers))
         self._fit.clock = time.monotonic()
+
+    def _first_batch(self, trainer: pl.Trainer) -> None:
+        """What is trained in this local epoch, now that all hooks of its beginning have frozen and unfrozen."""
+        self._fit.averager.begin_epoch(trainer.lightning_module)
+        if self._fit.factor is not None:
+            self._fit.rates_.apply(self._fit.factor)  # groups that have been added since
 
     def _close_epoch(self, trainer: pl.Trainer) -> None:
         self._follow(self._run.close_epoch(), trainer)
@@ -563,11 +583,6 @@ class CoLearning(Callback):
         if self._fit.folder is not None:
             self._fit.folder.summarize(self._run.state, self._placed.center, status=status, **content)
 
-    @property
-    def _stopped_by(self) -> str:
-        stop = self._run.state.stop
-        return "" if stop is None else stop.text(self.settings.rounds)
-
     def _ended_by(self, exception: BaseException) -> None:
         if self._fit.folder is not None:
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
@@ -610,6 +625,7 @@ class _Fit:
         rates: the optimizers' base rates.
         metrics: which metrics speak of which model.
         loaded: the averager's state, from a checkpoint.
+        factor: of the schedule in this epoch; None without one.
         clock: when the epoch began, or when what was trained in it was last booked.
         batches, batch_examples: trained since then.
         examples: that this process has trained on since it began.
@@ -622,6 +638,7 @@ class _Fit:
     rates: BaseRates | None = None
     metrics: MetricsSplit = field(default_factory=MetricsSplit)
     loaded: Mapping[str, Any] | None = None
+    factor: float | None = None
     clock: float = 0.0
     batches: int = 0
     batch_examples: int = 0

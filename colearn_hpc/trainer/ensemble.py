@@ -55,6 +55,12 @@ class EnsembleAverager:
     def watch(self, module: LightningModule) -> None:
         self._constant = infinite_buffers(module)
 
+    def begin_epoch(self, module: LightningModule) -> None:
+        """Nothing travels."""
+
+    def end_epoch(self, module: LightningModule) -> None:
+        """Nothing travels."""
+
     def start_from(self, module: LightningModule) -> None:
         """There is no shared model."""
 

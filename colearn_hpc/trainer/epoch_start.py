@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -14,12 +15,19 @@ class EpochStart(Callback):
     """Begins a local epoch; added by :class:`CoLearning`, in front of all others.
 
     Args:
-        start: what is to be done.
+        start: what is to be done when it begins.
+        first_batch: what is to be done when all others have had their say, and its first batch is to be trained.
     """
 
-    def __init__(self, start: Callable[[pl.Trainer], None]) -> None:
-        self._start = start
+    def __init__(self, start: Callable[[pl.Trainer], None], first_batch: Callable[[pl.Trainer], None]) -> None:
+        self._start, self._first_batch = start, first_batch
         pass_over_empty_hooks(self)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            self._first_batch(trainer)

@@ -21,14 +21,19 @@ class BaseRates:
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], learning_rate: float | None) -> None:
-        self._optimizers = optimizers
-        self._rates = [
-            [float(group["lr"]) if learning_rate is None else learning_rate for group in optimizer.param_groups]
-            for optimizer in optimizers
-        ]
+        self._optimizers, self._learning_rate = optimizers, learning_rate
+        self._rates: list[list[float]] = [[] for _ in optimizers]
+        self._see_groups()
+
+    def _see_groups(self) -> None:
+        """Note the base rate of groups that are new: fine-tuning adds them in the middle of a run."""
+        for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
+            for group in optimizer.param_groups[len(rates) :]:
+                rates.append(float(group["lr"]) if self._learning_rate is None else self._learning_rate)
 
     def apply(self, factor: float) -> None:
         """Set every group's rate to ``factor`` times its base."""
+        self._see_groups()
         for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 if isinstance(group["lr"], Tensor):  # capturable and compiled optimizers hold the rate in a tensor

@@ -65,6 +65,12 @@ class OverlappedAverager:
     def watch(self, module: LightningModule) -> None:
         self.shared.watch(module)
 
+    def begin_epoch(self, module: LightningModule) -> None:
+        self.shared.begin_epoch(module)
+
+    def end_epoch(self, module: LightningModule) -> None:
+        self.shared.end_epoch(module)
+
     def start_from(self, module: LightningModule) -> None:
         self.shared.start_from(module)
 
@@ -88,11 +94,15 @@ class OverlappedAverager:
         Returns:
             Without a decision where the mean has begun.
         """
-        model = self.shared.model_of(end.module)
+        model = self.shared.sent_model_of(end.module) if again else self.shared.model_of(end.module)
         if not again:
+            if self._local is None or len(self._local) != model.size:  # other parameters are trained than before
+                self.show_local(end.module)
+                self._local = None
             if not self._shows_shared:
                 self._local = model.pack(self._local)
             assert self._local is not None
+            self.shared.align(model)
             # DDP keeps parameters equal inside a data center, buffers not, and gives the leader's to all at the next
             # batch.
             self._place.means.mean_in_center(self._local[model.parameter_size :])
@@ -104,6 +114,7 @@ class OverlappedAverager:
             self._shows_shared = False
             return take_mean(self._place, self._settings, self.shared, model, given, end)
         self._sent = True
+        self.shared.begin_round()
         if self._place.means.carries:
             offer = self.shared.offer(model, Vector(sent), given.weights, GATHERING)
             self._place.means.begin(offer, given.present)
@@ -119,7 +130,7 @@ class OverlappedAverager:
             end: of the round that is averaged. Its module stays the shared model until :meth:`show_local`.
         """
         conversation, means, round_index = self._place.conversation, self._place.means, end.place.round
-        model, sent, report = self.shared.model_of(end.module), self._local, end.report
+        model, sent, report = self.shared.sent_model_of(end.module), self._local, end.report
         assert sent is not None and self._sent
         clock = time.monotonic()
         # Whoever failed since the mean was begun says so here. After it no user's code runs until the mean is in place.
@@ -155,7 +166,7 @@ class OverlappedAverager:
         """Make the module the local model again, corrected by the mean."""
         if self._shows_shared:
             assert self._local is not None
-            self.shared.model_of(module).unpack(self._local)
+            self.shared.sent_model_of(module).unpack(self._local)
             self._shows_shared = False
 
     def keep_shared(self) -> None:

@@ -68,7 +68,7 @@ CASES = {
     "unknown rule": option("colearning.local_epochs_rule=ilee", "Given value: ilee", USAGE),
     "unknown state policy": option("colearning.optimizer_state=forget", "Got value: forget", USAGE),
     "overlap without mean": Case(
-        "method ensemble exchanges no weights, and colearning.exchange asks for overlap=True",
+        'exchange: overlap=True cannot be combined with combine="predictions"',
         ["--colearning.exchange={overlap: true}", "--method=ensemble"],
     ),
     "overlap of momenta": Case(
