@@ -5,7 +5,8 @@ What data centers exchange is fixed here, once:
 * trainable parameters, shared (tied) ones once; they alone enter the norm of eq. 4;
 * floating-point buffers (BatchNorm statistics): without them the shared model is useless; but none that holds ±Inf by
   design, as a causal mask does;
-* never: frozen parameters and integer counters such as ``num_batches_tracked``.
+* never: frozen parameters, integer counters such as ``num_batches_tracked``, and sparse buffers, which are structure
+  (a graph's adjacency) and stay each participant's own.
 
 Sums are carried out in float64 in the order of the data centers, so a mean depends neither on the
 MPI's algorithm nor on its message sizes, and the mean of equal values is that value, to the bit.
@@ -196,14 +197,15 @@ def trainable_parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def float_buffers(module: nn.Module, constant: Mapping[str, Tensor] | None = None) -> list[tuple[str, Tensor]]:
-    """(name, buffer) of every floating-point or complex buffer, shared ones once.
+    """(name, buffer) of every dense floating-point or complex buffer, shared ones once.
 
     Args:
         module: whose buffers.
         constant: buffers to leave out while they are what they are here, see :func:`infinite_buffers`.
     """
     constant = constant or {}
-    floats = [(name, b) for name, b in module.named_buffers() if b.is_floating_point() or b.is_complex()]
+    dense = [(name, b) for name, b in module.named_buffers() if b.layout == torch.strided]
+    floats = [(name, b) for name, b in dense if b.is_floating_point() or b.is_complex()]
     return [(name, b) for name, b in floats if not (name in constant and torch.equal(b, constant[name].to(b.device)))]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
 from colearn_hpc.algorithm.codec import codec_of
@@ -211,8 +212,9 @@ class CoLearning(Callback):
         resumed = fit.loaded is not None
         if not resumed:
             run.note(run_id=place.conversation.decide(Topic(TopicKind.RUN_ID), lambda: uuid.uuid4().hex))
-            # w⁰ of Algorithm 1: everything, frozen parameters and counters included.
-            tensors = [*pl_module.parameters(), *pl_module.buffers()]
+            # w⁰ of Algorithm 1: everything dense, frozen parameters and counters included.
+            everything = [*pl_module.parameters(), *pl_module.buffers()]
+            tensors = [tensor for tensor in everything if tensor.layout == torch.strided]
             if place.center.is_leader:
                 place.between.broadcast(tensors)
             place.site.copy_to_all(tensors)

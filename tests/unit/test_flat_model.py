@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, squares
+from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, infinite_buffers, squares
 
 SHAPES = st.lists(st.sampled_from([(), (1,), (0,), (3, 5), (40,), (7, 1, 2)]), max_size=12)
 DTYPES = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
@@ -80,3 +81,23 @@ def test_squares_of_slices_add_up():
     whole, parts = squares(new, old), squares(new[:7], old[:7]) + squares(new[7:], old[7:])
     assert parts.relative_change == pytest.approx(whole.relative_change, rel=1e-12)
     assert whole.after == pytest.approx(float(new.double().square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_sparse_buffers_are_left_alone(layout):
+    net = nn.BatchNorm1d(3)
+    net.register_buffer("adjacency", getattr(torch.eye(3), layout)())
+    assert [entry.name for entry in FlatModel.of(net).entries][2:] == ["running_mean", "running_var"]
+    assert infinite_buffers(net) == {}
+
+
+def test_buffers_that_are_infinite_by_design_are_left_out_while_they_stay_so():
+    net = nn.BatchNorm1d(3)
+    net.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    constant = infinite_buffers(net)
+    assert list(constant) == ["mask"]
+    assert "mask" not in [entry.name for entry in FlatModel.of(net, constant).entries]
+    net.mask[0, 0] = 1.0
+    assert "mask" in [entry.name for entry in FlatModel.of(net, constant).entries]
+    net.running_var[0] = torch.nan
+    assert list(infinite_buffers(net)) == ["mask"]  # NaN is never by design
