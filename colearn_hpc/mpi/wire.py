@@ -49,7 +49,6 @@ class Mailbox:
 
     def __init__(self, leaders: MPI.Intracomm) -> None:
         self._comm = leaders.Dup()
-        self.index, self.size = self._comm.Get_rank(), self._comm.Get_size()
         self._outgoing: list[tuple[MPI.Request, bytes]] = []
 
     def send(self, leader: int, message: Message) -> None:
