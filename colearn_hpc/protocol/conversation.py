@@ -60,7 +60,7 @@ class Conversation:
 
     Args:
         site: inside this data center.
-        between: between the data centers; the same object on all ranks of a site in kind, used on the leader.
+        between: between the data centers. Every rank has one; on ranks that do not lead it only ends the run.
         patience: seconds that a leader waits for the others at a meeting; None: for ever.
         may_miss: a round may be taken without a data center that does not arrive in time.
         meanwhile: called while this rank waits, and with every :meth:`progress`.
@@ -210,7 +210,7 @@ class Conversation:
         arrivals = outcome.arrivals
         stops = [a.brought.reason for a in arrivals if a is not None and isinstance(a.brought, Stopping)]
         if stops:
-            # The most telling one: who was signalled, where that rank itself is here to say so.
+            # The longest says which rank was signalled; the others may only know that somebody was.
             raise Interrupted(max(stops, key=len))
         topics = {n: a.topic for n, a in zip(names, arrivals, strict=True) if a and isinstance(a.brought, Present)}
         if len(set(topics.values())) > 1:

@@ -438,9 +438,7 @@ class CoLearning(Callback):
     def _taken(self, found: MeanResult, place: RoundPlace, trainer: pl.Trainer) -> Step | None:
         assert found.decision is not None, "a mean that is taken is decided on"
         others = None
-        if (
-            found.report.absent and found.others != place
-        ):  # a data center that had been left out goes on with the others
+        if found.report.absent and found.others != place:  # one that had been left out goes on with the others
             others = found.others
             skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
         average_from_here(trainer)
