@@ -187,7 +187,7 @@ class CoLearning(Callback):
                 self._supervisor,
                 self.standing,
                 self._close_epoch,
-                self._book,
+                self._report_trained,
                 self.settings.resume_points,
             )
         )
@@ -246,7 +246,7 @@ class CoLearning(Callback):
     ) -> None:
         self._fit.count(batch_size(batch))
         if trainer.is_last_batch:
-            self._book()
+            self._report_trained()
             self._follow(self._run.epoch_trained(), trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -270,7 +270,7 @@ class CoLearning(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run, fit = self._run, self._fit
-        self._book()
+        self._report_trained()
         self._follow(run.epoch_trained(), trainer)  # a training_step that returns -1 skips the last batch's hook
         local, shared = fit.metrics.split(trainer)
         run.report(local_metrics=local)
@@ -280,7 +280,7 @@ class CoLearning(Callback):
         run.count_epoch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._book()
+        self._report_trained()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
         self._summarize("finished", stopped_by=self._stopped_by or "the Trainer")
         self._fit.finished = True
@@ -323,7 +323,7 @@ class CoLearning(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        self._book()
+        self._report_trained()
         return {"run": self._run.state.to_plain(), "averaging": self._fit.averager.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -542,7 +542,7 @@ class CoLearning(Callback):
 
         return decide
 
-    def _book(self) -> None:
+    def _report_trained(self) -> None:
         """Give the run what was trained since the epoch's start, or since the last call in the epoch."""
         if self._fit.batches:
             now, steps = time.monotonic(), self._fit.steps_now()
@@ -608,10 +608,10 @@ class _Fit:
         rates: the optimizers' base rates.
         metrics: which metrics speak of which model.
         loaded: the averager's state, from a checkpoint.
-        clock: when the epoch began, or when what was trained in it was last booked.
+        clock: when the epoch began, or when what was trained in it was last reported.
         batches, batch_examples: trained since then.
         examples: that this process has trained on since it began.
-        steps_now, steps: the Trainer's count of optimizer steps, now and when it was last booked.
+        steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
         began, trains, finished: how far the fit has come.
     """
 
@@ -647,7 +647,7 @@ class _Fit:
         self.examples += examples
 
     def uncount(self) -> None:
-        """What was counted is booked, or lost."""
+        """What was counted is reported, or lost."""
         self.batches = self.batch_examples = 0
 
 
