@@ -68,7 +68,7 @@ class Conversation:
     Attributes:
         stops: who was asked to stop.
         verdict: the agreed text of the failure that ended the run.
-        waiting: this rank waits for others.
+        waiting: this rank waits for others at a meeting. It stays so where an error ended the wait.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class Conversation:
 
     @property
     def can_begin_again(self) -> bool:
-        """Whether no other data center counts on what this one is doing."""
-        return not self._counted_on
+        """Whether no other data center counts on what this one is doing, and it has left no meeting half-way."""
+        return not (self._counted_on or self.waiting)
 
     def decide(self, topic: Topic, decision: Callable[[], Any]) -> Any:
         """Let the presiding leader decide, and everyone learn what. Collective over the world.
@@ -256,7 +256,8 @@ class Conversation:
         """
         if is_everywhere(error):
             return
-        if not isinstance(error, RoundTimeoutError):  # after a timeout this rank has left its meeting half-way
+        # Who left a meeting half-way, by a timeout or by an error in what is done meanwhile, cannot come to another.
+        if not (isinstance(error, RoundTimeoutError) or self.waiting):
             try:
                 if not text:
                     self.break_center(error)
