@@ -55,6 +55,12 @@ CASES = {
         "trainer.devices=3, but data center dc0 has 4", arguments=[*TOY, "--trainer.devices=3"], count="1"
     ),
     "nothing ends the run": Case("nothing ends this run", arguments=["--model=faulty.Plain"]),
+    "nothing ends it on one rank": Case("data center dc2: nothing ends", extra={"2": ["--colearning.rounds", "null"]}),
+    "one rank resumes": Case(
+        "--resume differs between the ranks (False on rank 0; True on rank 1)",
+        code=2,
+        extra={"1": ["--ckpt_path", "last"]},
+    ),
     "unknown module": Case("Given value: nosuch.Module", arguments=["--model=nosuch.Module"], code=2),
     "resume and overwrite": Case("exclude each other", arguments=[*TOY, "--resume", "--overwrite"]),
     "run exists": Case("holds a run already; continue it with --resume"),
