@@ -104,6 +104,9 @@ class Participant:
     Args:
         codec: how parameters are written on the wire.
         place: of another participant of this rank; None makes one, where each rank is a data center.
+
+    Attributes:
+        report: what the last mean cost.
     """
 
     def __init__(self, codec: str, place: Any = None) -> None:
@@ -115,7 +118,7 @@ class Participant:
         from colearn_hpc.trainer.place import Place
 
         self.place = place or Place.of(DataCenter.join())
-        self._report = CenterReport(self.place.center.name)
+        self.report = CenterReport(self.place.center.name)
         self._averager = MeanAverager(self.place, Settings(schedule=None, rule=None, codec=codec_of(codec)))
         self._module: Any = None
         self._round = 0
@@ -135,7 +138,7 @@ class Participant:
         def decide(change: float, leaves: bool) -> Any:
             return Decision(change, 1).to_plain()
 
-        self._averager.take(RoundEnd(self._module, [], self._report, place, decide))
+        self.report = self._averager.take(RoundEnd(self._module, [], self.report, place, decide)).report
         self._round += 1
 
 

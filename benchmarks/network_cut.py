@@ -1,4 +1,4 @@
-"""What becomes of a run when a data center's link is cut: for 5 s, for 60 s, for good; in training and in the exchange.
+"""What becomes of a run when a data center's link is cut: for 5 s, for 60 s, for ever; in training and in the exchange.
 
 Each data center is a network namespace with a link of its own; a real `colearn-hpc fit` runs across them. The link is
 cut in round 1. Said of each run: how it ended and what the user saw, when the last rank was gone, on either side of
@@ -167,7 +167,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--centers", type=int, default=3, help="K (default: %(default)s)")
     options.add_argument("--ranks", type=int, default=2, help="ranks per data center (default: %(default)s)")
-    options.add_argument("--seconds", type=float, nargs="+", default=[5, 60, math.inf], help="inf: for good")
+    options.add_argument("--seconds", type=float, nargs="+", default=[5, 60, math.inf], help="inf: for ever")
     options.add_argument("--moments", nargs="+", default=["training", "exchange"], help="(default: %(default)s)")
     options.add_argument("--megabits", type=int, default=20, help="of each link (default: %(default)s)")
     options.add_argument("--floats", type=int, default=2_000_000, help="of the model (default: %(default)s)")

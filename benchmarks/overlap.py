@@ -93,8 +93,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
         data = TensorDataset(torch.randn(options.batches, 8))
         trainer.fit(Slow(options.parameters, options.step), DataLoader(data, batch_size=1))
-        books = Path(folder) / "rounds.jsonl"  # of the first rank alone
-        lines = [json.loads(line) for line in books.read_text().splitlines()] if center.is_first else []
+        rounds = Path(folder) / "rounds.jsonl"  # of the first rank alone
+        lines = [json.loads(line) for line in rounds.read_text().splitlines()] if center.is_first else []
     starts = seconds.times[:: options.local_epochs]
     return {
         "rounds (s)": [b - a for a, b in itertools.pairwise(starts)][1:-1],

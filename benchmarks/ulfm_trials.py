@@ -1,7 +1,7 @@
 """Would survivors outlive a dead rank under ULFM? Leaders that meet by messages, one killed at a random moment.
 
 Outside the package, which offers no ULFM: this is the test that an offer would have to pass. Under `mpirun --with-ft
-ulfm` leaders compute with all torch threads, meet by messages tested between sleeps (as mpi/leaders.py), and take a
+ulfm` leaders compute with all torch threads, meet by messages tested between sleeps (as mpi/between.py), and take a
 mean on a communicator of Create_group. One is killed by SIGKILL. A trial is passed when all others noticed, revoked,
 shrank, went on for 3 rounds with right results, finalised, and were gone in time.
 

@@ -96,7 +96,7 @@ def measure(parameters: int, rounds: int, megabits: int, codec: str, with_raw: b
         world.Barrier()
         seconds["ours"].append(time.perf_counter() - start)
         wire.append(world.allreduce(sent_by_link() - before))
-        ledger.append(world.allreduce(participant.record.bytes_sent))
+        ledger.append(world.allreduce(participant.report.bytes_sent))
         world.Barrier()
         start = time.perf_counter()
         sockets.exchange(plain // k)

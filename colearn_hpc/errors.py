@@ -54,7 +54,7 @@ class ParticipantError(ColearnError, RuntimeError):
 
 
 class RoundTimeoutError(ColearnError, TimeoutError):
-    """A data center did not arrive at the end of a round in time."""
+    """A data center or one of its ranks did not come in time, or a mean stood still for too long."""
 
 
 class CenterBrokenError(ColearnError, RuntimeError):

@@ -126,6 +126,7 @@ class ColearnCLI(LightningCLI):
         return kind(**arguments, centers=self.center, run_dir=self.folder)
 
     def before_instantiate_classes(self) -> None:
+        """Join the data centers, and check what was set. Collective over the world."""
         centers, self.notice = self._setting("centers"), ""
         if self.subcommand == "fit":
             centers, self.notice = arrange(self.config[self.subcommand])
@@ -184,7 +185,7 @@ class ColearnCLI(LightningCLI):
         arguments = self.config_init[self.subcommand]
         if self.notice and self.center.is_first:
             print(f"colearn-hpc: {self.notice}", file=sys.stderr)
-        if self._resumes:
+        if _resumes(self.config[self.subcommand]):
             path = self._get(self.config_init, "colearning").resume_path()
             arguments["ckpt_path"] = None if path is None else str(path)
             if path is None and self.center.is_first:
@@ -219,14 +220,15 @@ class ColearnCLI(LightningCLI):
         Raises:
             UsageError: on all ranks, where they were started with different ones.
         """
-        of_all = ("name", "resume", "overwrite", "method")
-        settings = self.config[self.config["subcommand"]]
-        mine = [self.config["subcommand"], *(str(settings[key]) for key in of_all)]
-        everyone = told_by_all(mine)
-        for key, found in zip(("command", *of_all), zip(*everyone, strict=True), strict=True):
+        command = self.config["subcommand"]
+        settings = self.config[command]
+        mine = {"command": command}
+        mine |= {f"--{key}": str(settings[key]) for key in ("name", "resume", "overwrite", "method")}
+        mine["--resume"] = str(_resumes(settings))
+        everyone = told_by_all(list(mine.values()))
+        for option, found in zip(mine, zip(*everyone, strict=True), strict=True):
             if len(set(found)) > 1:
                 ranks = "; ".join(f"{value} on rank {found.index(value)}" for value in dict.fromkeys(found))
-                option = key if key == "command" else f"--{key}"
                 raise UsageError(
                     f"{option} differs between the ranks ({ranks}); start all data centers with the same command"
                 ).on_all_ranks()
@@ -239,10 +241,6 @@ class ColearnCLI(LightningCLI):
         known = list(self._example.get_defaults().keys())
         near = difflib.get_close_matches(found[1] or found[2], known, n=1)
         return f"; did you mean {near[0]}?" if near else "; `colearn-hpc fit --help` lists what there is"
-
-    @property
-    def _resumes(self) -> bool:
-        return bool(self._setting("resume")) or self._setting("ckpt_path") == "last"
 
     def _setting(self, name: str) -> Any:
         return self.config[self.subcommand][name]
@@ -274,7 +272,7 @@ class ColearnCLI(LightningCLI):
             raise ConfigurationError(
                 "nothing ends this run: set colearning.rounds, trainer.max_epochs, trainer.max_steps or "
                 "trainer.max_time"
-            ).on_all_ranks()
+            )
 
     def _other_ranks(self) -> str:
         """What is wrong if the run to be resumed was of other ranks: a resume point holds the generators of each."""
@@ -292,17 +290,23 @@ class ColearnCLI(LightningCLI):
         )
 
     def _prepare_folder(self) -> None:
+        """Refuse the folder of another run, and empty it where that is wanted. Collective over the world.
+
+        Raises:
+            ConfigurationError: the run is there already or is of other ranks, or the folder cannot be made.
+        """
         if self._setting("resume") and self._setting("overwrite"):
             raise ConfigurationError("--resume and --overwrite exclude each other").on_all_ranks()
         used = (self.folder / "summary.json").exists() or any(self.center_folder.glob("resume-*.ckpt"))
         # A rank's host may see another file system than its leader's.
-        mine = self.place.site.gather((used, self._other_ranks() if self._resumes else ""))
+        resumes = _resumes(self.config[self.subcommand])
+        mine = self.place.site.gather((used, self._other_ranks() if resumes else ""))
         seen = [any(used for used, _ in mine), next((other for _, other in mine if other), "")] if mine else None
         contents = self.place.conversation.meet(Topic(TopicKind.FOLDER_IN_USE), seen).contents.values()
         if wrong := next((wrong for _, wrong in contents if wrong), ""):
             raise ConfigurationError(wrong).on_all_ranks()
         used_somewhere = any(used for used, _ in contents)
-        if used_somewhere and not self._resumes and not self._setting("overwrite"):
+        if used_somewhere and not resumes and not self._setting("overwrite"):
             raise ConfigurationError(
                 f"{self.folder} holds a run already; continue it with --resume, replace it with --overwrite, or "
                 "choose another --name"
@@ -320,6 +324,11 @@ class ColearnCLI(LightningCLI):
                 f"runs={self._setting('runs')}: run folder {self.folder} cannot be made ({error.strerror}); choose "
                 "another --runs"
             ) from error
+
+
+def _resumes(settings: Any) -> bool:
+    """Whether an old run is continued; other checkpoints than the last may be each data center's own."""
+    return bool(settings["resume"]) or settings["ckpt_path"] == "last"
 
 
 _SECRET = re.compile(r"(^|_)(api_?key|access_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)

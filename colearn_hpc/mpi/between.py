@@ -18,7 +18,7 @@ from colearn_hpc.errors import RoundTimeoutError, TopologyError
 from colearn_hpc.mpi.copies import copy_to_all
 from colearn_hpc.mpi.lanes import deal, places_of
 from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
-from colearn_hpc.mpi.site import MpiSite
+from colearn_hpc.mpi.site import MpiSite, nothing
 from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.mpi.wire import Mailbox, allgather_plain
 from colearn_hpc.protocol import pacing
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("colearn_hpc")
 
 _CHAIR = 0
-
-
-def nothing() -> None:
-    """Nothing is to be done meanwhile."""
 
 
 class MpiBetween:

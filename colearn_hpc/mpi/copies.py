@@ -1,4 +1,4 @@
-"""Tensors of one rank, put into those of all others."""
+"""Copy one rank's tensors into those of all others."""
 
 from __future__ import annotations
 

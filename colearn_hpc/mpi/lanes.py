@@ -20,7 +20,7 @@ from colearn_hpc.mpi.topology import Topology
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlace:
     """Where a world rank runs: its data center's index, and its node and its place on the node within that."""
 
     center: int
@@ -28,7 +28,7 @@ class Place:
     local_rank: int
 
 
-def deal(places: Sequence[Place], lanes: int | None = None) -> list[list[int]]:
+def deal(places: Sequence[NodePlace], lanes: int | None = None) -> list[list[int]]:
     """Who carries what: the world ranks of each lane, in the order of the data centers.
 
     Lane 0 are the leaders. The first lanes of a data center are on different nodes. One data center alone has one lane.
@@ -62,12 +62,12 @@ def deal(places: Sequence[Place], lanes: int | None = None) -> list[list[int]]:
     return [[members[k][lane] for k in centers] for lane in range(count)]
 
 
-def places_of(topology: Topology) -> list[Place]:
+def places_of(topology: Topology) -> list[NodePlace]:
     """Where every world rank runs, by world rank; of a topology that knows its hosts."""
-    places: dict[int, Place] = {}
+    places: dict[int, NodePlace] = {}
     for center in topology.centers:
         nodes = list(dict.fromkeys(center.hosts))
         for at, (world_rank, host) in enumerate(zip(center.world_ranks, center.hosts, strict=True)):
             local_rank = center.hosts[:at].count(host)
-            places[world_rank] = Place(center.index, nodes.index(host), local_rank)
+            places[world_rank] = NodePlace(center.index, nodes.index(host), local_rank)
     return [places[rank] for rank in sorted(places)]

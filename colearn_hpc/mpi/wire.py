@@ -49,7 +49,6 @@ class Mailbox:
 
     def __init__(self, leaders: MPI.Intracomm) -> None:
         self._comm = leaders.Dup()
-        self.index, self.size = self._comm.Get_rank(), self._comm.Get_size()
         self._outgoing: list[tuple[MPI.Request, bytes]] = []
 
     def send(self, leader: int, message: Message) -> None:
@@ -63,7 +62,7 @@ class Mailbox:
         """What has come, (leader, message) in order.
 
         Raises:
-            PeerError: some leader sent what is no message.
+            PlainError: some leader sent what is no message; only this rank knows.
         """
         from mpi4py import MPI
 
@@ -72,12 +71,12 @@ class Mailbox:
         while (probed := self._comm.Improbe(status=status)) is not None:
             sender, size = status.Get_source(), status.Get_count(MPI.BYTE)
             if size > plain.LIMIT:
-                raise PeerError(f"leader {sender} sent a message of {size} bytes; at most {plain.LIMIT} are taken")
+                raise plain.PlainError(f"leader {sender} sent {size} bytes; at most {plain.LIMIT} are taken")
             content = bytearray(size)
             probed.Recv([content, MPI.BYTE])
             try:
                 found.append((sender, messages.from_plain(plain.decode(bytes(content)))))
             except plain.PlainError as error:
-                raise PeerError(f"leader {sender} sent {error}") from None
+                raise plain.PlainError(f"leader {sender} sent {error}") from None
         self._outgoing = [(request, content) for request, content in self._outgoing if not request.Test()]
         return found

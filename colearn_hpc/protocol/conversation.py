@@ -60,7 +60,7 @@ class Conversation:
 
     Args:
         site: inside this data center.
-        between: between the data centers; the same object on all ranks of a site in kind, used on the leader.
+        between: between the data centers. Every rank has one; on ranks that do not lead it only ends the run.
         patience: seconds that a leader waits for the others at a meeting; None: for ever.
         may_miss: a round may be taken without a data center that does not arrive in time.
         meanwhile: called while this rank waits, and with every :meth:`progress`.
@@ -68,7 +68,7 @@ class Conversation:
     Attributes:
         stops: who was asked to stop.
         verdict: the agreed text of the failure that ended the run.
-        waiting: this rank waits for others.
+        waiting: this rank waits for others at a meeting. It stays so where an error ended the wait.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class Conversation:
 
     @property
     def can_begin_again(self) -> bool:
-        """Whether no other data center counts on what this one is doing."""
-        return not self._counted_on
+        """Whether no other data center counts on what this one is doing, and it has left no meeting half-way."""
+        return not (self._counted_on or self.waiting)
 
     def decide(self, topic: Topic, decision: Callable[[], Any]) -> Any:
         """Let the presiding leader decide, and everyone learn what. Collective over the world.
@@ -210,7 +210,7 @@ class Conversation:
         arrivals = outcome.arrivals
         stops = [a.brought.reason for a in arrivals if a is not None and isinstance(a.brought, Stopping)]
         if stops:
-            # The most telling one: who was signalled, where that rank itself is here to say so.
+            # The longest says which rank was signalled; the others may only know that somebody was.
             raise Interrupted(max(stops, key=len))
         topics = {n: a.topic for n, a in zip(names, arrivals, strict=True) if a and isinstance(a.brought, Present)}
         if len(set(topics.values())) > 1:
@@ -256,7 +256,8 @@ class Conversation:
         """
         if is_everywhere(error):
             return
-        if not isinstance(error, RoundTimeoutError):  # after a timeout this rank has left its meeting half-way
+        # Who left a meeting half-way, by a timeout or by an error in what is done meanwhile, cannot come to another.
+        if not (isinstance(error, RoundTimeoutError) or self.waiting):
             try:
                 if not text:
                     self.break_center(error)

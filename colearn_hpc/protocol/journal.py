@@ -1,7 +1,7 @@
 """What a data center has heard from the others since its last resume point, so that it can be replayed.
 
 After a restart from its last resume point a data center comes to the same meetings and means again, without the others,
-who have long gone on. :class:`Remembered` stands between it and them: it writes down what is heard, and tells it again.
+who have long gone on. :class:`Remembered` stands between it and them: it writes down what is heard, and replays it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Remembered:
         self._again = deque(self._entries)
 
     def stop_replay(self) -> None:
-        """It has failed once more, before all was told."""
+        """It has failed once more, before all was replayed."""
         self._again.clear()
 
     def _next(self, what: str) -> Outcome | _Mean:

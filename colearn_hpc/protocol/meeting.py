@@ -25,7 +25,7 @@ from colearn_hpc.protocol.messages import (
     TopicKind,
 )
 
-FINISHED = Topic(TopicKind.FINISHED)  # what who was left out finds when the others have gone home
+FINISHED = Topic(TopicKind.FINISHED)  # the outcome for a data center that was left out and comes after the run's end
 
 
 class ProtocolError(RuntimeError):
@@ -58,7 +58,8 @@ class Chair:
         self._inbox: dict[int, Arrival] = {}
         self._out: list[tuple[int, Message]] = []
         self._topic: Topic | None = None
-        self._since, self._patience, self._may_miss = 0.0, None, False  # type: float, float | None, bool
+        self._since, self._may_miss = 0.0, False
+        self._patience: float | None = None
 
     @property
     def missing(self) -> set[int]:
@@ -140,7 +141,8 @@ class Attendee:
     def __init__(self, index: int) -> None:
         self._index = index
         self._topic: Topic | None = None
-        self._since, self._patience = 0.0, None  # type: float, float | None
+        self._since = 0.0
+        self._patience: float | None = None
         self._left_out = False
         self._outcome: Outcome | None = None
 

@@ -19,7 +19,6 @@ from colearn_hpc.protocol.plain import PlainError
 class TopicKind(Enum):
     """What a meeting is about; the value is its text for people."""
 
-    LANES = "lanes"
     START = "start"
     DIFFERENCE = "difference"
     RUN_ID = "run id"

@@ -421,7 +421,7 @@ class Run:
         return RoundPlace(s.round.index, s.round.epochs, s.epochs_done, leaving or s.over, last)
 
     def decision(self, round_: Round, change: float, next_epochs: int, leaves: bool) -> Decision:
-        """The presiding leader's, on a round whose mean is here.
+        """What the presiding leader decides when a round's mean is there.
 
         Args:
             round_: i.

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.transport import Meetings, Site
 
-_MOST_CALLS = (
-    100  # calls that are answered without asking the other ranks: if batches become slow, a stop must not wait
-)
+# Calls that are answered without asking the other ranks: if batches become slow, a stop must not wait for long.
+_MOST_CALLS = 100
 
 
 def no_signal() -> str:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Site(Protocol):
-    """Inside one data center. All methods but :meth:`break_` and :meth:`check` are collective over its ranks.
+    """Inside one data center. All methods but those that say so are collective over its ranks.
 
     Attributes:
         name, host: the data center's name, this rank's host.
@@ -43,7 +43,7 @@ class Site(Protocol):
         """On the leader: words that have come. Not collective; never blocks."""
 
     def break_(self, why: str) -> None:
-        """Call the other ranks out of what they wait in. Never blocks."""
+        """Call the other ranks out of what they wait in. Not collective; never blocks."""
 
     def regroup(self, content: T, patience: float | None = None) -> list[T]:
         """Meet after a break, whatever each rank was doing; what each brought.

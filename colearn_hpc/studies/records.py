@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def round_record(line: str) -> dict[str, Any]:
-    """A line of ``rounds.jsonl`` as every reader may rely on it; the fields are those of ``trainer/round_log.py``.
+    """A line of ``rounds.jsonl`` as every reader may rely on it; the fields are those of ``protocol/reports.py``.
 
     Numbers that the writer left out are 0, those that are optional None: ``relative_change``, a data center's
     ``divergence`` and ``steps``, and metrics.

@@ -35,7 +35,7 @@ from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
 from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult, RoundEnd
 from colearn_hpc.trainer.ensemble import EnsembleAverager
-from colearn_hpc.trainer.environment import join_trainer
+from colearn_hpc.trainer.environment import check_trainer, join_trainer
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
 from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning
@@ -161,6 +161,7 @@ class CoLearning(Callback):
         if (environment := environment_of(trainer)) is not None:
             environment.note_process_group()
         place = self._connect(trainer)
+        check_trainer(trainer, place.center)
         if (before := self._fit.folder) is not None:
             before.close()  # of an attempt that failed before this one
         path = self._run_dir or Path(trainer.default_root_dir) / "colearn"
@@ -188,7 +189,7 @@ class CoLearning(Callback):
                 self._supervisor,
                 self.standing,
                 self._close_epoch,
-                self._book,
+                self._report_trained,
                 self.settings.resume_points,
             )
         )
@@ -248,7 +249,7 @@ class CoLearning(Callback):
     ) -> None:
         self._fit.count(batch_size(batch))
         if trainer.is_last_batch:
-            self._book()
+            self._report_trained()
             self._fit.averager.end_epoch(pl_module)
             self._follow(self._run.epoch_trained(), trainer)
 
@@ -273,7 +274,7 @@ class CoLearning(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run, fit = self._run, self._fit
-        self._book()
+        self._report_trained()
         self._follow(run.epoch_trained(), trainer)  # a training_step that returns -1 skips the last batch's hook
         local, shared = fit.metrics.split(trainer)
         run.report(local_metrics=local)
@@ -283,7 +284,7 @@ class CoLearning(Callback):
         run.count_epoch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._book()
+        self._report_trained()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
         self._summarize("finished", stopped_by=self.stop_reason or "the Trainer")
         self._fit.finished = True
@@ -326,7 +327,7 @@ class CoLearning(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        self._book()
+        self._report_trained()
         return {"run": self._run.state.to_plain(), "averaging": self._fit.averager.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -452,9 +453,7 @@ class CoLearning(Callback):
     def _taken(self, found: MeanResult, place: RoundPlace, trainer: pl.Trainer) -> Step | None:
         assert found.decision is not None, "a mean that is taken is decided on"
         others = None
-        if (
-            found.report.absent and found.others != place
-        ):  # a data center that had been left out goes on with the others
+        if found.report.absent and found.others != place:  # one that had been left out goes on with the others
             others = found.others
             skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
         average_from_here(trainer)
@@ -566,7 +565,7 @@ class CoLearning(Callback):
 
         return decide
 
-    def _book(self) -> None:
+    def _report_trained(self) -> None:
         """Give the run what was trained since the epoch's start, or since the last call in the epoch."""
         if self._fit.batches:
             now, steps = time.monotonic(), self._fit.steps_now()
@@ -628,10 +627,10 @@ class _Fit:
         metrics: which metrics speak of which model.
         loaded: the averager's state, from a checkpoint.
         factor: of the schedule in this epoch; None without one.
-        clock: when the epoch began, or when what was trained in it was last booked.
+        clock: when the epoch began, or when what was trained in it was last reported.
         batches, batch_examples: trained since then.
         examples: that this process has trained on since it began.
-        steps_now, steps: the Trainer's count of optimizer steps, now and when it was last booked.
+        steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
         began, trains, finished: how far the fit has come.
     """
 
@@ -668,7 +667,7 @@ class _Fit:
         self.examples += examples
 
     def uncount(self) -> None:
-        """What was counted is booked, or lost."""
+        """What was counted is reported, or lost."""
         self.batches = self.batch_examples = 0
 
 

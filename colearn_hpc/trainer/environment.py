@@ -110,27 +110,31 @@ def join_trainer(trainer: pl.Trainer, centers: CentersSpec | DataCenter) -> Data
     """This process's data center, as the Trainer and the callback say. Collective over the world.
 
     Raises:
-        ConfigurationError: on all ranks, when the Trainer cannot be one of co-learning.
+        ConfigurationError: on all ranks, when the ranks cannot be divided like that.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if isinstance(environment, DataCenterEnvironment):
+        return environment.center
+    return centers if isinstance(centers, DataCenter) else DataCenter.join(centers)
+
+
+def check_trainer(trainer: pl.Trainer, center: DataCenter) -> None:
+    """Check that the Trainer can be one of co-learning.
+
+    Raises:
+        ConfigurationError: where it cannot, which may be in one data center only; the others have to be told.
     """
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         raise ConfigurationError(
             f"CoLearning averages whole models; the strategy is {type(trainer.strategy).__name__}, which may "
             'hold only a part of it on each rank. Use strategy="ddp" (or one device)'
-        ).on_all_ranks()
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if isinstance(environment, DataCenterEnvironment):
-        center = environment.center
-    elif isinstance(centers, DataCenter):
-        center = centers
-    else:
-        center = DataCenter.join(centers)
+        )
     if trainer.world_size != center.size:
         raise TopologyError(
             f"data center {center.name} has {center.size} ranks, but this Trainer's world has "
             f"{trainer.world_size}; pass plugins=[DataCenterEnvironment(...)], devices={center.local_size} and "
             f"num_nodes={center.nodes} to the Trainer"
-        ).on_all_ranks()
-    return center
+        )
 
 
 def _reserve_port() -> socket.socket:

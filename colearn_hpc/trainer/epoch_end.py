@@ -57,7 +57,7 @@ class EpochEnd(Checkpoint):
         supervisor: who begins again after a failure.
         standing: tells how the run stands.
         close_epoch: closes the epoch; called in ``on_train_epoch_end``.
-        book: books what was trained since the epoch's start, for a point in its middle.
+        report_trained: gives the run what was trained since the epoch's start, for a point in its middle.
         resume_points: whether they are written.
     """
 
@@ -70,11 +70,12 @@ class EpochEnd(Checkpoint):
         supervisor: Supervisor,
         standing: Callable[[], Standing],
         close_epoch: Callable[[pl.Trainer], None],
-        book: Callable[[], None],
+        report_trained: Callable[[], None],
         resume_points: bool,
     ) -> None:
         self._place, self._folder, self._supervisor = place, folder, supervisor
-        self._standing, self._close_epoch, self._book, self._writes = standing, close_epoch, book, resume_points
+        self._standing, self._close_epoch, self._report_trained = standing, close_epoch, report_trained
+        self._writes = resume_points
         self._heartbeat = Heartbeat(place, standing, folder.center_folder / "status.json")
         self._trainer: pl.Trainer | None = None
         self._read_back = False  # a resume point of this run has been read back
@@ -142,7 +143,7 @@ class EpochEnd(Checkpoint):
         if not self._writes or not self._place.conversation.stops.agreed():
             return
         if is_safe_point(trainer, batch_idx):
-            self._book()
+            self._report_trained()
             self._middle = self._where_in_epoch(trainer, batch_idx + 1)
             self._save(trainer, batch_idx + 1)
             self._stop()

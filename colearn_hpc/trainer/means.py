@@ -28,7 +28,7 @@ class Means:
     Args:
         site: inside this data center.
         between: between the data centers.
-        patience: seconds that a mean may stand still; None: a number of our own.
+        patience: seconds that a mean may stand still; None: ``pacing.STALL``.
 
     Attributes:
         waiting: this rank waits for a mean.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class MetricsSplit:
-    """Sorts a Trainer's metrics for the round log.
+    """Sorts a Trainer's metrics for the round's line.
 
     A metric belongs to the shared model if the validation after averaging wrote it: Lightning puts a new
     tensor under its name. Everything else is the data center's own.

@@ -18,7 +18,8 @@ class Place:
     Attributes:
         center: its data center.
         site: inside it.
-        between: between the data centers, with a memory for restarts.
+        between: between the data centers; the journal, as whoever sends and meets sees it.
+        journal: what a restart may have to replay.
         conversation: the words.
         means: the tensors.
     """

@@ -1,4 +1,4 @@
-"""What a round cost and did: the files of a run folder that users and tools read.
+"""The files of a run folder that users and tools read.
 
     RUN/rounds.jsonl          one line per round, see :class:`~colearn_hpc.protocol.reports.RoundReport`
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
@@ -7,7 +7,7 @@
     RUN/centers/NAME/status.json  what it is doing, for `colearn-hpc watch` (see heartbeat.py)
     RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
 
-Files are replaced whole or appended by line, so a reader never sees half a record.
+All but the log are replaced whole, so a reader never sees half a record.
 """
 
 from __future__ import annotations

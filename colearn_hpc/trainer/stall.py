@@ -16,7 +16,7 @@ log = logging.getLogger("colearn_hpc")
 
 
 def stall_watch(names: Sequence[str], timeout: float | None) -> Idle:
-    """What to do while the mean does not move, for :class:`~colearn_hpc.mpi.pipeline.Pipeline`.
+    """What to do while the mean does not move, for :meth:`~colearn_hpc.between.UnderWay.finish`.
 
     Args:
         names: of the data centers that take part.

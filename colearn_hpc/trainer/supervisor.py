@@ -2,8 +2,8 @@
 
 "If a participant fails, the server restarts it" (Mi et al. 2020). All ranks of the data center come together, whatever
 each was doing, agree on what went wrong, and train again from the resume point; the other data centers go on training,
-or wait. What the failed one had already heard from them is told to it again (``protocol/journal.py``), so that the
-final weights are bit for bit those of an undisturbed run.
+or wait. What the failed one had already heard from them is replayed (``protocol/journal.py``), so that the final
+weights are bit for bit those of an undisturbed run.
 """
 
 from __future__ import annotations

@@ -55,6 +55,12 @@ CASES = {
         "trainer.devices=3, but data center dc0 has 4", arguments=[*TOY, "--trainer.devices=3"], count="1"
     ),
     "nothing ends the run": Case("nothing ends this run", arguments=["--model=faulty.Plain"]),
+    "nothing ends it on one rank": Case("data center dc2: nothing ends", extra={"2": ["--colearning.rounds", "null"]}),
+    "one rank resumes": Case(
+        "--resume differs between the ranks (False on rank 0; True on rank 1)",
+        code=2,
+        extra={"1": ["--ckpt_path", "last"]},
+    ),
     "unknown module": Case("Given value: nosuch.Module", arguments=["--model=nosuch.Module"], code=2),
     "resume and overwrite": Case("exclude each other", arguments=[*TOY, "--resume", "--overwrite"]),
     "run exists": Case("holds a run already; continue it with --resume"),
@@ -184,3 +190,11 @@ def test_exception_in_a_users_step(launch, tmp_path):
     assert "data center dc1" in said and "in training_step" in said  # who, and where
     assert "failed" in (tmp_path / "run" / "centers" / "dc1" / "log.txt").read_text()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_a_trainer_that_does_not_know_its_data_center(launch, tmp_path):
+    """Only one data center has the mistake; the other must not wait for it."""
+    done = launch(3, "one_trainer.py", tmp_path, timeout=120)
+    assert done.code != 0 and done.orphans == []
+    said = "data center dc0 has 2 ranks, but this Trainer's world has 1; pass plugins=[DataCenterEnvironment(...)]"
+    assert said in done.err

@@ -20,7 +20,7 @@ FIT += ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--cent
 
 
 def left(run):
-    """What must be equal: the shared model, and the books without what a clock measured."""
+    """What must be equal: the shared model, and the rounds' lines without what a clock measured."""
     return shared_bits(run), lines(run)
 
 

@@ -1,4 +1,4 @@
-"""What overlap needs beside MPI: the correction, the settings, what can be told again."""
+"""What overlap needs beside MPI: the correction, the settings, what can be replayed."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_codecs_and_overlap_go_together():
     assert (codec_name(both), both.overlap) == ("int8", True) and not CoLearning().settings.overlap
 
 
-# --- what can be told again after a restart -----------------------------------------------------------
+# --- what can be replayed after a restart -------------------------------------------------------------
 
 ROUND = Topic(TopicKind.ROUND, 1)
 MEAN = Topic(TopicKind.MEAN, 1)

@@ -3,7 +3,7 @@
 import pytest
 
 from colearn_hpc.errors import TopologyError
-from colearn_hpc.mpi.lanes import Place, deal, places_of
+from colearn_hpc.mpi.lanes import NodePlace, deal, places_of
 from colearn_hpc.mpi.topology import Topology
 from colearn_hpc.trainer.means import parts_of
 
@@ -11,7 +11,7 @@ from colearn_hpc.trainer.means import parts_of
 def ranks(*centers):
     """Places of world ranks, center by center, from the number of ranks on each of its nodes."""
     nodes = [(k, node, size) for k, sizes in enumerate(centers) for node, size in enumerate(sizes)]
-    return [Place(k, node, local) for k, node, size in nodes for local in range(size)]
+    return [NodePlace(k, node, local) for k, node, size in nodes for local in range(size)]
 
 
 def test_one_node_is_one_lane():
@@ -38,7 +38,14 @@ def test_one_data_center_has_nobody_to_send_to():
 
 def test_ranks_dealt_in_turn():
     """World ranks of a data center need not be consecutive (``mpirun --map-by node``)."""
-    places = [Place(0, 0, 0), Place(1, 0, 0), Place(0, 1, 0), Place(1, 1, 0), Place(0, 0, 1), Place(1, 0, 1)]
+    places = [
+        NodePlace(0, 0, 0),
+        NodePlace(1, 0, 0),
+        NodePlace(0, 1, 0),
+        NodePlace(1, 1, 0),
+        NodePlace(0, 0, 1),
+        NodePlace(1, 0, 1),
+    ]
     assert deal(places) == [[0, 1], [2, 3]]
 
 

@@ -30,9 +30,9 @@ def tap(meeting: Callable[[dict[str, Any]], None], mean: Callable[[Tensor], None
     """Listen to all that follows.
 
     Args:
-        meeting: is called on every rank with each meeting at a round's end, also with one that a restarted data center
-            is told again: its kind ("round", "decision", "report"), the round, the data centers that were there, and
-            what each brought, as its leader says.
+        meeting: is called on every rank with each meeting at a round's end, also with one that is replayed to a
+            restarted data center: its kind ("round", "decision", "report"), the round, the data centers that were
+            there, and what each brought, as its leader says.
         mean: is called with each mean, shape (n,), when all of it is on this rank.
     """
     judged, spread, take = Conversation._judged, Means.spread, Means.take

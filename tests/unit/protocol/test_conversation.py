@@ -341,6 +341,19 @@ def test_after_a_timeout_there_is_no_meeting(capfd):
     assert capfd.readouterr().err == "colearn-hpc: error: data center dc0 (host0): dc1 did not arrive\n"
 
 
+def test_after_an_error_in_the_middle_of_a_meeting_there_is_no_other(capfd):
+    """The chair would still wait at the first one."""
+    said = talk(Present())
+    said.between.fails = error = ConfigurationError("what is done meanwhile failed")
+    with pytest.raises(ConfigurationError):
+        said.meet(START)
+    assert not said.can_begin_again
+    with pytest.raises(GivenUp):
+        said.fail(error)
+    assert [topic for topic, *_ in said.between.came] == [START] and said.between.code == ABORT_CODE
+    assert capfd.readouterr().err == "colearn-hpc: error: data center dc0 (host0): what is done meanwhile failed\n"
+
+
 def test_regrouped_ranks_count_their_calls_anew():
     said = talk(site=FakeSite(others=["other"]))
     said.stops._agreed = True

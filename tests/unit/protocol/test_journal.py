@@ -1,4 +1,4 @@
-"""What a data center has heard since its last resume point is told again, and to nobody else."""
+"""What a data center has heard since its last resume point is replayed, and to nobody else."""
 
 from collections import namedtuple
 
