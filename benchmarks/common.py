@@ -131,7 +131,7 @@ class Participant:
     def average(self) -> None:
         """One round's exchange, from the local model to the shared one. Collective over all ranks."""
         from colearn_hpc.protocol.run import Decision, RoundPlace
-        from colearn_hpc.trainer.averaging import RoundEnd
+        from colearn_hpc.trainer.round_end import RoundEnd
 
         place = RoundPlace(self._round, 1, self._round)
 

@@ -33,7 +33,7 @@ from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
-from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult, RoundEnd
+from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
 from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import check_trainer, join_trainer
 from colearn_hpc.trainer.epoch_end import EpochEnd
@@ -53,6 +53,7 @@ from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_sha
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
+from colearn_hpc.trainer.round_end import RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of

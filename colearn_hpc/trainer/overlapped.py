@@ -32,9 +32,10 @@ from colearn_hpc.between import Vector
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import MeanResult, RoundEnd, SharedModel, arrive, take_mean
+from colearn_hpc.trainer.averaging import MeanResult, SharedModel, take_mean
 from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.round_end import RoundEnd, arrive
 
 # Chunks that can move from one batch's end to the next.
 GATHERING = 16

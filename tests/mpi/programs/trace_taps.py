@@ -14,7 +14,7 @@ from torch import Tensor
 from colearn_hpc.protocol.conversation import Conversation
 from colearn_hpc.protocol.messages import Absent, TopicKind
 from colearn_hpc.protocol.run import Decision
-from colearn_hpc.trainer.averaging import Contribution
+from colearn_hpc.trainer.round_end import Contribution
 from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.means import Means
 

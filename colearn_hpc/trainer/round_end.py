@@ -1,0 +1,178 @@
+"""A round's end: what each data center says when it arrives there, and whether that makes a mean."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite
+from colearn_hpc.errors import ParticipantError
+from colearn_hpc.protocol.reports import CenterReport
+from colearn_hpc.protocol.run import RoundPlace
+from colearn_hpc.protocol.settings import Settings
+from colearn_hpc.trainer.place import Place
+
+# (relative change of eq. 4, some data center leaves) -> the decision, as plain data
+Decide = Callable[[float, bool], Any]
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """What is at hand in a data center when a round ends.
+
+    Attributes:
+        module: the local model; becomes the shared one.
+        optimizers: its optimizers.
+        report: this data center's part in the round.
+        place: where this data center is.
+        decide: called on the presiding leader; its answer is everyone's.
+        absent: why this data center takes the mean without giving to it; empty if it gives.
+    """
+
+    module: LightningModule
+    optimizers: Sequence[Optimizer]
+    report: CenterReport
+    place: RoundPlace
+    decide: Decide
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a data center says when it arrives at a round's end.
+
+    Attributes:
+        size: length of the vector it offers.
+        examples: training examples it went through in the round.
+        place: where it is.
+        layout: digest of the names of the tensors in the vector, in order.
+    """
+
+    size: int
+    examples: int
+    place: RoundPlace
+    layout: str = ""
+
+    def to_plain(self) -> Any:
+        return [self.size, self.examples, self.place.to_plain(), self.layout]
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> Contribution:
+        """Raises ValueError where ``plain`` is no contribution."""
+        match plain:
+            case [int(size), int(examples), place, str(layout)]:
+                return cls(size, examples, RoundPlace.from_plain(place), layout)
+        raise ValueError(f"no contribution to a mean: {plain!r:.200}")
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What all who give to a mean have said.
+
+    Attributes:
+        by_center: by index.
+        present: who was at the meeting: they take the mean, whether or not they give to it.
+        number: of data centers.
+        weighting: how they are weighted.
+    """
+
+    by_center: dict[int, Contribution]
+    present: tuple[int, ...]
+    number: int
+    weighting: str
+
+    @property
+    def place(self) -> RoundPlace:
+        """Where those are who give."""
+        return next(iter(self.by_center.values())).place
+
+    @property
+    def leaves(self) -> bool:
+        """Whether some data center takes part in no further round."""
+        return any(one.place.leaving for one in self.by_center.values())
+
+    @property
+    def weights(self) -> list[float]:
+        """n_k per data center; 0 for who gives nothing."""
+        weights = [0.0] * self.number
+        for index, one in self.by_center.items():
+            weights[index] = float(one.examples) if self.weighting == "examples" else 1.0
+        return weights
+
+
+def arrive(
+    place: Place, settings: Settings, model: FlatModel, vector: Tensor | None, end: RoundEnd
+) -> tuple[Contributions, RoundEnd]:
+    """Meet at a round's end. Collective over the world.
+
+    Args:
+        place: this process's.
+        settings: of the run.
+        model: of the module, with what it offers.
+        vector: what is offered instead of the model's tensors, shape ``(size,)``.
+        end: of the round; the examples in its report are this rank's.
+
+    Returns:
+        What those say who give to the mean; and the round's end, whose report now has the data center's examples (on
+        the leader; 0 elsewhere) and the seconds of waiting.
+
+    Raises:
+        ParticipantError: see :meth:`Averager.take`.
+    """
+    names, round_index = place.between.names, end.place.round
+    counts = place.site.gather(end.report.examples)
+    examples = sum(counts) if counts is not None else 0
+    if place.center.is_leader and not end.absent and (name := first_non_finite(vector, model)):
+        raise ParticipantError(
+            f"round {round_index}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
+            "was not taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
+        )
+    clock = time.monotonic()
+    mine = Contribution(model.size, examples, end.place, layout_of(model))
+    attendance = place.conversation.arrive(round_index, mine.to_plain(), end.absent)
+    why_absent = getattr(attendance.brought[place.center.index], "why", "")
+    waited = time.monotonic() - clock
+    report = replace(end.report, examples=examples, wait_seconds=waited, absent=why_absent)
+    given = {k: Contribution.from_plain(content) for k, content in attendance.contents.items()}
+    if not given:
+        raise ParticipantError(
+            f"round {round_index}: no data center has anything to give to the mean; see centers/*/log.txt"
+        ).on_all_ranks()
+    found = Contributions(given, attendance.present, len(names), settings.weighting)
+    if len({one.size for one in given.values()}) > 1:
+        sizes = ", ".join(f"{names[index]}: {one.size}" for index, one in given.items())
+        raise ParticipantError(
+            f"round {found.place.round}: the data centers offer vectors of different sizes ({sizes}); freeze and "
+            'unfreeze the same parameters everywhere, and where optimizer_state="average" is set, see that every '
+            'parameter has a state in every data center, or use "reset" or "keep"'
+        ).on_all_ranks()
+    if len({one.layout for one in given.values()}) > 1:
+        # Sizes are equal, so it is a matter of order or of which of equal layers is frozen.
+        raise ParticipantError(
+            f"round {found.place.round}: the data centers have trained different parameters since the last mean "
+            f"({', '.join(names[k] for k in given)}); freeze and unfreeze the same ones everywhere, in the same epochs"
+        ).on_all_ranks()
+    if settings.weighting == "examples" and not all(one.examples for one in given.values()):
+        raise ParticipantError(
+            f'round {found.place.round}: weighting="examples", but no batch size could be read; use "uniform"'
+        ).on_all_ranks()
+    if settings.combiner is not None and len(names) > 1:
+        nothing = torch.empty(0)
+        try:  # it says so of empty slices as well, and now all ranks hear it
+            settings.combiner.combine([nothing] * len(given), [w for w in found.weights if w], nothing)
+        except ValueError as error:
+            raise ParticipantError(f"round {found.place.round}: {error}").on_all_ranks() from error
+    return found, replace(end, report=report)
+
+
+def layout_of(model: FlatModel) -> str:
+    """A digest of the names and lengths in a model's vector."""
+    return hashlib.sha256("\n".join(f"{one.name} {one.length}" for one in model.entries).encode()).hexdigest()[:16]
