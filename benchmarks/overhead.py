@@ -86,9 +86,11 @@ class Switch(Callback):
     def __init__(self) -> None:
         self.stamps: list[float] = []
         self._all: list[Callback] = []
+        self._last = -1
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        if index % BLOCK == 0:
+        if index % BLOCK == 0 and index != self._last:  # Lightning walks over the list while it changes: may come twice
+            self._last = index
             self.stamps.append(time.perf_counter())
             self._all = self._all or list(trainer.callbacks)
             trainer.callbacks[:] = [self] if len(self.stamps) % 2 else self._all
