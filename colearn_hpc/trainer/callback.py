@@ -197,6 +197,7 @@ class CoLearning(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
+        self._supervisor.fit_begins(pl_module)
         check_scheduler(trainer, pl_module, settings.schedule)
         fit.rates = BaseRates(trainer.optimizers, settings.learning_rate)
         fit.averager.watch(pl_module)

@@ -72,6 +72,7 @@ class Supervisor:
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self._verdict: Verdict | None = None
+        self._modes: list[tuple[torch.nn.Module, bool]] = []
         self.supervises = self.loads_everything = False
         self.attempt = Attempt()
 
@@ -119,6 +120,11 @@ class Supervisor:
             return False
         return place.can_begin_again and not is_everywhere(error)
 
+    def fit_begins(self, model: pl.LightningModule) -> None:
+        """Remember which parts of the model train, to be called when all of them have been made."""
+        if not self._modes:
+            self._modes = [(part, part.training) for part in model.modules()]
+
     def run(
         self,
         trainer: pl.Trainer,
@@ -142,7 +148,7 @@ class Supervisor:
             Exception: whatever ended the run.
         """
         self.supervises, self.attempt, self._verdict = True, Attempt(), None
-        modes = [(part, part.training) for part in model.modules()]
+        self._modes, forward = [], vars(model).get("forward")
         while True:
             try:
                 with torch.serialization.safe_globals(NUMPY_NUMBERS):
@@ -156,8 +162,11 @@ class Supervisor:
             try:
                 rejoin = miss_round(verdict.text) if verdict.action == "miss the round" else self.attempt.rejoin
                 _renew(trainer)
-                for part, training in modes:
+                for part, training in self._modes:
                     part.training = training  # a failure in validation leaves them as validation wants them
+                vars(model).pop("forward", None)  # DDP redirects it for a step; an error leaves it so
+                if forward is not None:
+                    vars(model)["forward"] = forward
                 trainer.num_sanity_val_steps = 0
                 ckpt_path = find_newest_point(folder, place)
                 place.journal.replay()

@@ -26,11 +26,14 @@ from colearn_hpc.trainer.inject import FaultInjector
 
 
 class Noisy(toy.Toy):
-    """Draws from every generator that a resume must restore."""
+    """Draws from every generator that a resume must restore. Its network is made late, as where data say its size."""
 
     def __init__(self, net, pause):
-        super().__init__(net)
-        self.pause = pause
+        super().__init__(None)
+        self.pause, self.late = pause, [net]  # in a list: no part of the module yet
+
+    def configure_model(self):
+        self.net = self.late[0]
 
     def training_step(self, batch, batch_idx):
         time.sleep(self.pause)
