@@ -128,12 +128,13 @@ class SharedModel:
     def begin_epoch(self, module: LightningModule) -> None:
         """Whatever is trainable now will be in the next mean, whether or not it is then still trainable."""
         known = {name for name, _ in self._layout}
-        for name, parameter in trainable_parameters(module):
+        trainable = trainable_parameters(module)
+        for name, parameter in trainable:
             if self._layout and name not in known and name not in self._joined:
                 # It was frozen, so all data centers hold the same: that is its last shared value.
                 self._joined[name] = parameter.detach().cpu().reshape(-1).clone()
             self._trained[name] = True
-        self._trainable = [name for name, _ in trainable_parameters(module)]
+        self._trainable = [name for name, _ in trainable]
 
     def end_epoch(self, module: LightningModule) -> None:
         now = [name for name, _ in trainable_parameters(module)]
@@ -277,10 +278,8 @@ def _parameters_in(model: FlatModel) -> list[tuple[str, int]]:
     return [(one.name, one.length) for one in model.entries if one.offset < model.parameter_size and one.length]
 
 
-class MeanAverager:
-    """Takes the mean (eq. 2), measures its change (eq. 4), commits it everywhere or nowhere.
-
-    With one data center there is nobody to average with: weights, buffers and optimizers stay untouched.
+class SharedModelAverager:
+    """What all averagers have in common whose data centers hold one model after a round.
 
     Args:
         place: this process's.
@@ -311,6 +310,22 @@ class MeanAverager:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.shared.load_state_dict(state)
 
+    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
+        """Validation itself measures the shared model."""
+
+    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
+        return None
+
+    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
+        return run_folder / "shared.ckpt"
+
+
+class MeanAverager(SharedModelAverager):
+    """Takes the mean (eq. 2), measures its change (eq. 4), commits it everywhere or nowhere.
+
+    With one data center there is nobody to average with: weights, buffers and optimizers stay untouched.
+    """
+
     def take(self, end: RoundEnd) -> MeanResult:
         others = float_buffers(end.module, self.shared.constant)
         if self._settings.optimizer_state == "average":
@@ -325,15 +340,6 @@ class MeanAverager:
 
     def show_local(self, module: LightningModule) -> None:
         """The module is the shared model until it is trained on."""
-
-    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
-        """Validation itself measures the shared model."""
-
-    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
-        return None
-
-    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
-        return run_folder / "shared.ckpt"
 
 
 def take_mean(

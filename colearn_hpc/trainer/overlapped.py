@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from colearn_hpc.algorithm.overlap import correct
@@ -32,7 +31,7 @@ from colearn_hpc.between import Vector
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import MeanResult, SharedModel, take_mean
+from colearn_hpc.trainer.averaging import MeanResult, SharedModelAverager, take_mean
 from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import RoundEnd, arrive
@@ -41,7 +40,7 @@ from colearn_hpc.trainer.round_end import RoundEnd, arrive
 GATHERING = 16
 
 
-class OverlappedAverager:
+class OverlappedAverager(SharedModelAverager):
     """An :class:`~colearn_hpc.trainer.averaging.Averager` whose mean is begun by :meth:`begin` and comes with
     :meth:`finish`, unless the round is the last.
 
@@ -53,34 +52,19 @@ class OverlappedAverager:
         settings: of the run.
     """
 
-    shares_model = True
-
     def __init__(self, place: Place, settings: Settings) -> None:
-        self._place, self._settings = place, settings
-        self.shared = SharedModel(place, settings)
+        super().__init__(place, settings)
         # What was sent, or the local model while the module is the shared one. Its memory is kept between rounds.
         self._local: Tensor | None = None
         self._sent = False
         self._shows_shared = False
 
-    def watch(self, module: LightningModule) -> None:
-        self.shared.watch(module)
-
-    def begin_epoch(self, module: LightningModule) -> None:
-        self.shared.begin_epoch(module)
-
-    def end_epoch(self, module: LightningModule) -> None:
-        self.shared.end_epoch(module)
-
-    def start_from(self, module: LightningModule) -> None:
-        self.shared.start_from(module)
-
     def state_dict(self) -> dict[str, Any]:
         kept = self._local if self._sent or self._shows_shared else None
-        return self.shared.state_dict() | {"sent": kept, "shows_shared": self._shows_shared}
+        return super().state_dict() | {"sent": kept, "shows_shared": self._shows_shared}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.shared.load_state_dict(state)
+        super().load_state_dict(state)
         self._local = state.get("sent")
         self._shows_shared = state.get("shows_shared", False)
 
@@ -173,12 +157,3 @@ class OverlappedAverager:
     def keep_shared(self) -> None:
         """No epoch follows: the module stays the shared model."""
         self._shows_shared = False
-
-    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
-        """Validation itself measures the shared model."""
-
-    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
-        return None
-
-    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
-        return run_folder / "shared.ckpt"
