@@ -235,7 +235,7 @@ def test_warnings_reach_the_step_as_usr1(tmp_path, script, number):
     assert said.read_text().startswith("ready\nusr1\n")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *sorted(f"other/{path.name}" for path in (SLURM / "other").iterdir())])
 def test_shellcheck(script):
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck: apt-get install shellcheck")
