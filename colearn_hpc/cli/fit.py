@@ -222,9 +222,8 @@ class ColearnCLI(LightningCLI):
         """
         command = self.config["subcommand"]
         settings = self.config[command]
-        mine = {"command": command}
-        mine |= {f"--{key}": str(settings[key]) for key in ("name", "resume", "overwrite", "method")}
-        mine["--resume"] = str(_resumes(settings))
+        mine = {"command": command, "--name": str(settings["name"]), "--resume": str(_resumes(settings))}
+        mine |= {f"--{key}": str(settings[key]) for key in ("overwrite", "method")}
         everyone = told_by_all(list(mine.values()))
         for option, found in zip(mine, zip(*everyone, strict=True), strict=True):
             if len(set(found)) > 1:
