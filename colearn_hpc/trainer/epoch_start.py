@@ -24,6 +24,7 @@ class EpochStart(Callback):
         pass_over_empty_hooks(self)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        vars(self).pop("on_train_batch_start", None)  # it is wanted again
         self._start(trainer)
 
     def on_train_batch_start(
@@ -31,3 +32,4 @@ class EpochStart(Callback):
     ) -> None:
         if batch_idx == 0:
             self._first_batch(trainer)
+        self.on_train_batch_start = None  # type: ignore[assignment, method-assign]  # Lightning passes over it
