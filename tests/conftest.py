@@ -42,6 +42,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+@pytest.fixture(autouse=True)
+def same_center_for_the_next_test() -> Iterator[None]:
+    """``join()`` names the data center in this process's environment, and the next test's children would inherit it."""
+    before = os.environ.get("COLEARN_CENTER")
+    yield
+    os.environ.pop("COLEARN_CENTER", None)
+    if before is not None:
+        os.environ["COLEARN_CENTER"] = before
+
+
 def _processes(marker: str) -> list[int]:
     """Processes that were started with ``marker`` in their environment and still run."""
     found = []
