@@ -119,15 +119,16 @@ def main() -> None:
     options.add_argument(
         "--mpirun", default="--oversubscribe --bind-to none", help="its options (default: %(default)s)"
     )
-    options.add_argument("--slice", type=int, default=0, help="pipeline.SLICE, elements (default: the package's)")
+    options.add_argument("--slice", type=int, default=0, help="slices.SLICE, elements (default: the package's)")
     options.add_argument("--ahead", type=int, default=0, help="pipeline.GATHERING, chunks (default: the package's)")
     options.add_argument("--profile", action="store_true", help="also wall seconds by stage, on the first rank")
     chosen = options.parse_args()
     if chosen.worker:
         torch.set_num_threads(1)
+        from colearn_hpc.algorithm import slices
         from colearn_hpc.mpi import pipeline
 
-        pipeline.SLICE = chosen.slice or pipeline.SLICE
+        slices.SLICE = chosen.slice or slices.SLICE
         pipeline.GATHERING = chosen.ahead or pipeline.GATHERING
         answer(measure(chosen.parameters[0], chosen.tensors[0], chosen.rounds, chosen.codec[0], chosen.profile))
         return

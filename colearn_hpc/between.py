@@ -181,6 +181,10 @@ class UnderWay(Protocol):
                 data centers are awaited (indices into those present); may raise to leave.
         """
 
+    def abandon(self, idle: Idle | None = None) -> None:
+        """Forget it, because the run is left. Collective over the carriers where messages that are under way need all
+        of them to come to an end; ``idle`` as in :meth:`finish`."""
+
 
 class Between(Meetings, Protocol):
     """All that data centers say to each other. One object per rank.

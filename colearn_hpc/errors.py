@@ -69,6 +69,15 @@ class IdentityError(ConfigurationError):
     """A certificate, a key or a name does not hold: who comes is not let in, or this site would not be."""
 
 
+class FederationError(ColearnError, RuntimeError):
+    """The coordinator of a federation refuses, or a site cannot take part as it is."""
+
+
+class LeftBehindError(RoundTimeoutError):
+    """This process of a site cannot go on, though a new one can: the others have gone on without it, or must wait for
+    another one."""
+
+
 class Interrupted(SystemExit):
     """The run was asked to stop, every data center has a resume point, and the next start continues.
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from colearn_hpc.between import Connection
-from colearn_hpc.mpi.topology import CentersSpec, DataCenter
+from colearn_hpc.errors import TopologyError
+from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec, DataCenter
 
-__all__ = ["CentersSpec", "DataCenter", "connect"]
+if TYPE_CHECKING:
+    from colearn_hpc.federation.link import Membership
+
+__all__ = ["CentersSpec", "DataCenter", "as_site", "connect", "read_membership"]
 
 
-def connect(center: DataCenter, lanes: int | None = 1) -> Connection:
+def connect(center: DataCenter, lanes: int | None = 1, membership: Membership | None = None) -> Connection:
     """How this process reaches the others of its run. Collective over the world.
 
     Args:
         center: this process's data center.
         lanes: ranks of each data center that share the transfer of a mean; None: one per node.
+        membership: this MPI world is one site of that federation; None: all data centers are in this world.
 
     Raises:
         TopologyError: on all ranks, when there cannot be so many lanes.
@@ -22,4 +32,38 @@ def connect(center: DataCenter, lanes: int | None = 1) -> Connection:
     from colearn_hpc.mpi.site import MpiSite
 
     site = MpiSite(center)
-    return Connection(center, site, MpiBetween(center, site, lanes))
+    if membership is None:
+        return Connection(center, site, MpiBetween(center, site, lanes))
+    from colearn_hpc.federation.between import FederatedBetween
+
+    inside = MpiBetween(center, site, 1)
+    return Connection(center, site, FederatedBetween(membership, center.is_leader, inside.give_up))
+
+
+def read_membership(federation: Path | str, site: str | None, identity: Path | str | None = None) -> Membership:
+    """Of which site of which federation this process is (:class:`~colearn_hpc.federation.link.Membership`).
+
+    Raises:
+        ConfigurationError: a file cannot be read, or they do not belong together.
+    """
+    from colearn_hpc.federation.link import Membership
+
+    return Membership.read(federation, site, identity)
+
+
+def as_site(center: DataCenter, membership: Membership | None) -> DataCenter:
+    """The data center under its site's name, which its files and its data are found by.
+
+    Raises:
+        TopologyError: on all ranks, when this MPI world holds several data centers.
+    """
+    if membership is None:
+        return center
+    if len(center.topology.centers) != 1:
+        raise TopologyError(
+            f"a site of a federation is one data center, and this MPI world holds {center.topology.describe()}; start "
+            "each site by itself, and leave out `centers` and COLEARN_CENTER"
+        ).on_all_ranks()
+    os.environ[CENTER_VARIABLE] = membership.name
+    topology = replace(center.topology, centers=(replace(center.topology.centers[0], name=membership.name),))
+    return replace(center, name=membership.name, topology=topology)

@@ -27,6 +27,7 @@ COMMANDS = {
     "configs": ("configs", "list the configuration files that come with this package, and copy them"),
     "slurm": ("slurm", "list the scripts for batch systems that come with this package, and copy them"),
     "again": ("again", "for batch scripts: whether to start a run again after this exit code"),
+    "serve": ("serve", "the coordinator of a federation: for sites that share no MPI world"),
     "privacy": ("privacy", "plan the noise of differentially private training"),
 }
 

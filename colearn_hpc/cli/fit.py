@@ -35,7 +35,9 @@ import colearn_hpc.models
 from colearn_hpc.cli.devices import trainer_devices
 from colearn_hpc.cli.method import METHODS, arrange
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
+from colearn_hpc.join import read_membership
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
+from colearn_hpc.mpi.topology import CENTER_VARIABLE
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
 from colearn_hpc.trainer import signals
@@ -112,10 +114,23 @@ class ColearnCLI(LightningCLI):
             help="vanilla: one data center holds all shards; ensemble: no exchange, predictions are averaged; single: "
             "one data center's data only.",
         )
+        parser.add_argument(
+            "--federation",
+            type=str | None,
+            default=None,
+            help="federation.yaml of a run whose sites share no MPI world; this world is one of them (docs/federation.md).",
+        )
+        parser.add_argument("--site", type=str | None, default=None, help="Name of this site in the federation.")
+        parser.add_argument(
+            "--identity",
+            type=str | None,
+            default=None,
+            help="Folder of the site's certificate and key; left out: a folder of its name beside federation.yaml.",
+        )
         # For rehearsals (docs/reliability.md); not of every day, so not in the help.
         parser.add_argument("--inject", type=list[str], default=[], help=SUPPRESS)
         self._example = parser
-        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir"})
+        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir", "federation", "site", "identity"})
         # What the command line knows itself goes in when it is built, so that all is checked together.
         parser.add_instantiator(self._make_colearning, CoLearning, subclasses=False)
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})
@@ -123,15 +138,19 @@ class ColearnCLI(LightningCLI):
     def _make_colearning(self, kind: type[CoLearning], **arguments: Any) -> CoLearning:
         if self._setting("method") == "ensemble":
             arguments["combine"] = "predictions"
-        return kind(**arguments, centers=self.center, run_dir=self.folder)
+        return kind(**arguments, centers=self.center, run_dir=self.folder, federation=self.membership)
 
     def before_instantiate_classes(self) -> None:
         """Join the data centers, and check what was set. Collective over the world."""
         centers, self.notice = self._setting("centers"), ""
         if self.subcommand == "fit":
             centers, self.notice = arrange(self.config[self.subcommand])
+        self.membership = self._read_membership(centers)
+        if self.membership is not None:
+            os.environ[CENTER_VARIABLE] = self.membership.name  # all ranks of this world are one site's
         environment = DataCenterEnvironment(centers)
         self.center, self.environment = environment.center, environment
+        # Of a federation's site: inside it alone. What is prepared here is its own.
         self.session.place = self.place = Place.of(environment.center)
         self.folder = Path(self._setting("runs")) / self._setting("name")
         self.center_folder = self.folder / "centers" / self.center.name
@@ -140,6 +159,30 @@ class ColearnCLI(LightningCLI):
         if self.subcommand == "fit":
             self._check_budget()
             self._prepare_folder()
+
+    def _read_membership(self, centers: Any) -> Any:
+        """Of which site of which federation this world is; None: of none. Every rank reads by itself.
+
+        Raises:
+            ConfigurationError: what was set cannot be had in a federation, or a file cannot be read; on all ranks, if
+                on one.
+        """
+        path, site, identity = (self._setting(name) for name in ("federation", "site", "identity"))
+        found, error = None, ""
+        try:
+            if path is None and (site or identity):
+                raise ConfigurationError("--site and --identity are of a federation; give its file by --federation")
+            if path is not None and self._setting("method") != "colearning":
+                raise ConfigurationError(f"--method {self._setting('method')} is of one MPI world; leave out --federation")
+            if path is not None and centers not in (None, 1):
+                raise ConfigurationError(f"--federation makes this world one data center; leave out --centers {centers}")
+            if path is not None:
+                found = read_membership(path, site, identity)
+        except ConfigurationError as wrong:
+            error = str(wrong)
+        if errors := all_errors(error):
+            raise ConfigurationError("\n".join(errors)).on_all_ranks()
+        return found
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -280,7 +323,10 @@ class ColearnCLI(LightningCLI):
             before = (list(summary["centers"]), int(summary["ranks"]))
         except (OSError, ValueError, KeyError, TypeError):
             return ""
-        now = ([center.name for center in self.center.topology.centers], self.center.world_size)
+        names = [center.name for center in self.center.topology.centers]
+        if self.membership is not None:
+            names = list(self.membership.federation.names)
+        now = (names, self.center.world_size)
         if before == now:
             return ""
         found, here = (f"data centers {', '.join(names)} with {ranks} ranks" for names, ranks in (before, now))

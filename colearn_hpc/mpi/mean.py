@@ -63,6 +63,9 @@ class MeanUnderWay:
         finite = math.isfinite(total.after) and math.isfinite(others.after)
         return MeanFacts(sent, total, finite, distance if self._gave else math.nan)
 
+    def abandon(self, idle: Idle | None = None) -> None:
+        self.finish(idle)  # nobody may leave while messages are under way
+
 
 # Their memory stays, even if a failure ends the run that has begun them: messages may still arrive in it.
 _under_way: set[MeanUnderWay] = set()

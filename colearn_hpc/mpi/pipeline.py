@@ -22,15 +22,13 @@ import torch
 from torch import Tensor
 
 from colearn_hpc import faults
-from colearn_hpc.algorithm.codec import BLOCK
 from colearn_hpc.algorithm.slice_sums import SliceSums, Squares, check_weights
+from colearn_hpc.algorithm.slices import Chunk, chunks
 from colearn_hpc.between import Awaited, Idle, Offer
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SLICE = 1 << 15  # elements of a leader's slice of a chunk: 128 KiB stay in a core's cache, and on a link take turns
-CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not the result stays under 25 MB for any K
 GATHERING = 4  # chunks that are sent before the first one is waited for; each takes a slot's memory
 SPREADING = 8  # chunks of which the mean may be under way to all
 _TO_OWNER, _TO_ALL = 11, 12  # tags; not those of the leaders' meetings, which may be held while a mean is under way
@@ -46,12 +44,6 @@ class _Slot:
     outbox: Tensor  # (K, bytes) with a codec, else empty
     steps: Tensor  # (chunk,) with a codec, else empty: what is encoded
     values: list[Tensor] = field(default_factory=list)  # the chunk by owner
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    bounds: tuple[int, ...]  # (K + 1,): slice k is bounds[k]:bounds[k + 1]
-    parameters: bool
 
 
 class Pipeline:
@@ -78,12 +70,12 @@ class Pipeline:
         self._given = [weights[k] for k in self._giving]
         check_weights(self._given)
         self._previous, self._compression = offer.previous, compression
-        self._chunks = list(_chunks(source.size, offer.parameter_size, self._centers))
+        self._chunks = list(chunks(source.size, offer.parameter_size, self._centers))
         self._gathering = GATHERING if gathering is None else gathering
         self._spreading = self._gathering if compression else max(SPREADING, self._gathering)
         # A coded slice of the mean waits in a slot until it is applied.
         slots = self._gathering + 2 + (self._spreading if compression else 0)
-        self._width = max((_length(c, 0) for c in self._chunks), default=0)
+        self._width = max((c.length(0) for c in self._chunks), default=0)
         self._sums = SliceSums(self._width)
         self._combine = self._sums.mean if offer.combiner is None else offer.combiner.combine
         self._decoded = torch.empty((self._centers if compression else 0, self._width))
@@ -155,7 +147,7 @@ class Pipeline:
     def _post(self, number: int) -> None:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
         self._source.wait()
-        if mine := _length(chunk, self._me):
+        if mine := chunk.length(self._me):
             for k in self._giving:
                 if k != self._me:
                     row = self._row(slot, k, mine, self._coded(chunk))
@@ -164,7 +156,7 @@ class Pipeline:
             self._keep_residual(chunk)
             return
         for k in self._others:
-            if _length(chunk, k):
+            if chunk.length(k):
                 message = self._encoded_step(chunk, slot, k) if self._coded(chunk) else slot.values[k]
                 self._send(number, message, k, _TO_OWNER)
 
@@ -172,7 +164,7 @@ class Pipeline:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
         # The sends too: the result may go where the vector lies.
         yield from self._complete(number)
-        place = _place(chunk, self._me)
+        place = chunk.place(self._me)
         target = self._result[place]
         if length := len(target):
             if self._coded(chunk):
@@ -184,15 +176,15 @@ class Pipeline:
             for k in self._others:
                 self._send(number, message, k, _TO_ALL)
         for k in self._others:
-            if theirs := _length(chunk, k):
-                here = self._row(slot, k, theirs, True) if self._coded(chunk) else self._result[_place(chunk, k)]
+            if theirs := chunk.length(k):
+                here = self._row(slot, k, theirs, True) if self._coded(chunk) else self._result[chunk.place(k)]
                 self._receive(number, here, k, _TO_ALL)
         if chunk.parameters:
             self.squares += self._sums.squares(target, None if self._previous is None else self._previous[place])
         else:
             self.rest += self._sums.squares(target, None)
 
-    def _measure(self, chunk: _Chunk, rows: Sequence[Tensor], mean: Tensor) -> None:
+    def _measure(self, chunk: Chunk, rows: Sequence[Tensor], mean: Tensor) -> None:
         """How far each leader's slice was from the mean, while both are in cache."""
         if chunk.parameters and self._previous is not None:
             for k, distance in zip(self._giving, self._sums.distances(rows, mean), strict=True):
@@ -203,17 +195,17 @@ class Pipeline:
         yield from self._complete(number)
         if self._coded(chunk):
             for k in self._others:
-                if theirs := _length(chunk, k):
-                    self._apply(self._row(slot, k, theirs, True), _place(chunk, k), slot)
+                if theirs := chunk.length(k):
+                    self._apply(self._row(slot, k, theirs, True), chunk.place(k), slot)
 
     # --- codec ----------------------------------------------------------------------------------------
 
-    def _coded(self, chunk: _Chunk) -> bool:
+    def _coded(self, chunk: Chunk) -> bool:
         return self._compression is not None and chunk.parameters
 
-    def _encoded_step(self, chunk: _Chunk, slot: _Slot, k: int) -> Tensor:
+    def _encoded_step(self, chunk: Chunk, slot: _Slot, k: int) -> Tensor:
         """This leader's step since the last shared model, and what earlier messages lacked, as a message to ``k``."""
-        compression, place = self._compression, _place(chunk, k)
+        compression, place = self._compression, chunk.place(k)
         assert compression is not None
         step = self._step(chunk, slot, k)
         if compression.residual is not None:
@@ -225,11 +217,11 @@ class Pipeline:
             torch.sub(step, compression.pending[place], out=compression.pending[place])
         return message
 
-    def _coded_mean(self, chunk: _Chunk, slot: _Slot) -> Tensor:
+    def _coded_mean(self, chunk: Chunk, slot: _Slot) -> Tensor:
         """The mean step of the own slice: applied here, and as the message with which the others do the same."""
         compression = self._compression
         assert compression is not None
-        codec, place, length = compression.codec, _place(chunk, self._me), _length(chunk, self._me)
+        codec, place, length = compression.codec, chunk.place(self._me), chunk.length(self._me)
         rows = []
         for k in self._giving:
             if k == self._me:
@@ -256,16 +248,16 @@ class Pipeline:
         torch.add(self._previous[place], decoded, out=self._result[place])
         return decoded
 
-    def _step(self, chunk: _Chunk, slot: _Slot, k: int) -> Tensor:
+    def _step(self, chunk: Chunk, slot: _Slot, k: int) -> Tensor:
         assert self._previous is not None
         first = chunk.bounds[0]
         step = slot.steps[chunk.bounds[k] - first : chunk.bounds[k + 1] - first]
-        previous = self._previous[_place(chunk, k)]
+        previous = self._previous[chunk.place(k)]
         if previous.dtype == step.dtype:
             return torch.sub(slot.values[k], previous, out=step)
         return step.copy_(slot.values[k] - previous)
 
-    def _keep_residual(self, chunk: _Chunk) -> None:
+    def _keep_residual(self, chunk: Chunk) -> None:
         """Whoever gives nothing sends nothing, so what its messages lacked before is lacking still."""
         if self._coded(chunk) and self._compression is not None and self._compression.pending is not None:
             place = slice(chunk.bounds[0], chunk.bounds[-1])
@@ -312,25 +304,3 @@ class Pipeline:
             outbox=torch.empty((self._centers if codec else 0, row), dtype=torch.uint8),
             steps=torch.empty(size if codec else 0),
         )
-
-
-def _chunks(size: int, parameter_size: int, centers: int) -> Iterator[_Chunk]:
-    """The vector in chunks of K slices; none holds both parameters and other things."""
-    # Whole blocks of a codec, where there is room for them.
-    length = min(SLICE, max(CHUNK // centers // BLOCK, 1) * BLOCK)
-    for first, last, parameters in ((0, parameter_size, True), (parameter_size, size, False)):
-        for start in range(first, last, length * centers):
-            yield _Chunk(_bounds(start, min(length * centers, last - start), centers), parameters)
-
-
-def _bounds(start: int, length: int, centers: int) -> tuple[int, ...]:
-    # Rounded up, so that no slice is longer than the first.
-    return tuple(start + -(-length * k // centers) for k in range(centers + 1))
-
-
-def _length(chunk: _Chunk, k: int) -> int:
-    return chunk.bounds[k + 1] - chunk.bounds[k]
-
-
-def _place(chunk: _Chunk, k: int) -> slice:
-    return slice(chunk.bounds[k], chunk.bounds[k + 1])

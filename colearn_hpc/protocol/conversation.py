@@ -95,8 +95,13 @@ class Conversation:
 
     @property
     def presides(self) -> bool:
-        """Whether this is the rank that takes the run's decisions and writes its files."""
-        return self.leads and self.between.index == 0
+        """Whether this is a rank that takes the run's decisions and writes its files."""
+        return self.leads and self.is_first
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this data center speaks for the run: the first one; each, where they are separate."""
+        return self.between.index == 0 or self.between.separate
 
     # --- meetings ---------------------------------------------------------------------------------------
 
@@ -144,10 +149,11 @@ class Conversation:
 
         A decision compared on two ranks can differ in the last bit; then they part ways and wait for each other for
         ever. ``decision`` is called on the presiding leader only, and returns plain data; if it fails there, the
-        caller's :meth:`fail` tells the others.
+        caller's :meth:`fail` tells the others. Separate data centers bring what each would decide; what the first one
+        that is present brings counts.
         """
         content = decision() if self.presides and not self.between.replays else None
-        return self.meet(topic, content).brought[0].content
+        return next(iter(self.meet(topic, content).contents.values()))
 
     def finish(self) -> None:
         """The run is over. Called on every rank; only the presiding leader may have something to do.
@@ -257,7 +263,8 @@ class Conversation:
         if is_everywhere(error):
             return
         # Who left a meeting half-way, by a timeout or by an error in what is done meanwhile, cannot come to another.
-        if not (isinstance(error, RoundTimeoutError) or self.waiting):
+        # Separate ones do not wait for each other there.
+        if not (isinstance(error, RoundTimeoutError) or (self.waiting and not self.between.separate)):
             try:
                 if not text:
                     self.break_center(error)

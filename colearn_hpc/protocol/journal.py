@@ -39,6 +39,7 @@ class Remembered:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.index, self.names, self.carries = inner.index, inner.names, inner.carries
+        self.separate = inner.separate
         self.remembers = False
         self._gap = False  # something was heard that cannot be replayed
         self._begun_before = False  # a mean is under way that began before the last resume point
@@ -167,6 +168,9 @@ class _Noted:
         self._done(facts)
         return facts
 
+    def abandon(self, *how: Any) -> None:
+        self._inner.abandon(*how)
+
 
 class _Told:
     """A mean that is replayed."""
@@ -180,3 +184,6 @@ class _Told:
     def finish(self, *how: Any) -> Any:
         self._offer.take_over(self._mean.kept)
         return self._mean.facts
+
+    def abandon(self, *how: Any) -> None:
+        pass

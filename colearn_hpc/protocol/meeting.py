@@ -83,6 +83,14 @@ class Chair:
         """A data center has come; to the open meeting, or ahead of the next."""
         self._inbox[leader] = arrival
 
+    def withdraw(self, leader: int) -> None:
+        """A data center that had come is gone again: it is waited for as if it had not come."""
+        self._inbox.pop(leader, None)
+
+    def cancel(self) -> None:
+        """The open meeting does not take place. Who had come to it has still arrived."""
+        self._topic = None
+
     def due(self, now: float) -> Outcome | GaveUp | None:
         """The end of the open meeting, once it has one."""
         if (topic := self._topic) is None:

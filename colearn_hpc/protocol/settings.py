@@ -43,6 +43,7 @@ class Settings:
         restarts: how often in one round a data center that failed begins again.
         on_failure: what comes after that.
         resume_points: whether they are written.
+        federated: the data centers are sites of a federation, and share no MPI world.
 
     Raises:
         ConfigurationError: a value is impossible, or two contradict each other.
@@ -64,6 +65,7 @@ class Settings:
     restarts: int = 3
     on_failure: OnFailure = "stop"
     resume_points: bool = True
+    federated: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -98,7 +100,7 @@ class Settings:
     @property
     def transfer_lanes(self) -> int | None:
         """:attr:`lanes`, or 1 where only leaders can take part in the mean."""
-        return 1 if any(holds(self) for holds in _LEADERS_ALONE) else self.lanes
+        return 1 if self.federated or any(holds(self) for holds in _LEADERS_ALONE) else self.lanes
 
     def fingerprint(self) -> dict[str, str]:
         """What all data centers must have in common, as text."""
@@ -150,6 +152,8 @@ _LEFT_OUT = (
     'out has no part of it. Use on_failure="stop"'
 )
 
+_NOT_BETWEEN_SITES = "{} works inside one MPI world, and not yet between the sites of a federation; leave it out"
+
 # What cannot be had together: (whether it holds, what is said). In the text, `s` is the Settings.
 CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
     (
@@ -179,6 +183,22 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         lambda s: s.codec is not None and _with_predictions(s),
         'exchange: codec={s.codec.name!r} is for weights on the wire, and with combine="predictions" none travel; drop '
         "one of the two",
+    ),
+    (
+        lambda s: s.federated and _with_predictions(s),
+        _NOT_BETWEEN_SITES.format('combine="predictions"'),
+    ),
+    (
+        lambda s: s.federated and s.combiner is not None,
+        _NOT_BETWEEN_SITES.format("combine={s.combiner}"),
+    ),
+    (
+        lambda s: s.federated and s.codec is not None,
+        _NOT_BETWEEN_SITES.format('exchange: codec="{s.codec.name}"'),
+    ),
+    (
+        lambda s: s.federated and _several_lanes(s),
+        _NOT_BETWEEN_SITES.format("exchange: lanes={s.lanes}"),
     ),
     (
         lambda s: _several_lanes(s) and _with_predictions(s),

@@ -59,11 +59,14 @@ class Meetings(Protocol):
     Attributes:
         index, names: of this data center, and all names in the order of the mean.
         replays: the next meeting is answered from memory, and asks nobody (see ``journal.py``).
+        separate: the data centers share no folder and no launcher. Each writes a run folder of its own, stops and fails
+            alone, and brings what it would decide; what the first one present brings counts.
         meanwhile: called again and again while this leader waits.
     """
 
     index: int
     names: tuple[str, ...]
+    separate: bool
     meanwhile: Callable[[], object]
 
     @property

@@ -24,8 +24,8 @@ from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSched
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
-from colearn_hpc.errors import ConfigurationError, Interrupted, PeerError
-from colearn_hpc.join import CentersSpec, DataCenter
+from colearn_hpc.errors import CheckpointError, ConfigurationError, Interrupted, PeerError
+from colearn_hpc.join import CentersSpec, DataCenter, as_site, read_membership
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
 from colearn_hpc.protocol.messages import Absent, Topic, TopicKind
@@ -101,6 +101,10 @@ class CoLearning(Callback):
         on_failure: what comes after that, or when ``round_timeout`` has passed: ``"stop"`` ends the run (the paper
             wants all participants), ``"continue_without"`` takes the round's mean over the others; the missing one
             takes part again with the next shared model.
+        federation: ``federation.yaml`` of a run whose sites share no MPI world (docs/federation.md): this MPI world is
+            one of them. ``round_timeout`` and ``on_failure`` are then the file's. Or a membership that was read.
+        site: name of this site; None: as its certificate says.
+        identity: folder of the site's certificate and key; None: a folder of its name beside the file.
 
     Attributes:
         settings: all of this, as one frozen value.
@@ -130,7 +134,13 @@ class CoLearning(Callback):
         round_timeout: float | None = None,
         restarts: int = 3,
         on_failure: OnFailure = "stop",
+        federation: Any = None,
+        site: str | None = None,
+        identity: str | Path | None = None,
     ) -> None:
+        self._membership = _membership_of(federation, site, identity)
+        if self._membership is not None:
+            round_timeout, on_failure = _agreed(self._membership, round_timeout, on_failure)
         self.settings = Settings(
             schedule=schedule_of(schedule, decay),
             rule=local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs),
@@ -145,6 +155,7 @@ class CoLearning(Callback):
             restarts=restarts,
             on_failure=on_failure,
             resume_points=resume_points,
+            federated=self._membership is not None,
             **_exchange_settings(exchange),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
@@ -177,7 +188,7 @@ class CoLearning(Callback):
         else:
             folder.writes_shared = writes_shared_model(path, place)
             separate_outputs(trainer, place)
-            if trainer.progress_bar_callback is not None and place.center.index != 0:
+            if trainer.progress_bar_callback is not None and not place.conversation.is_first:
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
         callbacks = callbacks_of(trainer)
@@ -213,6 +224,8 @@ class CoLearning(Callback):
         check_unchanged(dict(run.state.settings), found)
         run.note(settings=found)
         resumed = fit.loaded is not None
+        if resumed and place.between.separate:
+            _check_same_run(place, run.state.run_id)
         if not resumed:
             run.note(run_id=place.conversation.decide(Topic(TopicKind.RUN_ID), lambda: uuid.uuid4().hex))
             # w⁰ of Algorithm 1: everything dense, frozen parameters and counters included.
@@ -371,6 +384,8 @@ class CoLearning(Callback):
         if self._run_dir is None:
             raise ConfigurationError("resume_path() needs CoLearning(run_dir=...), found None")
         center = self._centers if isinstance(self._centers, DataCenter) else DataCenter.join(self._centers)
+        # Inside this world alone: a site knows by itself from where it can go on, and the coordinator the rest.
+        center = as_site(center, self._membership)
         return find_resume_point(self._run_dir, Place.of(center, patience=self.settings.round_timeout))
 
     @property
@@ -391,7 +406,7 @@ class CoLearning(Callback):
             center=center.name,
             rank=center.rank,
             presides=place.conversation.presides,
-            centers=center.topology.describe(),
+            centers=", ".join(place.between.names) if place.between.separate else center.topology.describe(),
             folder=self._fit.folder_.folder,
             rounds=self.settings.rounds,
             round=state.round.index,
@@ -584,7 +599,8 @@ class CoLearning(Callback):
 
     def _summarize(self, status: str, **content: Any) -> None:
         if self._fit.folder is not None:
-            self._fit.folder.summarize(self._run.state, self._placed.center, status=status, **content)
+            center, names = self._placed.center, list(self._placed.between.names)
+            self._fit.folder.summarize(self._run.state, names, center.world_size, status=status, **content)
 
     def _ended_by(self, exception: BaseException) -> None:
         if self._fit.folder is not None:
@@ -608,8 +624,10 @@ class CoLearning(Callback):
     def _connect(self, trainer: pl.Trainer) -> Place:
         """Find this process's place, once. Collective over the world."""
         if self._place is None:
-            center, settings = join_trainer(trainer, self._centers), self.settings
-            self._place = Place.of(center, settings.transfer_lanes, settings.round_timeout, settings.may_miss)
+            center, settings = as_site(join_trainer(trainer, self._centers), self._membership), self.settings
+            self._place = Place.of(
+                center, settings.transfer_lanes, settings.round_timeout, settings.may_miss, self._membership
+            )
         return self._place
 
     @property
@@ -673,6 +691,33 @@ class _Fit:
         self.batches = self.batch_examples = 0
 
 
+def _membership_of(federation: Any, site: str | None, identity: str | Path | None) -> Any:
+    if isinstance(federation, str | Path):
+        return read_membership(federation, site, identity)
+    if federation is None and (site is not None or identity is not None):
+        raise ConfigurationError(f"site={site!r} is of a federation, and federation is None; give its federation.yaml")
+    return federation
+
+
+def _agreed(membership: Any, timeout: float | None, on_failure: OnFailure) -> tuple[float | None, OnFailure]:
+    """``round_timeout`` and ``on_failure`` of the federation.
+
+    Raises:
+        ConfigurationError: others were set here.
+    """
+    agreed = membership.federation
+    for name, mine, theirs, default in (
+        ("round_timeout", timeout, agreed.round_timeout, None),
+        ("on_failure", on_failure, agreed.on_failure, "stop"),
+    ):
+        if mine not in (default, theirs):
+            raise ConfigurationError(
+                f"{name}={mine!r} is set here, and federation.yaml says {theirs!r}, which holds for all sites; leave it "
+                "out here"
+            )
+    return agreed.round_timeout, agreed.on_failure
+
+
 def _exchange_settings(exchange: Any) -> dict[str, Any]:
     """``exchange={"codec": name, "overlap": bool, "lanes": number}`` as arguments of :class:`Settings`.
 
@@ -689,6 +734,20 @@ def _exchange_settings(exchange: Any) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigurationError(f"exchange: {error}") from error
     return found
+
+
+def _check_same_run(place: Place, run_id: str) -> None:
+    """A site goes on in the run that its coordinator holds. Collective over the site.
+
+    Raises:
+        CheckpointError: on all ranks, when its resume point is of another one.
+    """
+    held = place.conversation.decide(Topic(TopicKind.RUN_ID), lambda: run_id)
+    if held != run_id:
+        raise CheckpointError(
+            f"this site's resume point is of run {run_id[:8]}, and the coordinator holds run {str(held)[:8]}; begin "
+            "anew (`--overwrite`), or give the coordinator the --state folder of that run"
+        ).on_all_ranks()
 
 
 def _limit(trainer: pl.Trainer) -> int | None:

@@ -93,9 +93,11 @@ class Means:
         return self.finish()
 
     def abandon(self) -> None:
-        """Bring a mean that is under way to its end, and forget it. Collective over the carriers."""
+        """Forget a mean that is under way, because the run is left. Collective over the carriers."""
         if self._under_way is not None:
-            self.finish()
+            names = [self._between.names[k] for k in self._present]
+            self._under_way.abandon(stall_watch(names, self._patience))
+            self._under_way = None
 
     def spread(self, vector: Tensor, facts: MeanFacts | None) -> MeanFacts | None:
         """Put the carriers' parts of the mean into every rank's vector, in place. Collective over the data center.

@@ -31,13 +31,13 @@ def separate_outputs(trainer: pl.Trainer, place: Place) -> None:
         if not isinstance(logger, CSVLogger | TensorBoardLogger):
             continue  # services such as MLflow or W&B make a run of its own for each leader
         folder = str(Path(logger.log_dir).resolve())
-        if _collides(place, "logger", folder) and center.index != 0:
+        if _collides(place, "logger", folder) and not place.conversation.is_first:
             rename_version(logger, center.name)
     for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint):
             # ModelCheckpoint.setup, which runs after this, fills in the logger's folder if there is one.
             folder = str(callback.dirpath or (Path(trainer.default_root_dir).resolve() if not trainer.loggers else ""))
-            if folder and _collides(place, "checkpoints", folder) and center.index != 0:
+            if folder and _collides(place, "checkpoints", folder) and not place.conversation.is_first:
                 base_folder = Path(callback.dirpath or Path(trainer.default_root_dir) / "checkpoints")
                 callback.dirpath = str(base_folder / center.name)
 
@@ -54,13 +54,13 @@ def writes_shared_model(folder: Path, place: Place) -> bool:
         (folder / name).touch()
         return name
 
-    conversation, index = place.conversation, place.center.index
+    conversation = place.conversation
     marker = folder / conversation.decide(Topic(TopicKind.RUN_FOLDER), mark)
     attendance = conversation.meet(Topic(TopicKind.FOLDER_SEEN), marker.exists())
     if conversation.presides:
         marker.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return index == 0 or not attendance.contents[index]
+    return conversation.is_first or not attendance.contents[place.between.index]
 
 
 def save_model(trainer: pl.Trainer, path: Path, is_leader: bool, required: bool) -> None:

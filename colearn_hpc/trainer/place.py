@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from colearn_hpc.between import Between, TensorSite
 from colearn_hpc.join import DataCenter, connect
@@ -33,7 +34,12 @@ class Place:
 
     @classmethod
     def of(
-        cls, center: DataCenter, lanes: int | None = 1, patience: float | None = None, may_miss: bool = False
+        cls,
+        center: DataCenter,
+        lanes: int | None = 1,
+        patience: float | None = None,
+        may_miss: bool = False,
+        membership: Any = None,
     ) -> Place:
         """Reach the others. Collective over the world.
 
@@ -42,11 +48,12 @@ class Place:
             lanes: ranks of each data center that share the transfer of a mean; None: one per node.
             patience: seconds to wait for other data centers; None: for ever.
             may_miss: whether a round may be taken without a data center that does not arrive in time.
+            membership: this MPI world is one site of that federation; None: all data centers are in this world.
 
         Raises:
             TopologyError: on all ranks, when there cannot be so many lanes.
         """
-        connection = connect(center, lanes)
+        connection = connect(center, lanes, membership)
         journal = Remembered(connection.between)
         means = Means(connection.site, journal, patience)
         conversation = Conversation(connection.site, journal, patience, may_miss, means.advance)

@@ -138,7 +138,7 @@ def arrive(
     clock = time.monotonic()
     mine = Contribution(model.size, examples, end.place, layout_of(model))
     attendance = place.conversation.arrive(round_index, mine.to_plain(), end.absent)
-    why_absent = getattr(attendance.brought[place.center.index], "why", "")
+    why_absent = getattr(attendance.brought[place.between.index], "why", "")
     waited = time.monotonic() - clock
     report = replace(end.report, examples=examples, wait_seconds=waited, absent=why_absent)
     given = {k: Contribution.from_plain(content) for k, content in attendance.contents.items()}

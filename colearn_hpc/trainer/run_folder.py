@@ -23,7 +23,6 @@ from typing import Any
 
 from torch import nn
 
-from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.protocol.run import RunState
 
@@ -112,12 +111,13 @@ class RunFolder:
             kept = [line for line in read_lines(path) if line["round"] < rounds_done]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def summarize(self, state: RunState, center: DataCenter, **content: Any) -> None:
+    def summarize(self, state: RunState, centers: list[str], ranks: int, **content: Any) -> None:
         """Replace ``summary.json``.
 
         Args:
             state: how far the run has come.
-            center: this process's.
+            centers: names of all data centers.
+            ranks: of them all; in a federation of this site.
             content: ``status`` and what belongs to it.
 
         Raises:
@@ -128,8 +128,8 @@ class RunFolder:
         content = (
             {
                 "run_id": state.run_id,
-                "centers": [one.name for one in center.topology.centers],
-                "ranks": center.world_size,
+                "centers": centers,
+                "ranks": ranks,
                 "rounds": state.rounds_done,
                 "epochs": state.epochs_done,
                 "relative_change": state.change,

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "privacy": {"algorithm"},
     "mpi": {"algorithm", "protocol", "between"},
     "federation": {"algorithm", "protocol", "between", "privacy"},
-    "join": {"between", "mpi"},
+    "join": {"between", "mpi", "federation"},
     "trainer": {"algorithm", "protocol", "between", "join", "privacy"},
     "data": set(),
     "models": set(),
@@ -141,6 +141,18 @@ def test_only_join_and_the_command_choose_mpi():
     assert users == {"mpi", "join", "cli"}
 
 
+def test_the_coordinator_knows_no_torch():
+    """It runs on a small machine, and no user's code in it: so it, and whatever of ours it imports, has no torch."""
+    graph = graph_of(MODULES)
+    seen, ahead = set(), {name for name in graph if name.startswith("federation/coordinator/")}
+    assert ahead
+    while ahead:
+        seen |= ahead
+        ahead = {after for name in ahead for after in graph[name]} - seen
+    libraries = {name.split(".")[0] for file in seen for name in imported(PACKAGE / file)}
+    assert not libraries & {"torch", "pytorch_lightning", "mpi4py"}
+
+
 def test_no_circle_among_files():
     found = circle(graph_of(MODULES))
     assert not found, " -> ".join(found)
@@ -190,6 +202,7 @@ REPAIR = "from colearn_hpc._torchvision import make_torchvision_importable as re
         ("import colearn_hpc", ["mpi4py", "torch", "pytorch_lightning"]),
         ("import colearn_hpc.algorithm.local_epochs", ["mpi4py", "pytorch_lightning"]),
         ("import colearn_hpc.protocol.run, colearn_hpc.protocol.conversation", ["mpi4py", "torch", "numpy"]),
+        ("import colearn_hpc.federation.coordinator.service, colearn_hpc.cli.serve", ["torch", "mpi4py"]),
         ("import colearn_hpc.between, colearn_hpc.join", ["mpi4py.MPI", "pytorch_lightning"]),
         (f"{REPAIR}; from colearn_hpc import CoLearning; CoLearning(rounds=1)", ["mpi4py.MPI"]),
         ("from colearn_hpc.cli import main; main(['--help'])", ["mpi4py", "torch", "numpy"]),

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from colearn_hpc.errors import TopologyError
-from colearn_hpc.mpi.pipeline import SLICE
+from colearn_hpc.algorithm.slices import SLICE
 from colearn_hpc.mpi.topology import (
     CenterRanks,
     Declaration,

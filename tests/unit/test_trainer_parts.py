@@ -70,7 +70,7 @@ def test_rewind_drops_the_rounds_that_come_again(log):
 def test_only_the_first_leader_writes_the_run(tmp_path):
     log = RunFolder(tmp_path / "run", "dc1", writes_run=False, writes_center=True)
     log.append(record(0))
-    log.summarize(RunState.new("dc1", 5), DataCenter.join(), status="finished")
+    log.summarize(RunState.new("dc1", 5), ["dc1"], 1, status="finished")
     log.rewind(0)
     log.close()
     assert {p.name for p in (tmp_path / "run").rglob("*") if p.is_file()} == {"log.txt"}

@@ -11,6 +11,7 @@ import torch
 from mpi4py import MPI
 
 from colearn_hpc.between import Offer, Vector
+from colearn_hpc.algorithm import slices
 from colearn_hpc.mpi import pipeline, site
 from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.trainer.place import Place
@@ -18,7 +19,7 @@ from colearn_hpc.trainer.place import Place
 world = MPI.COMM_WORLD
 ranks_per_center = int(sys.argv[1])
 site.CHUNK = 64
-pipeline.SLICE = 32
+slices.SLICE = 32
 center = DataCenter.join(world.size // ranks_per_center)
 centers = len(center.topology.centers)
 weights = [1.0 + k for k in range(centers)]

@@ -15,6 +15,7 @@ from mpi4py import MPI
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.shared_model import FlatModel, relative_change, weighted_mean
 from colearn_hpc.between import Compression, Offer, Vector
+from colearn_hpc.algorithm import slices
 from colearn_hpc.mpi import pipeline
 from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
 
@@ -124,7 +125,7 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
 
 
 for size in (16, 256):
-    pipeline.SLICE = size
+    slices.SLICE = size
     chunk = size * K
     sizes = sorted({0, 1, 2, K - 1, K, K + 1, size - 1, size, size + 1, chunk - 1, chunk, chunk + 1, 5 * chunk + 3})
     for n in sizes:
@@ -145,7 +146,7 @@ for size in (16, 256):
                 one(shapes, dtypes, codec, weights)
 
 # A model that is not finite is not hidden by any codec, and all leaders know.
-pipeline.SLICE = 64
+slices.SLICE = 64
 for codec in BOUNDS:
     for bad in (math.nan, math.inf, -math.inf):
         vector = torch.ones(1000)

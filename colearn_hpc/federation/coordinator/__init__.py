@@ -1,0 +1,12 @@
+"""The coordinator of a federation: it keeps the roster, holds meetings, and sums chunks as they come.
+
+    service.py    the two methods, over gRPC with client certificates
+    meetings.py   who is waited for, and what came of each meeting; pure
+    means.py      a mean under way, and means that are kept
+    sums.py       eq. 2 in NumPy
+    store.py      what survives a kill
+    events.py     one line per event
+
+It decides nothing, runs no user's code and knows no torch. It may be killed at any instruction: what it has told anyone
+was durable before, and what was under way is brought again by the sites.
+"""

@@ -1,0 +1,329 @@
+"""What survives a kill: outcomes of meetings in SQLite, durable before anybody hears them, and the last means as files.
+
+    STATE/run.db        outcomes, which site was told which, members, sessions
+    STATE/mean-NUMBER   a mean: its header in msgpack, then its numbers; renamed when whole, kept for two rounds
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colearn_hpc.errors import FederationError
+from colearn_hpc.federation import wire
+from colearn_hpc.federation.wire import Hello, WireError
+from colearn_hpc.protocol.messages import Arrival, Outcome, Topic, TopicKind, from_plain, to_plain
+
+_LAYOUT = 1  # of the database
+KEPT = 2  # means
+_TABLES = """
+create table if not exists facts(name text primary key, value text not null);
+create table if not exists outcomes(
+    number integer primary key autoincrement, topic text not null, value blob not null, settled int not null, at real);
+create table if not exists told(
+    site int not null, asked text not null, outcome int not null references outcomes(number), content blob,
+    session text not null, primary key(site, asked));
+"""
+
+
+@dataclass(frozen=True)
+class Came:
+    """A site that has come to a meeting: with what, and by which process."""
+
+    arrival: Arrival
+    session: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a site was told at a meeting.
+
+    Attributes:
+        outcome: of the meeting.
+        content: what the site brought, packed.
+        session: of the process that brought it.
+        settled: it stays so, whatever the site brings when it comes again.
+    """
+
+    outcome: Outcome
+    content: bytes
+    session: str
+    settled: bool
+
+
+class Store:
+    """The state folder of one run.
+
+    Args:
+        folder: made if it is missing.
+        run: name of the run.
+        digest: of its federation.yaml.
+
+    Raises:
+        FederationError: the folder is another run's, or another coordinator uses it.
+    """
+
+    def __init__(self, folder: Path, run: str, digest: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        # Exclusive for the life of the process: two coordinators of one run would split it.
+        self._db = sqlite3.connect(folder / "run.db", isolation_level=None, timeout=1.0)
+        try:
+            self._db.execute("pragma locking_mode=exclusive")
+            self._db.execute("pragma journal_mode=wal")
+            self._db.execute("pragma synchronous=full")
+            self._db.execute("begin immediate")
+            for statement in filter(str.strip, _TABLES.split(";")):
+                self._db.execute(statement)
+            self._db.execute("commit")
+        except sqlite3.OperationalError as error:
+            raise FederationError(
+                f"{folder}/run.db cannot be used ({error}); is another coordinator of this run at work?"
+            ) from None
+        known = self.fact("run")
+        mine = {"run": run, "layout": _LAYOUT}
+        if known is not None and known != mine:
+            raise FederationError(
+                f"{folder} holds the state of {known}, and this is {mine}; give each run a --state of its own"
+            )
+        with self._transaction():
+            self._set("run", mine)
+            self._set("digest", digest)
+        for leftover in folder.glob(".mean-*"):
+            leftover.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- facts ------------------------------------------------------------------------------------------
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """A fact about the run, as JSON data."""
+        row = self._db.execute("select value from facts where name=?", (name,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    def note(self, **facts: Any) -> None:
+        """Write facts down; durable when it returns."""
+        with self._transaction():
+            for name, value in facts.items():
+                self._set(name, value)
+
+    # --- outcomes ---------------------------------------------------------------------------------------
+
+    def told(self, site: int, asked: Topic) -> Told | None:
+        """What ``site`` was told when it came to ``asked``; None: it was told nothing."""
+        row = self._db.execute(
+            "select value, content, session, settled from told join outcomes on outcome=number "
+            "where site=? and asked=?",
+            (site, _key(asked)),
+        ).fetchone()
+        if row is None:
+            return None
+        outcome = from_plain(wire.unpack(row[0]))
+        assert isinstance(outcome, Outcome), "only outcomes are written"
+        return Told(outcome, row[1], row[2], bool(row[3]))
+
+    def conclude(
+        self,
+        outcome: Outcome,
+        came: Mapping[int, Came],
+        settled: bool,
+        members: Iterable[int],
+        run_id: str | None = None,
+    ) -> None:
+        """Write an outcome down, and who is told it; durable when it returns.
+
+        Args:
+            outcome: of a meeting.
+            came: those who are told, by index, as they came: who had been left out came to another topic.
+            settled: see :class:`Told`.
+            members: who is waited for from here on.
+            run_id: decided here; all that was concluded before then stays so too.
+        """
+        with self._transaction():
+            number = self._db.execute(
+                "insert into outcomes(topic, value, settled, at) values(?, ?, ?, ?)",
+                (_key(outcome.topic), wire.pack(to_plain(outcome)), int(settled), time.time()),
+            ).lastrowid
+            for k, one in came.items():
+                self._db.execute(
+                    "insert or replace into told(site, asked, outcome, content, session) values(?, ?, ?, ?, ?)",
+                    (k, _key(one.arrival.topic), number, wire.pack(to_plain(one.arrival)), one.session),
+                )
+            self._set("members", sorted(members))
+            if run_id is not None:
+                self._set("run_id", run_id)
+                self._db.execute("update outcomes set settled=1")
+
+    def forget_unsettled(self) -> None:
+        """Outcomes before round 0 that do not hold any more."""
+        with self._transaction():
+            self._db.execute("delete from told where outcome in (select number from outcomes where not settled)")
+            self._db.execute("delete from outcomes where not settled")
+
+    def leave_out(self, site: int, since: Topic, members: Iterable[int]) -> None:
+        """``site`` was left out of the round whose end is ``since``: it has to come there again.
+
+        Args:
+            site: index.
+            since: the end of that round; all that it was told from there on is forgotten.
+            members: who is waited for from here on.
+        """
+        with self._transaction():
+            self._db.execute(
+                "delete from told where site=? and outcome>="
+                "(select coalesce(min(number), 1 << 62) from outcomes where topic=?)",
+                (site, _key(since)),
+            )
+            self._set("members", sorted(members))
+
+    def round_present(self, round_index: int) -> tuple[int, ...] | None:
+        """Who was at the end of a round; None: it has not come."""
+        row = self._db.execute(
+            "select value from outcomes where topic=? order by number desc limit 1",
+            (_key(Topic(TopicKind.ROUND, round_index)),),
+        ).fetchone()
+        if row is None:
+            return None
+        outcome = from_plain(wire.unpack(row[0]))
+        assert isinstance(outcome, Outcome), "only outcomes are written"
+        return outcome.present
+
+    # --- means ------------------------------------------------------------------------------------------
+
+    def mean_path(self, number: int) -> Path:
+        return self.folder / f"mean-{number}"
+
+    def means(self) -> list[int]:
+        """Numbers of the means that are kept."""
+        return sorted(int(path.name[5:]) for path in self.folder.glob("mean-*") if path.name[5:].isdigit())
+
+    def spool(self, hello: Hello) -> Spool:
+        """A file for the mean that ``hello`` describes."""
+        return Spool(self, hello)
+
+    def read_mean(self, hello: Hello) -> KeptMean | None:
+        """The mean of that number, open to be read; None: it is not there.
+
+        Raises:
+            WireError: it is of another vector than the site says.
+        """
+        try:
+            return KeptMean(self.mean_path(hello.number), hello)
+        except FileNotFoundError:
+            return None
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _set(self, name: str, value: Any) -> None:
+        self._db.execute("insert or replace into facts values(?, ?)", (name, json.dumps(value)))
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+
+class _Transaction:
+    """Durable when it has ended (synchronous=FULL), or as if it had never been."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("begin immediate")
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None:
+            try:
+                self._db.execute("commit")
+                return
+            except sqlite3.Error:
+                self._roll_back()
+                raise
+        self._roll_back()
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("rollback")
+
+
+class Spool:
+    """A mean that is written, chunk by chunk in order, while it is taken."""
+
+    def __init__(self, store: Store, hello: Hello) -> None:
+        self._store, self._hello = store, hello
+        self._path = store.folder / f".mean-{hello.number}-{os.getpid()}-{time.monotonic_ns()}"
+        self._file = self._path.open("wb")
+        self._file.write(_head(hello))
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Add a chunk. Raises OSError where the disk refuses."""
+        self._file.write(content)
+
+    def sync(self) -> None:
+        """Let the disk begin: the last chunk then waits less. May be called from another thread; so may :meth:`keep`.
+
+        Raises:
+            OSError: the disk refuses, or the mean came to nothing meanwhile.
+        """
+        try:
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+        except ValueError:  # it is closed
+            raise OSError("the mean came to nothing meanwhile") from None
+
+    def keep(self) -> None:
+        """The mean is whole: durable under its name when this returns. Older ones than the last two are removed."""
+        self.sync()
+        self._file.close()
+        self._path.replace(self._store.mean_path(self._hello.number))
+        _sync_folder(self._store.folder)
+        for number in self._store.means()[:-KEPT]:
+            self._store.mean_path(number).unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        """The mean came to nothing."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+class KeptMean:
+    """A kept mean, read chunk by chunk."""
+
+    def __init__(self, path: Path, hello: Hello) -> None:
+        self._file = path.open("rb")
+        size = int.from_bytes(self._file.read(4), "little")
+        kept = wire.unpack(self._file.read(size))
+        if kept[:3] != hello.to_plain()[:3]:
+            self._file.close()
+            raise WireError(f"mean {hello.number} is of {kept[1]} x {kept[2]}, not of {hello.size} x {hello.dtype}")
+        self._hello = hello
+
+    def chunk(self, chunk: int) -> bytes:
+        """The next chunk."""
+        return self._file.read(self._hello.length(chunk))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _head(hello: Hello) -> bytes:
+    head = wire.pack(hello.to_plain())
+    return len(head).to_bytes(4, "little") + head
+
+
+def _key(topic: Topic) -> str:
+    return json.dumps(topic.to_plain(), ensure_ascii=False)
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

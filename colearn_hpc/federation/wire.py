@@ -1,0 +1,263 @@
+"""What travels between a site and the coordinator: control messages in msgpack, numbers in raw little-endian frames.
+
+Both are parsed within limits that are checked before anything is allocated; nothing is ever unpickled. A message of
+another protocol version is refused with both versions named.
+
+    Meet   one request, one answer: maps with plain values (README of protocol/)
+    Mean   a stream each way: frames of a 20-byte header and ``length`` bytes
+             HELLO    site -> coordinator   msgpack: which mean, of what length, who gives with which weight
+             WELCOME  coordinator -> site   msgpack: whether rows are wanted, or the mean is there already
+             ROW      site -> coordinator   chunk ``chunk`` of this site's vector
+             MEAN     coordinator -> site   the same chunk of the mean
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from colearn_hpc.protocol.plain import DEPTH
+
+VERSION = 1
+MAGIC = b"CL"
+HEADER = struct.Struct("<2sBBIIII")  # magic, version, kind, number of the mean, chunk, length, reserved: 0
+HELLO, WELCOME, ROW, MEAN = range(1, 5)
+_KINDS = {HELLO: "HELLO", WELCOME: "WELCOME", ROW: "ROW", MEAN: "MEAN"}
+
+LARGEST_CONTROL = 4 << 20  # bytes; the names of a very large model's parameters take one or two MiB
+CHUNK = 1 << 20  # bytes of a chunk; the last one of a mean may be shorter
+WINDOW = 8  # chunks that a site may be ahead of the mean it was given; it bounds what the coordinator holds
+LARGEST_MEAN = 1 << 42  # bytes of one vector
+_LONGEST_LIST, _LARGEST_MAP, _LONGEST_TEXT = 1 << 17, 4096, 1 << 20
+DTYPES = {"<f4": 4, "<f8": 8, "|u1": 1}  # of a vector's elements: bytes of each
+
+
+class WireError(ValueError):
+    """What came is not what this protocol sends."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame's header.
+
+    Attributes:
+        kind: HELLO, WELCOME, ROW or MEAN.
+        number: of the mean: 0 for the first shared model, i + 1 for round i.
+        chunk: which one, from 0.
+        length: bytes that follow.
+    """
+
+    kind: int
+    number: int
+    chunk: int
+    length: int
+
+
+def frame(kind: int, number: int, chunk: int, content: bytes | memoryview) -> bytes:
+    """A frame as bytes."""
+    return b"".join((HEADER.pack(MAGIC, VERSION, kind, number, chunk, len(content), 0), content))
+
+
+def parse_frame(message: bytes) -> tuple[Frame, memoryview]:
+    """A frame and its content, not copied.
+
+    Raises:
+        WireError: it is no frame of this version, or too long for its kind.
+    """
+    if len(message) < HEADER.size:
+        raise WireError(f"a frame of {len(message)} bytes")
+    magic, version, kind, number, chunk, length, reserved = HEADER.unpack_from(message)
+    if magic != MAGIC:
+        raise WireError("no co-learning frame")
+    if version != VERSION:
+        raise WireError(f"protocol version {version}, here {VERSION}; use the same colearn_hpc everywhere")
+    if kind not in _KINDS or reserved:
+        raise WireError(f"a frame of kind {kind}")
+    most = CHUNK if kind in (ROW, MEAN) else LARGEST_CONTROL
+    if length > most or length != len(message) - HEADER.size:
+        raise WireError(f"a {_KINDS[kind]} frame that says {length} bytes and has {len(message) - HEADER.size}")
+    return Frame(kind, number, chunk, length), memoryview(message)[HEADER.size :]
+
+
+def expect(message: bytes, kind: int, number: int, chunk: int, length: int | None = None) -> memoryview:
+    """The content of the frame that has to come next.
+
+    Raises:
+        WireError: another one came.
+    """
+    found, content = parse_frame(message)
+    if (found.kind, found.number, found.chunk) != (kind, number, chunk) or length not in (None, found.length):
+        raise WireError(
+            f"{_KINDS[found.kind]} {found.number}/{found.chunk} of {found.length} bytes came, and {_KINDS[kind]} "
+            f"{number}/{chunk} of {length} bytes was to come"
+        )
+    return content
+
+
+def pack(content: Any) -> bytes:
+    """Plain data as bytes.
+
+    Raises:
+        WireError: it holds something that is not plain, or is too long.
+    """
+    try:
+        message = bytes(msgpack.packb(content, use_bin_type=True, strict_types=False))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WireError(f"this cannot be sent: {error}") from None
+    if len(message) > LARGEST_CONTROL:
+        raise WireError(f"a message of {len(message)} bytes; at most {LARGEST_CONTROL} are sent")
+    return message
+
+
+def unpack(message: bytes | memoryview) -> Any:
+    """Plain data from bytes of another organisation.
+
+    Raises:
+        WireError: too long, nested too deep, or not plain.
+    """
+    if len(message) > LARGEST_CONTROL:
+        raise WireError(f"a message of {len(message)} bytes; at most {LARGEST_CONTROL} are taken")
+    try:
+        content = msgpack.unpackb(
+            message,
+            raw=False,
+            strict_map_key=True,
+            ext_hook=_no_extension,
+            max_str_len=_LONGEST_TEXT,
+            max_bin_len=_LONGEST_TEXT,
+            max_array_len=_LONGEST_LIST,
+            max_map_len=_LARGEST_MAP,
+            max_ext_len=0,
+        )
+    except Exception as error:  # msgpack's own, UnicodeDecodeError, RecursionError, ...
+        raise WireError(f"no plain data: {type(error).__name__}") from None
+    _check_plain(content, 0)
+    return content
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise WireError(f"extension type {code}")
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    if depth > DEPTH:
+        raise WireError(f"data nested deeper than {DEPTH}")
+    if isinstance(value, list):
+        for item in value:
+            _check_plain(item, depth + 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise WireError("a key that is no text")
+            _check_plain(item, depth + 1)
+    elif value is not None and type(value) not in (bool, int, float, str, bytes):
+        raise WireError(f"a {type(value).__name__}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a site says with ``Meet``.
+
+    Attributes:
+        run: name of the run.
+        digest: of its federation.yaml.
+        session: of this process; made when it begins, so that two processes of one site are told apart.
+        say: what it has to say: a list whose first item is its kind (``messages.py``, ``service.py``).
+    """
+
+    run: str
+    digest: str
+    session: str
+    say: list[Any]
+
+    def to_bytes(self) -> bytes:
+        return pack({"v": VERSION, "run": self.run, "digest": self.digest, "session": self.session, "say": self.say})
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> Request:
+        """Raises WireError where ``message`` is no request."""
+        content = unpack(message)
+        if isinstance(content, dict) and content.get("v") not in (None, VERSION):
+            raise WireError(f"protocol version {content['v']!r:.20}, here {VERSION}; use the same colearn_hpc everywhere")
+        match content:
+            case {"v": 1, "run": str(run), "digest": str(digest), "session": str(session), "say": [str(), *_] as say}:
+                if max(len(run), len(digest), len(session)) > 100:
+                    raise WireError("a name that is too long")
+                return cls(run, digest, session, say)
+        raise WireError("no request")
+
+
+@dataclass(frozen=True)
+class Hello:
+    """How a site begins a ``Mean``. All but the site's own part must be the same at all sites.
+
+    Attributes:
+        number: of the mean: 0 for the first shared model, i + 1 for round i.
+        size: elements of the vector.
+        dtype: of them, as in :data:`DTYPES`; ``|u1``: bytes that one site gives to all.
+        weights: n_k per site, in order; 0 takes the mean without giving to it.
+        present: indices of those who take it.
+    """
+
+    number: int
+    size: int
+    dtype: str
+    weights: tuple[float, ...]
+    present: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of one vector."""
+        return self.size * DTYPES[self.dtype]
+
+    @property
+    def chunks(self) -> int:
+        """Into how many chunks a vector is cut."""
+        return -(-self.nbytes // CHUNK)
+
+    def length(self, chunk: int) -> int:
+        """Bytes of a chunk."""
+        return min(CHUNK, self.nbytes - chunk * CHUNK)
+
+    @property
+    def givers(self) -> tuple[int, ...]:
+        """Indices of those whose rows are summed."""
+        return tuple(k for k in self.present if self.weights[k])
+
+    def to_plain(self) -> Any:
+        return [self.number, self.size, self.dtype, list(self.weights), list(self.present)]
+
+    @classmethod
+    def from_plain(cls, plain: Any, sites: int) -> Hello:
+        """Raises WireError where ``plain`` is no mean of ``sites`` sites."""
+        match plain:
+            case [int(number), int(size), str(dtype), [*weights], [*present]] if (
+                dtype in DTYPES
+                and 0 <= number < 1 << 32
+                and 0 < size <= LARGEST_MEAN // DTYPES[dtype]
+                and type(number) is int
+                and type(size) is int
+                and len(weights) == sites
+                and all(type(w) is float and 0 <= w < 1 << 29 and w.is_integer() for w in weights)
+                and all(type(k) is int and 0 <= k < sites for k in present)
+                and list(present) == sorted(set(present))
+            ):
+                found = cls(number, size, dtype, tuple(weights), tuple(present))
+                if found.givers and (dtype != "|u1" or len(found.givers) == 1):
+                    return found
+        raise WireError("no mean")
+
+
+def texts(value: Any, most: int = 200) -> str:
+    """What another organisation sent as a text for people: one line, no control characters."""
+    text = value if isinstance(value, str) else repr(value)
+    return "".join(c if c.isprintable() else " " for c in text[:most])
+
+
+def indices(names: Sequence[str], chosen: Sequence[int]) -> str:
+    """Names for people."""
+    return ", ".join(names[k] for k in chosen) or "nobody"
