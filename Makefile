@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEV    := .venv-dev/bin
 
-.PHONY: demo test lint clean dist wheelhouse
+.PHONY: demo test test-all lint clean dist wheelhouse
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -37,6 +37,10 @@ demo: $(VENV)/.base
 # Two test files at a time: one waits for a Slurm or for a data center, the other has the cores. The longest come first.
 test: .venv-dev/.done
 	$(DEV)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+# The exhaustive sets whole, where `make test` takes a seeded sample of them. Hours.
+test-all: .venv-dev/.done
+	$(DEV)/python -m pytest --numprocesses 2 --no-loadscope-reorder --all
 
 lint: .venv-dev/.done
 	$(DEV)/ruff check .

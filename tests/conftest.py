@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -28,6 +30,31 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup does the same to 
 
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="all exhaustive tests, not a seeded sample of them")
+    parser.addoption("--sample-seed", type=int, default=0, help="which sample of the exhaustive tests (default: 0)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of each exhaustive test, that many cases as ``exhaustive(sample=…)`` says (1, unless it does), by the seed."""
+    if config.getoption("--all"):
+        return
+    left_out: set[pytest.Item] = set()
+    exhaustive = [item for item in items if item.get_closest_marker("exhaustive")]
+    for test, found in itertools.groupby(exhaustive, key=lambda item: item.nodeid.partition("[")[0]):
+        cases = list(found)
+        marker = cases[0].get_closest_marker("exhaustive")
+        wanted = min(marker.kwargs.get("sample", 1) if marker else 1, len(cases))
+        chosen = random.Random(f"{config.getoption('--sample-seed')} {test}").sample(range(len(cases)), wanted)
+        left_out.update(case for at, case in enumerate(cases) if at not in chosen)
+    # A case that is named on the command line is meant.
+    named = [argument for argument in config.args if "::" in argument]
+    left_out = {item for item in left_out if not any(item.nodeid.startswith(name) for name in named)}
+    if left_out:
+        config.hook.pytest_deselected(items=sorted(left_out, key=lambda item: item.nodeid))
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(optionalhook=True)
