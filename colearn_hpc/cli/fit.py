@@ -118,7 +118,7 @@ class ColearnCLI(LightningCLI):
             "--federation",
             type=str | None,
             default=None,
-            help="federation.yaml of a run whose sites share no MPI world; this world is one of them (docs/federation.md).",
+            help="federation.yaml of a run whose sites share no MPI world; this world is one (docs/federation.md).",
         )
         parser.add_argument("--site", type=str | None, default=None, help="Name of this site in the federation.")
         parser.add_argument(
@@ -130,7 +130,9 @@ class ColearnCLI(LightningCLI):
         # For rehearsals (docs/reliability.md); not of every day, so not in the help.
         parser.add_argument("--inject", type=list[str], default=[], help=SUPPRESS)
         self._example = parser
-        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir", "federation", "site", "identity"})
+        parser.add_class_arguments(
+            CoLearning, "colearning", skip={"centers", "run_dir", "federation", "site", "identity"}
+        )
         # What the command line knows itself goes in when it is built, so that all is checked together.
         parser.add_instantiator(self._make_colearning, CoLearning, subclasses=False)
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})
@@ -173,9 +175,13 @@ class ColearnCLI(LightningCLI):
             if path is None and (site or identity):
                 raise ConfigurationError("--site and --identity are of a federation; give its file by --federation")
             if path is not None and self._setting("method") != "colearning":
-                raise ConfigurationError(f"--method {self._setting('method')} is of one MPI world; leave out --federation")
+                raise ConfigurationError(
+                    f"--method {self._setting('method')} is of one MPI world; leave out --federation"
+                )
             if path is not None and centers not in (None, 1):
-                raise ConfigurationError(f"--federation makes this world one data center; leave out --centers {centers}")
+                raise ConfigurationError(
+                    f"--federation makes this world one data center; leave out --centers {centers}"
+                )
             if path is not None:
                 found = read_membership(path, site, identity)
         except ConfigurationError as wrong:

@@ -24,7 +24,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("federation", type=Path, help="federation.yaml, the same as at all sites")
     parser.add_argument(
-        "--identity", type=Path, help="folder of the coordinator's certificate and key; default: `coordinator` beside it"
+        "--identity",
+        type=Path,
+        help="folder of the coordinator's certificate and key; default: `coordinator` beside it",
     )
     parser.add_argument("--state", type=Path, help="folder of what survives a kill; default: `state` beside it")
     parser.add_argument("--listen", help="address:port; default: all addresses, and the port that the file names")

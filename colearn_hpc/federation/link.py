@@ -51,9 +51,7 @@ class Membership:
     name: str
 
     @classmethod
-    def read(
-        cls, federation: Path | str, site: str | None = None, identity: Path | str | None = None
-    ) -> Membership:
+    def read(cls, federation: Path | str, site: str | None = None, identity: Path | str | None = None) -> Membership:
         """Read ``federation.yaml`` and the site's identity.
 
         Args:
@@ -74,9 +72,9 @@ class Membership:
         member = agreed.site(name)
         if mine.fingerprint != member.fingerprint:
             raise ConfigurationError(
-                f"the certificate in {identity} is {mine.fingerprint[:23]}… of {mine.run}/{mine.name}, and {federation} "
-                f"lists {member.fingerprint[:23]}… for {name}; use that site's own identity and the newest "
-                "federation.yaml"
+                f"the certificate in {identity} is {mine.fingerprint[:23]}… of {mine.run}/{mine.name}, and "
+                f"{federation} lists {member.fingerprint[:23]}… for {name}; use that site's own identity and the "
+                "newest federation.yaml"
             )
         return cls(agreed, mine, name)
 

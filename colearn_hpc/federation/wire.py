@@ -182,7 +182,9 @@ class Request:
         """Raises WireError where ``message`` is no request."""
         content = unpack(message)
         if isinstance(content, dict) and content.get("v") not in (None, VERSION):
-            raise WireError(f"protocol version {content['v']!r:.20}, here {VERSION}; use the same colearn_hpc everywhere")
+            raise WireError(
+                f"protocol version {content['v']!r:.20}, here {VERSION}; use the same colearn_hpc everywhere"
+            )
         match content:
             case {"v": 1, "run": str(run), "digest": str(digest), "session": str(session), "say": [str(), *_] as say}:
                 if max(len(run), len(digest), len(session)) > 100:

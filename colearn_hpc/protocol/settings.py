@@ -185,22 +185,6 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         "one of the two",
     ),
     (
-        lambda s: s.federated and _with_predictions(s),
-        _NOT_BETWEEN_SITES.format('combine="predictions"'),
-    ),
-    (
-        lambda s: s.federated and s.combiner is not None,
-        _NOT_BETWEEN_SITES.format("combine={s.combiner}"),
-    ),
-    (
-        lambda s: s.federated and s.codec is not None,
-        _NOT_BETWEEN_SITES.format('exchange: codec="{s.codec.name}"'),
-    ),
-    (
-        lambda s: s.federated and _several_lanes(s),
-        _NOT_BETWEEN_SITES.format("exchange: lanes={s.lanes}"),
-    ),
-    (
         lambda s: _several_lanes(s) and _with_predictions(s),
         'exchange: lanes={s.lanes} cannot be combined with combine="predictions": no weights travel. Drop one of the '
         "two",
@@ -234,6 +218,22 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         lambda s: s.overlap and _with_outer(s),
         "exchange: overlap=True cannot be combined with outer_optimizer={outer}: its step begins where all data "
         "centers are, and they have gone on. Drop one of the two",
+    ),
+    (
+        lambda s: s.federated and _with_predictions(s),
+        _NOT_BETWEEN_SITES.format('combine="predictions"'),
+    ),
+    (
+        lambda s: s.federated and s.combiner is not None,
+        _NOT_BETWEEN_SITES.format("combine={s.combiner}"),
+    ),
+    (
+        lambda s: s.federated and s.codec is not None,
+        _NOT_BETWEEN_SITES.format('exchange: codec="{s.codec.name}"'),
+    ),
+    (
+        lambda s: s.federated and _several_lanes(s),
+        _NOT_BETWEEN_SITES.format("exchange: lanes={s.lanes}"),
     ),
 )
 

@@ -712,8 +712,8 @@ def _agreed(membership: Any, timeout: float | None, on_failure: OnFailure) -> tu
     ):
         if mine not in (default, theirs):
             raise ConfigurationError(
-                f"{name}={mine!r} is set here, and federation.yaml says {theirs!r}, which holds for all sites; leave it "
-                "out here"
+                f"{name}={mine!r} is set here, and federation.yaml says {theirs!r}, which holds for all sites; "
+                "leave it out here"
             )
     return agreed.round_timeout, agreed.on_failure
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from colearn_hpc.errors import TopologyError
 from colearn_hpc.algorithm.slices import SLICE
+from colearn_hpc.errors import TopologyError
 from colearn_hpc.mpi.topology import (
     CenterRanks,
     Declaration,

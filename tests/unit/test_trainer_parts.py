@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.demos.boring_classes import BoringModel
 from torch import nn
 
-from colearn_hpc import CoLearning, ConstantLR, CyclicalLR, DataCenter, FixedEpochs, IncreasingEpochs
+from colearn_hpc import CoLearning, ConstantLR, CyclicalLR, FixedEpochs, IncreasingEpochs
 from colearn_hpc.algorithm.local_epochs import checked_epochs
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.protocol.reports import CenterReport, RoundReport

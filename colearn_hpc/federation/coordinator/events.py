@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -38,7 +39,5 @@ class Events:
         else:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
             line = f"{stamp} {event}: {texts(text, 2000)}" if text else f"{stamp} {event}"
-        try:
+        with contextlib.suppress(OSError):  # whoever read it is gone; the run is not
             print(line, file=self._out, flush=True)
-        except OSError:
-            pass  # whoever read it is gone; the run is not

@@ -28,11 +28,11 @@ _SYNC_EVERY = 64  # chunks, after which the disk is told to begin
 _LOOK = 0.5  # s between two looks at whether a mean stands still
 
 
-class MeanLost(Exception):
+class MeanLostError(Exception):
     """The mean that was under way came to nothing; the site is to bring its rows again."""
 
 
-class LeftBehind(Exception):
+class SiteLeftError(Exception):
     """This site's process cannot have the mean; a new one can go on from another round."""
 
 
@@ -71,8 +71,8 @@ class Means:
         """One site's stream: takes its rows, and gives the mean's chunks.
 
         Raises:
-            MeanLost: somebody left.
-            LeftBehind: this site was left out of this mean, or it is not kept any more.
+            MeanLostError: somebody left.
+            SiteLeftError: this site was left out of this mean, or it is not kept any more.
             WireError: what came is not what was to come, or the site offers another mean than the others.
             OSError: the disk refuses.
         """
@@ -114,7 +114,7 @@ class Means:
         for chunk in range(hello.chunks):
             message = await anext(frames, None)
             if message is None:
-                raise MeanLost(f"{self._names[site]} left in chunk {chunk} of {hello.chunks}")
+                raise MeanLostError(f"{self._names[site]} left in chunk {chunk} of {hello.chunks}")
             content = wire.expect(message, ROW, hello.number, chunk, hello.length(chunk))
             self.bytes_in += len(content)
             taking.receive(site, chunk, np.frombuffer(content, hello.dtype))
@@ -148,10 +148,10 @@ class Means:
         if site not in hello.present:
             raise WireError("a mean in which it does not take part")
         if site in self._without(hello.number):
-            raise LeftBehind(f"{self._names[site]} was left out of mean {hello.number} while it did not come")
+            raise SiteLeftError(f"{self._names[site]} was left out of mean {hello.number} while it did not come")
         newest = max(self._store.means(), default=-1)
         if hello.number < newest and hello.number not in self._store.means():
-            raise LeftBehind(
+            raise SiteLeftError(
                 f"mean {hello.number} is not kept any more (the last {KEPT} are, up to {newest}); bring back a later "
                 "resume point"
             )
@@ -194,7 +194,7 @@ class Means:
                     self._leave_out(k, Topic(TopicKind.ROUND, number - 1))
                 taking.lose(why)
             else:
-                taking.lose(f"{why} (round_timeout)", LeftBehind)
+                taking.lose(f"{why} (round_timeout)", SiteLeftError)
 
     def _sent(self, content: bytes) -> bytes:
         self.bytes_out += len(content)
@@ -257,7 +257,7 @@ class _Taking:
             self.watch.cancel()
         return True
 
-    def lose(self, why: str, kind: type[Exception] = MeanLost) -> None:
+    def lose(self, why: str, kind: type[Exception] = MeanLostError) -> None:
         """It comes to nothing."""
         if not (self.kept or self.lost):
             self._lost = kind(why)

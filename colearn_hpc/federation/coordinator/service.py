@@ -22,7 +22,7 @@ import grpc
 from colearn_hpc.errors import FederationError
 from colearn_hpc.federation import transport, wire
 from colearn_hpc.federation.agreement import Federation
-from colearn_hpc.federation.coordinator.means import LeftBehind, MeanLost, Means
+from colearn_hpc.federation.coordinator.means import MeanLostError, Means, SiteLeftError
 from colearn_hpc.federation.coordinator.meetings import Answer, BeginAgain, Meetings, Refused
 from colearn_hpc.federation.coordinator.roster import Roster
 from colearn_hpc.federation.coordinator.store import Store
@@ -104,7 +104,9 @@ class Coordinator:
                 return {}
             case ["stop", str(reason)]:
                 if "stop_all" not in self._federation.sites[site].may:
-                    raise FederationError(f"{self._names[site]} may not stop all sites; its roster entry lacks stop_all")
+                    raise FederationError(
+                        f"{self._names[site]} may not stop all sites; its roster entry lacks stop_all"
+                    )
                 self.roster.stop_all(f"{texts(reason)} (asked by {self._names[site]})")
                 self._say("stop", f"{self._names[site]} asks all sites to stop: {texts(reason)}")
                 return {}
@@ -218,9 +220,9 @@ class Coordinator:
             await self._refuse(context, _STATUS.INVALID_ARGUMENT, site, "a stream without a first frame")
         except WireError as error:
             await self._refuse(context, _STATUS.INVALID_ARGUMENT, site, str(error))
-        except MeanLost as error:
+        except MeanLostError as error:
             await context.abort(_STATUS.ABORTED, str(error))
-        except LeftBehind as error:
+        except SiteLeftError as error:
             await context.abort(_STATUS.FAILED_PRECONDITION, str(error))
         except (sqlite3.Error, OSError) as error:
             await self._disk_refuses(context, error)
@@ -349,7 +351,7 @@ async def serve(
     if metrics_port is not None:
         from colearn_hpc.federation.coordinator.metrics import serve_metrics
 
-        serve_metrics(coordinator, metrics_port)
+        serve_metrics(coordinator.status, metrics_port)
     ending, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)

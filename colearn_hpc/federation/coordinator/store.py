@@ -1,7 +1,7 @@
 """What survives a kill: outcomes of meetings in SQLite, durable before anybody hears them, and the last means as files.
 
-    STATE/run.db        outcomes, which site was told which, members, sessions
-    STATE/mean-NUMBER   a mean: its header in msgpack, then its numbers; renamed when whole, kept for two rounds
+STATE/run.db        outcomes, which site was told which, members, sessions
+STATE/mean-NUMBER   a mean: its header in msgpack, then its numbers; renamed when whole, kept for two rounds
 """
 
 from __future__ import annotations

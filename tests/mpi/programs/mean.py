@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from colearn_hpc.between import Offer, Vector
 from colearn_hpc.algorithm import slices
-from colearn_hpc.mpi import pipeline, site
+from colearn_hpc.mpi import site
 from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.trainer.place import Place
 

@@ -1,6 +1,7 @@
 """What cannot be had together is refused with one text, by Settings and by CoLearning alike."""
 
 from dataclasses import FrozenInstanceError, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from colearn_hpc.protocol.settings import CLASHES, Settings, describe
 
 PREDICTIONS, AVERAGE = {"combine": "predictions"}, {"optimizer_state": "average"}
 OUTER, WITHOUT = {"outer_optimizer": OuterSGD()}, {"on_failure": "continue_without"}
+SITE = {"federation": SimpleNamespace(federation=SimpleNamespace(round_timeout=None, on_failure="stop"))}
 LEFT_OUT = (
     'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
     'out has no part of it. Use on_failure="stop"'
@@ -75,11 +77,24 @@ CASES = [
         "exchange: overlap=True cannot be combined with outer_optimizer=OuterSGD(learning_rate=0.7, momentum=0.9, "
         "nesterov=True): its step begins where all data centers are, and they have gone on. Drop one of the two",
     ),
+    *(
+        (
+            SITE | given,
+            f"{what} works inside one MPI world, and not yet between the sites of a federation; leave it out",
+        )
+        for given, what in (
+            (PREDICTIONS, 'combine="predictions"'),
+            ({"combine": "median"}, "combine=Median()"),
+            ({"exchange": {"codec": "bf16"}}, 'exchange: codec="bf16"'),
+            ({"exchange": {"lanes": 2}}, "exchange: lanes=2"),
+        )
+    ),
 ]
 
 
-def as_settings(exchange=None, schedule="clr", combine="weights", **arguments):
+def as_settings(exchange=None, schedule="clr", combine="weights", federation=None, **arguments):
     """Arguments of CoLearning as those of Settings."""
+    arguments["federated"] = federation is not None
     found = arguments | dict(exchange or {}) | {"schedule": schedule_of(schedule, 0.25), "rule": None}
     found |= {"codec": codec_of(found.get("codec", "fp32")), "combiner": combiner_of(combine)}
     return found | {"combine": "predictions" if combine == "predictions" else "weights"}

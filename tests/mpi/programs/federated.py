@@ -1,0 +1,59 @@
+"""Trains data centers with BatchNorm and shuffling: all in one MPI world, or this world as one site of a federation.
+
+usage: federated.py CASE
+
+CASE is JSON: ``run`` (the run folder), ``rounds``, and further arguments of CoLearning; with ``federation`` and
+``site`` this world is that site, otherwise there are ``centers`` data centers in it. A site's data are those of its
+number in the order of the mean, so both ways train the same.
+"""
+
+import toy  # first: makes torchvision importable
+import json
+import os
+import sys
+import time
+
+import pytorch_lightning as pl
+from torch import nn
+
+from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc.trainer.inject import FaultInjector
+
+
+class Slow(pl.Callback):
+    """Sleeps at every batch, for something to happen meanwhile."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        time.sleep(self.seconds)
+
+
+def train(run, rounds, centers=None, federation=None, site=None, pause=0.0, faults="", **settings):
+    center = DataCenter.join(1 if federation else centers)
+    index = center.index
+    if federation:
+        from colearn_hpc.federation.agreement import Federation
+
+        index = Federation.read(federation).names.index(site)
+        settings |= {"federation": federation, "site": site}
+    pl.seed_everything(5 + 100 * index + center.rank, verbose=False)
+    net = nn.Sequential(nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, toy.CLASSES))
+    module = toy.Toy(net)
+    settings = {"local_epochs": 1, "epsilon": 0.3, "weighting": "examples"} | settings
+    colearning = CoLearning(rounds=rounds, run_dir=run, centers=center, **settings)
+    callbacks = [Slow(pause)] if pause else []
+    if faults:
+        callbacks.append(FaultInjector(faults.split(), colearning.standing))
+    trainer = toy.trainer(center, colearning, *callbacks)
+    loader = toy.loader(index, center.size, center.rank, shuffle=True)
+    data = {"train_dataloaders": loader, "val_dataloaders": toy.loader(index)}
+    colearning.fit(trainer, module, ckpt_path=colearning.resume_path(), **data)
+
+
+if __name__ == "__main__":
+    toy.quiet()
+    case = json.loads(sys.argv[1])
+    os.environ.pop("COLEARN_CENTER", None)
+    train(**case)
