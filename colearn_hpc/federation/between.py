@@ -70,6 +70,7 @@ class FederatedBetween:
 
     def __init__(self, membership: Membership, leads: bool, end: Callable[[int], NoReturn]) -> None:
         self.index, self.names = membership.index, membership.federation.names
+        self.agreed = membership.federation.items()
         self.carries = leads
         self.meanwhile: Callable[[], object] = _nothing
         self._end = end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn, Protocol, TypeVar
 
 from colearn_hpc.protocol.messages import Brought, Outcome, Topic
@@ -58,6 +58,8 @@ class Meetings(Protocol):
 
     Attributes:
         index, names: of this data center, and all names in the order of the mean.
+        agreed: what the members agreed on before they met, as readable pairs (a federation's roster); part of the
+            run's contract.
         replays: the next meeting is answered from memory, and asks nobody (see ``journal.py``).
         separate: the data centers share no folder and no launcher. Each writes a run folder of its own, stops and fails
             alone, and brings what it would decide; what the first one present brings counts.
@@ -67,6 +69,7 @@ class Meetings(Protocol):
     index: int
     names: tuple[str, ...]
     separate: bool
+    agreed: Mapping[str, str]
     meanwhile: Callable[[], object]
 
     @property

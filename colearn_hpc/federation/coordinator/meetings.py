@@ -205,13 +205,14 @@ class Meetings:
         if found is None:
             return None
         same = found.content == wire.pack(to_plain(arrival))
+        each_its_own = arrival.topic.detail == "terms"  # what a site says of itself in the contract
         if arrival.topic.kind in _MAY_DIFFER_NOT and not same and found.settled:
             return Refused(
                 f"{self._names[site]} runs something else than it began the run with; use the same code, "
                 "configuration and package versions as before, or begin a new run"
             )
         agreed = len({wire.pack(to_plain(one)) for one in found.outcome.arrivals if one is not None}) == 1
-        if found.settled or found.session == session or (same and agreed):
+        if found.settled or found.session == session or (same and (agreed or each_its_own)):
             return found.outcome
         self._begin_anew(f"{self._names[site]} has begun again")
         return None
