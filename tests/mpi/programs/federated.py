@@ -1,8 +1,8 @@
 """Trains data centers with BatchNorm and shuffling: all in one MPI world, or this world as one site of a federation.
 
-usage: federated.py CASE
+usage: federated.py CASES
 
-CASE is JSON: ``run`` (the run folder), ``rounds``, and further arguments of CoLearning; with ``federation`` and
+CASES is a JSON list, whose runs come one after the other. A case has ``run`` (the run folder), ``rounds``, and further arguments of CoLearning; with ``federation`` and
 ``site`` this world is that site, otherwise there are ``centers`` data centers in it. A site's data are those of its
 number in the order of the mean, so both ways train the same.
 """
@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytorch_lightning as pl
+import torch
 from torch import nn
 
 from colearn_hpc import CoLearning, DataCenter
@@ -54,6 +55,8 @@ def train(run, rounds, centers=None, federation=None, site=None, pause=0.0, faul
 
 if __name__ == "__main__":
     toy.quiet()
-    case = json.loads(sys.argv[1])
-    os.environ.pop("COLEARN_CENTER", None)
-    train(**case)
+    for case in json.loads(sys.argv[1]):
+        os.environ.pop("COLEARN_CENTER", None)
+        train(**case)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # the next case makes worlds of its own

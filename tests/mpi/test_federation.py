@@ -1,0 +1,139 @@
+"""A federation has the bits of one MPI world: K sites, each with an MPI world of its own, and a real coordinator."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from federated import Consortium
+from run_folders import lines, shared_bits
+
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
+PROGRAM = Path(__file__).parent / "programs" / "federated.py"
+PLAIN = {"rounds": 3, "local_epochs": 1, "epsilon": 10.0}  # T doubles in every round
+
+
+def comparable(run):
+    """rounds.jsonl but for what a clock measured, and for bytes: a site sends its model once, a leader slices of it."""
+    records = lines(run)
+    for record in records:
+        for center in record["centers"]:
+            del center["bytes_sent"]
+    return records
+
+
+def same(run, world):
+    assert comparable(run) == comparable(world)
+    assert shared_bits(run) == shared_bits(world)
+    return True
+
+
+def start(run, consortium, name, **case):
+    """A site of one rank, not waited for."""
+    case |= {"run": str(run), "federation": str(consortium.path), "site": name}
+    with (consortium.folder / f"{name}.said").open("a") as said:
+        return subprocess.Popen(
+            [sys.executable, str(PROGRAM), json.dumps([case])],
+            stdout=said,
+            stderr=said,
+            env=dict(os.environ, OMP_NUM_THREADS="1"),
+        )
+
+
+@pytest.fixture(scope="module")
+def world(launch, tmp_path_factory):
+    """Runs of 2 data centers of one rank in one MPI world, one after the other in one start."""
+    folder = tmp_path_factory.mktemp("world")
+    cases = {"plain": PLAIN, "overlap": PLAIN | {"exchange": {"overlap": True}, "local_epochs": 2}}
+    launch(2, "federated.py", json.dumps([c | {"run": str(folder / n), "centers": 2} for n, c in cases.items()])).ok()
+    return folder
+
+
+def test_sites_of_one_rank(world, tmp_path):
+    with Consortium(tmp_path / "c", ("dc0", "dc1")) as consortium:
+        sites = {name: start(tmp_path / name, consortium, name, **PLAIN) for name in consortium.names}
+        assert [site.wait(300) for site in sites.values()] == [0, 0], (consortium.folder / "dc0.said").read_text()
+        assert consortium.process.wait(20) == 0
+    assert all(same(tmp_path / name, world / "plain") for name in sites)
+    chains = {json.loads((tmp_path / n / "rounds.jsonl").read_text().splitlines()[-1])["chain"] for n in sites}
+    assert len(chains) == 1
+    assert [line["local_epochs"] for line in lines(tmp_path / "dc0")] == [1, 2, 4]
+
+
+@pytest.mark.exhaustive(sample=1)
+@pytest.mark.parametrize(("sites", "ranks"), [(2, 2), (3, 1), (5, 1)])
+def test_sites_of_several_ranks(launch, tmp_path, sites, ranks):
+    names = [f"dc{k}" for k in range(sites)]
+    case = PLAIN | {"run": str(tmp_path / "world"), "centers": sites}
+    launch(sites * ranks, "federated.py", json.dumps([case]), timeout=400).ok()
+    done = {}
+    with Consortium(tmp_path / "c", names) as consortium:
+
+        def run(name):
+            mine = PLAIN | {"run": str(tmp_path / name), "federation": str(consortium.path), "site": name}
+            done[name] = launch(ranks, "federated.py", json.dumps([mine]), timeout=400)
+
+        threads = [threading.Thread(target=run, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for name in names:
+        done[name].ok()
+        assert same(tmp_path / name, tmp_path / "world")
+
+
+@pytest.mark.exhaustive(sample=1)
+@pytest.mark.parametrize("settings", [{"exchange": {"overlap": True}, "local_epochs": 2}], ids=["overlap"])
+def test_overlap(world, tmp_path, settings):
+    with Consortium(tmp_path / "c", ("dc0", "dc1")) as consortium:
+        sites = [start(tmp_path / name, consortium, name, **PLAIN | settings) for name in consortium.names]
+        assert [site.wait(300) for site in sites] == [0, 0], (consortium.folder / "dc0.said").read_text()
+    assert all(same(tmp_path / name, world / "overlap") for name in consortium.names)
+
+
+def until(holds, patience=120):
+    end = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_walltime_at_one_site_and_a_killed_coordinator(world, tmp_path):
+    """A site is told that its time is over: it leaves by 85, the other stays; it comes back, with the coordinator killed
+    and started again meanwhile, and all end with the bits of the run that nobody disturbed."""
+    with Consortium(tmp_path / "c", ("dc0", "dc1")) as consortium:
+        slow = PLAIN | {"pause": 0.15}
+        sites = {name: start(tmp_path / name, consortium, name, **slow) for name in consortium.names}
+        until(lambda: "round 0: report: dc0, dc1" in consortium.said())
+        time.sleep(0.3)
+        sites["dc1"].send_signal(signal.SIGUSR1)
+        assert sites["dc1"].wait(60) == 85, (consortium.folder / "dc1.said").read_text()
+        assert "away: dc1: walltime" in consortium.said()
+        consortium.kill()
+        time.sleep(0.5)
+        assert sites["dc0"].poll() is None  # neither stops it
+        consortium.serve()
+        sites["dc1"] = start(tmp_path / "dc1", consortium, "dc1", **PLAIN)
+        assert [site.wait(300) for site in sites.values()] == [0, 0], (consortium.folder / "dc1.said").read_text()
+    assert all(same(tmp_path / name, world / "plain") for name in sites)
+
+
+@pytest.mark.exhaustive(sample=1)
+@pytest.mark.parametrize("victim", ["dc0", "dc1"])
+def test_a_site_is_killed_and_comes_back(world, tmp_path, victim):
+    with Consortium(tmp_path / "c", ("dc0", "dc1")) as consortium:
+        slow = PLAIN | {"pause": 0.1}
+        sites = {name: start(tmp_path / name, consortium, name, **slow) for name in consortium.names}
+        until(lambda: "round 0: report: dc0, dc1" in consortium.said())
+        time.sleep(0.5)
+        sites[victim].kill()
+        sites[victim].wait()
+        sites[victim] = start(tmp_path / victim, consortium, victim, **PLAIN)
+        assert [site.wait(300) for site in sites.values()] == [0, 0], (consortium.folder / f"{victim}.said").read_text()
+    assert all(same(tmp_path / name, world / "plain") for name in sites)
