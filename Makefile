@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEV    := .venv-dev/bin
 
-.PHONY: demo test test-all lint clean dist wheelhouse
+.PHONY: demo federation-demo test test-all lint clean dist wheelhouse
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -33,6 +33,10 @@ demo: $(VENV)/.base
 	$(BIN)/colearn-hpc launch --centers 5 -- fit --config configs/quickstart.yaml --overwrite
 	$(BIN)/colearn-hpc report runs/quickstart
 	@echo "shared model: runs/quickstart/shared.ckpt"
+
+# Three sites of a federation, each with an mpirun of its own, one killed and coming back; then the same as one MPI world.
+federation-demo: .venv-dev/.done
+	$(DEV)/python examples/federation/demo.py
 
 # Two test files at a time: one waits for a Slurm or for a data center, the other has the cores. The longest come first.
 test: .venv-dev/.done

@@ -81,7 +81,7 @@ setup(
         # Differential privacy and masked sums (docs/privacy.md).
         "privacy": ["cryptography>=42", "opacus>=1.6,<1.7"],
         # Sites that share no MPI world (docs/federation.md).
-        "federation": ["cryptography>=42", "grpcio>=1.60", "msgpack>=1.0"],
+        "federation": ["cryptography>=42", "grpcio>=1.60", "msgpack>=1.0", "prometheus_client>=0.20"],
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",

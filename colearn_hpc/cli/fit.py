@@ -148,8 +148,8 @@ class ColearnCLI(LightningCLI):
         if self.subcommand == "fit":
             centers, self.notice = arrange(self.config[self.subcommand])
         self.membership = self._read_membership(centers)
-        if self.membership is not None:
-            os.environ[CENTER_VARIABLE] = self.membership.name  # all ranks of this world are one site's
+        if self.membership is not None:  # all ranks of this world are one site's
+            os.environ[CENTER_VARIABLE], centers = self.membership.name, None
         environment = DataCenterEnvironment(centers)
         self.center, self.environment = environment.center, environment
         # Of a federation's site: inside it alone. What is prepared here is its own.
@@ -178,12 +178,14 @@ class ColearnCLI(LightningCLI):
                 raise ConfigurationError(
                     f"--method {self._setting('method')} is of one MPI world; leave out --federation"
                 )
-            if path is not None and centers not in (None, 1):
-                raise ConfigurationError(
-                    f"--federation makes this world one data center; leave out --centers {centers}"
-                )
             if path is not None:
                 found = read_membership(path, site, identity)
+                sites = len(found.federation.names)
+                if centers not in (None, 1, sites):
+                    raise ConfigurationError(
+                        f"this world is one data center of a federation of {sites}, and centers is {centers}; leave it "
+                        "out"
+                    )
         except ConfigurationError as wrong:
             error = str(wrong)
         if errors := all_errors(error):

@@ -46,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
             )
         listen = options.listen or f"[::]:{split_address(federation.coordinator)[1]}"
         state = options.state or beside / "state"
-        asyncio.run(serve(federation, identity, state, listen, Events(options.json), options.metrics))
+        asyncio.run(
+            serve(federation, options.federation, identity, state, listen, Events(options.json), options.metrics)
+        )
     except ColearnError as error:
         print(f"colearn-hpc: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1

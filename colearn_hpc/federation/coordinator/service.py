@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from colearn_hpc.errors import FederationError
+from colearn_hpc.errors import ConfigurationError, FederationError
 from colearn_hpc.federation import transport, wire
 from colearn_hpc.federation.agreement import Federation
 from colearn_hpc.federation.coordinator.means import MeanLostError, Means, SiteLeftError
@@ -42,12 +42,15 @@ class Coordinator:
 
     Args:
         federation: what was agreed on.
+        path: of ``federation.yaml``: who is taken off the roster there is refused from the next call on.
         store: what survives.
         say: told what happens: an event's kind, a text for people, facts for programs.
     """
 
-    def __init__(self, federation: Federation, store: Store, say: Any) -> None:
+    def __init__(self, federation: Federation, path: Path, store: Store, say: Any) -> None:
         self._federation, self._store, self._say = federation, store, say
+        self._path, self._written = path, _written(path)
+        self._removed: frozenset[str] = frozenset()  # fingerprints
         self._names, self._digest = federation.names, federation.digest()
         may_miss = federation.on_failure == "continue_without"
         self._meetings = Meetings(self._names, store, federation.round_timeout, may_miss)
@@ -237,8 +240,9 @@ class Coordinator:
         except ValueError:
             await context.abort(_STATUS.UNAUTHENTICATED, "no certificate that can be read")
         fingerprint = "sha256:" + hashlib.sha256(der).hexdigest()
+        self._read_roster()
         for index, member in enumerate(self._federation.sites):
-            if member.fingerprint == fingerprint and "join" in member.may:
+            if member.fingerprint == fingerprint and "join" in member.may and fingerprint not in self._removed:
                 return index
         self._say("refused", f"{texts(context.peer(), 60)}: certificate {fingerprint[:23]}… is not on the roster")
         await context.abort(
@@ -246,6 +250,21 @@ class Coordinator:
             f"certificate {fingerprint} is not on the roster of run {self._federation.run}, or may not join",
         )
         raise AssertionError("abort raises")
+
+    def _read_roster(self) -> None:
+        """Who has been taken off the roster since; whoever else is to come is for the next start."""
+        if (written := _written(self._path)) == self._written:
+            return
+        self._written = written
+        try:
+            now = Federation.read(self._path)
+        except ConfigurationError as error:
+            self._say("note", f"{error}; the roster stays as it was")
+            return
+        kept = {site.fingerprint for site in now.sites if "join" in site.may}
+        self._removed = frozenset(site.fingerprint for site in self._federation.sites) - kept
+        gone = [site.name for site in self._federation.sites if site.fingerprint in self._removed]
+        self._say("note", f"the roster was read again; taken off: {', '.join(gone) or 'nobody'}")
 
     async def _check_run(self, site: int, run: str, digest: str, session: str, context: Any) -> None:
         if run != self._federation.run:
@@ -305,6 +324,15 @@ class Coordinator:
         }
 
 
+def _written(path: Path) -> tuple[int, int] | None:
+    """When a file was written, and which it is; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
 class _Handler(grpc.GenericRpcHandler):
     """Raw bytes in, raw bytes out: the messages are ours."""
 
@@ -319,12 +347,19 @@ class _Handler(grpc.GenericRpcHandler):
 
 
 async def serve(
-    federation: Federation, identity: Identity, state: Path, listen: str, say: Any, metrics_port: int | None = None
+    federation: Federation,
+    path: Path,
+    identity: Identity,
+    state: Path,
+    listen: str,
+    say: Any,
+    metrics_port: int | None = None,
 ) -> None:
     """Serve one run until all its sites have finished, or SIGTERM or SIGINT comes.
 
     Args:
         federation: what was agreed on.
+        path: of its file.
         identity: the coordinator's.
         state: folder of what survives.
         listen: address and port.
@@ -335,7 +370,7 @@ async def serve(
         FederationError: the port or the state folder cannot be used.
     """
     store = Store(state, federation.run, federation.digest())
-    coordinator = Coordinator(federation, store, say)
+    coordinator = Coordinator(federation, path, store, say)
     server = grpc.aio.server(options=transport.SERVER_OPTIONS, maximum_concurrent_rpcs=32 * len(federation.sites) + 64)
     server.add_generic_rpc_handlers((_Handler(coordinator),))
     try:

@@ -2,9 +2,9 @@
 
 usage: federated.py CASES
 
-CASES is a JSON list, whose runs come one after the other. A case has ``run`` (the run folder), ``rounds``, and further arguments of CoLearning; with ``federation`` and
-``site`` this world is that site, otherwise there are ``centers`` data centers in it. A site's data are those of its
-number in the order of the mean, so both ways train the same.
+CASES is a JSON list, whose runs come one after the other. A case has ``run`` (the run folder), ``rounds``, and further
+arguments of CoLearning; with ``federation`` and ``site`` this world is that site, otherwise there are ``centers`` data
+centers in it. A site's data are those of its number in the order of the mean, so both ways train the same.
 """
 
 import toy  # first: makes torchvision importable
