@@ -105,8 +105,8 @@ def until(holds, patience=120):
 
 
 def test_walltime_at_one_site_and_a_killed_coordinator(world, tmp_path):
-    """A site is told that its time is over: it leaves by 85, and the other stays. It comes back after the coordinator was
-    killed and started again, and all end with the bits of the run that nobody disturbed."""
+    """A site is told that its time is over: it leaves by 85, and the other stays. The coordinator is killed and started
+    again, the site comes back, and all end with the bits of the run that nobody disturbed."""
     with Consortium(tmp_path / "c", ("dc0", "dc1")) as consortium:
         slow = PLAIN | {"pause": 0.15}
         sites = {name: start(tmp_path / name, consortium, name, **slow) for name in consortium.names}
