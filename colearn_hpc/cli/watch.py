@@ -30,11 +30,23 @@ _AS_WIDE_AS_IT_IS = 10_000  # columns: outside a terminal nothing is cut
 def main(argv: Sequence[str]) -> int:
     """Run ``watch``; returns 0, or 2 where there is no run and nobody to wait for one."""
     parser = argparse.ArgumentParser(prog="colearn-hpc watch", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the run folder, e.g. runs/NAME; on a terminal it may come later")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="the run folder, e.g. runs/NAME; on a terminal it may come later"
+    )
+    parser.add_argument("--federation", type=Path, metavar="FILE", help="instead: ask the coordinator about all sites")
+    parser.add_argument("--site", help="who asks (with --federation)")
+    parser.add_argument("--identity", type=Path, help="folder of its certificate and key (with --federation)")
     parser.add_argument("--once", action="store_true", help="show it once (also: when the output is no terminal)")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (default 2)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of the history to show (default 10)")
     arguments = parser.parse_args(argv)
+    if (arguments.folder is None) == (arguments.federation is None):
+        parser.error("give a run folder, or --federation FILE")
+    if arguments.federation is not None:
+        from colearn_hpc.cli.federation_watch import watch
+
+        once = arguments.once or not sys.stdout.isatty()
+        return watch(arguments.federation, arguments.site, arguments.identity, once, arguments.interval)
     folder, history = arguments.folder, arguments.rounds
     console = Console(highlight=False)
     if arguments.once or not sys.stdout.isatty() or console.is_dumb_terminal:

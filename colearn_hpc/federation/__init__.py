@@ -6,8 +6,13 @@
     authority.py   the run's certificate authority: makes the coordinator's certificate, signs sites' requests
     letters.py     what organiser and sites send each other before there is a connection
     reach.py       whether the coordinator can be reached, and who answers there
+    wire.py        messages and frames, parsed within limits
+    transport.py   what both ends of the connection must agree on
+    link.py        a site's end of it: asks until it is answered
+    between.py     how a site implements `between.py`; mean.py: its part in a mean (these two know torch)
+    coordinator/   the other end
 
-No torch here. Needs ``pip install 'colearn_hpc[federation]'``.
+No torch but in these two. Needs ``pip install 'colearn_hpc[federation]'``.
 """
 
 from colearn_hpc.errors import ConfigurationError

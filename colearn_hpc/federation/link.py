@@ -19,7 +19,9 @@ import grpc
 from colearn_hpc.errors import ConfigurationError, FederationError, LeftBehindError
 from colearn_hpc.federation import transport, wire
 from colearn_hpc.federation.agreement import Federation
+from colearn_hpc.federation.checks import RefusedError
 from colearn_hpc.federation.identity import Identity
+from colearn_hpc.federation.reach import UnreachableError, coordinator_certificate
 from colearn_hpc.federation.wire import Request, WireError, texts
 
 log = logging.getLogger("colearn_hpc")
@@ -145,9 +147,8 @@ class Link:
         self._run, self._digest = federation.run, federation.digest()
         self.session = uuid.uuid4().hex if session is None else session
         self.where = federation.coordinator
-        self._channel = transport.channel_of(federation, membership.identity)
-        self._meet = self._channel.unary_unary(transport.MEET)
-        self._mean = self._channel.stream_stream(transport.MEAN)
+        self._lock = threading.Lock()
+        self._open: grpc.Channel | None = None
         self.stop_asked = ""
         self.awaited: dict[str, str] = {}
 
@@ -170,14 +171,28 @@ class Link:
         return answer
 
     def call(self, say: list[Any], timeout: float) -> grpc.Future:
-        """One try."""
+        """One try.
+
+        Raises:
+            UnreachableError: nobody answers.
+            RefusedError: somebody else than the coordinator does.
+        """
         request = Request(self._run, self._digest, self.session, say).to_bytes()
-        return self._meet.future(request, timeout=timeout)
+        return self._channel().unary_unary(transport.MEET).future(request, timeout=timeout)
 
     def mean(self, frames: Any) -> Any:
         """One try of a stream; ``frames`` is iterated in a thread of gRPC's."""
         metadata = (("run", self._run), ("digest", self._digest), ("session", self.session))
-        return self._mean(frames, metadata=metadata)
+        return self._channel().stream_stream(transport.MEAN)(frames, metadata=metadata)
+
+    def _channel(self) -> grpc.Channel:
+        """The connection; before it is made, the coordinator's certificate is compared with its fingerprint."""
+        with self._lock:
+            if self._open is None:
+                federation, identity = self.membership.federation, self.membership.identity
+                trusted = coordinator_certificate(federation, identity)
+                self._open = transport.channel_of(federation, identity, trusted)
+            return self._open
 
     def heard(self, message: bytes) -> dict[str, Any]:
         """An answer of the coordinator, parsed; what it says besides is kept.
@@ -198,7 +213,8 @@ class Link:
         return answer
 
     def close(self) -> None:
-        self._channel.close()
+        if self._open is not None:
+            self._open.close()
 
 
 class Question:
@@ -222,9 +238,15 @@ class Question:
         if self._due is not None:
             if time.monotonic() < self._due:
                 return None
-            self._due = None
             self._here.clear()
-            self._future = self._link.call(self._say, transport.POLL + 20)
+            try:
+                self._future = self._link.call(self._say, transport.POLL + 20)
+            except (UnreachableError, OSError) as error:
+                self._due = time.monotonic() + self._pause.next(texts(str(error)))
+                return None
+            except RefusedError as error:
+                raise FederationError(f"{error}; `colearn-hpc doctor --federation` says more") from None
+            self._due = None
             self._future.add_done_callback(lambda _: self._here.set())
         assert self._future is not None
         if not self._future.done():

@@ -22,6 +22,7 @@ from colearn_hpc.algorithm.slices import measure
 from colearn_hpc.between import Idle, MeanFacts, Offer
 from colearn_hpc.federation import wire
 from colearn_hpc.federation.link import Link, Pause, is_refusal, refused
+from colearn_hpc.federation.reach import UnreachableError
 from colearn_hpc.federation.wire import HELLO, MEAN, ROW, WELCOME, WINDOW, Hello, WireError
 from colearn_hpc.protocol import pacing
 
@@ -70,6 +71,8 @@ class Stream:
                 try:
                     self._try(pause)
                     return
+                except (UnreachableError, OSError) as error:
+                    time.sleep(pause.next(wire.texts(str(error))))
                 except grpc.RpcError as error:
                     if self._cancelled:
                         return

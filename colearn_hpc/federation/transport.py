@@ -48,7 +48,13 @@ def server_credentials(identity: Identity) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair], root_certificates=identity.ca, require_client_auth=True)
 
 
-def channel_of(federation: Federation, identity: Identity) -> grpc.Channel:
-    """A site's connection to its coordinator; it is made when it is needed, and made again when it is lost."""
-    credentials = grpc.ssl_channel_credentials(federation.ca.encode(), identity.key, identity.certificate)
+def channel_of(federation: Federation, identity: Identity, trusted: bytes) -> grpc.Channel:
+    """A site's connection to its coordinator; it is made when it is needed, and made again when it is lost.
+
+    Args:
+        federation: where.
+        identity: of the site.
+        trusted: the coordinator's own certificate, PEM; no other of the same authority passes.
+    """
+    credentials = grpc.ssl_channel_credentials(trusted, identity.key, identity.certificate)
     return grpc.secure_channel(federation.coordinator, credentials, CLIENT_OPTIONS)
