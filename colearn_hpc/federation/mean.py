@@ -104,7 +104,7 @@ class Stream:
                         faults.reached("exchange")
                     self.sent += len(content)
                     yield wire.frame(ROW, hello.number, chunk, content)
-            except BaseException as error:
+            except Exception as error:  # and not that gRPC has no more use for it
                 asked.append(error)
                 raise
 

@@ -126,20 +126,22 @@ class Means:
         taking.summed += 1  # here, as others run while the disk is waited for
         row = rows[0] if hello.dtype == "|u1" else self._sums.mean(rows, taking.weights)
         content = np.ascontiguousarray(row).data.cast("B")
-        taking.spool.write(content)
         last = chunk == hello.chunks - 1
+        try:
+            taking.spool.write(content)
+            if last or chunk % _SYNC_EVERY == _SYNC_EVERY - 1:
+                async with taking.disk:
+                    await asyncio.to_thread(taking.spool.keep if last else taking.spool.sync)
+        except OSError:
+            taking.check()  # whether its file is gone because somebody left
+            raise
         if last:
-            async with taking.disk:
-                await asyncio.to_thread(taking.spool.keep)
             taking.kept = True
             seconds = time.monotonic() - taking.since
             text = f"mean {hello.number} of {hello.nbytes} bytes from {wire.indices(self._names, taking.givers)}"
             self._say("mean", f"{text} in {seconds:.1f} s", number=hello.number, bytes=hello.nbytes, seconds=seconds)
             async with self._kept:
                 self._kept.notify_all()
-        elif chunk % _SYNC_EVERY == _SYNC_EVERY - 1:
-            async with taking.disk:
-                await asyncio.to_thread(taking.spool.sync)
         taking.publish(chunk, wire.frame(MEAN, hello.number, chunk, content))
 
     # --- who takes part ---------------------------------------------------------------------------------
@@ -269,18 +271,18 @@ class _Taking:
         """Wait for all givers."""
         while len(self.here) < len(self.givers):
             await self._change()
-        self._check()
+        self.check()
 
     def receive(self, site: int, chunk: int, row: Row) -> None:
         """A giver's row of ``chunk``."""
-        self._check()
+        self.check()
         if chunk >= self._taken[site] + WINDOW:
             raise WireError(f"chunk {chunk} before chunk {self._taken[site]} of the mean was taken")
         self._rows[site].append(row)
 
     def next_rows(self) -> list[Row] | None:
         """All rows of the next chunk, taken out; None: one is missing."""
-        self._check()
+        self.check()
         if self.summed == self.hello.chunks or not all(self._rows[k] for k in self.givers):
             return None
         self.moved = time.monotonic()
@@ -295,7 +297,7 @@ class _Taking:
     async def mean(self, chunk: int, receiving: asyncio.Task[None]) -> bytes:
         """A chunk of the mean, as soon as it is there."""
         while chunk not in self._means:
-            self._check()
+            self.check()
             if receiving.done() and receiving.exception() is not None:
                 receiving.result()
             changed = asyncio.create_task(self._changed_once())
@@ -316,7 +318,8 @@ class _Taking:
         for chunk in [c for c in self._means if c < least]:
             del self._means[chunk]
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise what it came to nothing by."""
         if self._lost is not None:
             raise type(self._lost)(*self._lost.args)
 
@@ -328,9 +331,9 @@ class _Taking:
         await self._changed.wait()
 
     async def _change(self) -> None:
-        self._check()
+        self.check()
         await self._changed.wait()
-        self._check()
+        self.check()
 
 
 def _welcome(hello: Hello, rows: bool) -> bytes:

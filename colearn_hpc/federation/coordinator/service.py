@@ -214,8 +214,9 @@ class Coordinator:
             if found.kind != wire.HELLO:
                 raise WireError("a stream begins with HELLO")
             hello = Hello.from_plain(wire.unpack(content), len(self._names))
-            if hello.weights[site] and "give" not in self._federation.sites[site].may:
-                raise WireError("its roster entry lacks give")
+            may = self._federation.sites[site].may
+            if "see_mean" not in may or (hello.weights[site] and "give" not in may):
+                raise WireError("its roster entry lacks give or see_mean")
             async with contextlib.aclosing(self.means.serve(site, hello, frames)) as mean:
                 async for chunk in mean:
                     yield chunk

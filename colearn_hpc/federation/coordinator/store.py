@@ -71,10 +71,10 @@ class Store:
 
     def __init__(self, folder: Path, run: str, digest: str) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        # Exclusive for the life of the process: two coordinators of one run would split it.
-        self._db = sqlite3.connect(folder / "run.db", isolation_level=None, timeout=1.0)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(folder / "run.db", isolation_level=None, timeout=1.0)
+            # Exclusive for the life of the process: two coordinators of one run would split it.
             self._db.execute("pragma locking_mode=exclusive")
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
@@ -82,9 +82,9 @@ class Store:
             for statement in filter(str.strip, _TABLES.split(";")):
                 self._db.execute(statement)
             self._db.execute("commit")
-        except sqlite3.OperationalError as error:
+        except (OSError, sqlite3.Error) as error:
             raise FederationError(
-                f"{folder}/run.db cannot be used ({error}); is another coordinator of this run at work?"
+                f"{folder}/run.db cannot be used ({error}); is another coordinator of this run at work, or the disk full?"
             ) from None
         known = self.fact("run")
         mine = {"run": run, "layout": _LAYOUT}
