@@ -84,7 +84,8 @@ class Store:
             self._db.execute("commit")
         except (OSError, sqlite3.Error) as error:
             raise FederationError(
-                f"{folder}/run.db cannot be used ({error}); is another coordinator of this run at work, or the disk full?"
+                f"{folder}/run.db cannot be used ({error}); is another coordinator of this run at work, or is the disk "
+                "full?"
             ) from None
         known = self.fact("run")
         mine = {"run": run, "layout": _LAYOUT}
@@ -262,8 +263,11 @@ class Spool:
         self._file.write(_head(hello))
 
     def write(self, content: bytes | memoryview) -> None:
-        """Add a chunk. Raises OSError where the disk refuses."""
-        self._file.write(content)
+        """Add a chunk. Raises OSError where the disk refuses, or the mean came to nothing meanwhile."""
+        try:
+            self._file.write(content)
+        except ValueError:  # it is closed
+            raise OSError("the mean came to nothing meanwhile") from None
 
     def sync(self) -> None:
         """Let the disk begin: the last chunk then waits less. May be called from another thread; so may :meth:`keep`.
