@@ -71,6 +71,8 @@ class FederatedBetween:
     def __init__(self, membership: Membership, leads: bool, end: Callable[[int], NoReturn]) -> None:
         self.index, self.names = membership.index, membership.federation.names
         self.agreed = membership.federation.items()
+        sites = membership.federation.sites
+        self.may_preside: frozenset[int] | None = frozenset(k for k, one in enumerate(sites) if "preside" in one.may)
         self.carries = leads
         self.meanwhile: Callable[[], object] = _nothing
         self._end = end

@@ -47,6 +47,7 @@ class MpiBetween:
 
     replays = False
     separate = False
+    may_preside: frozenset[int] | None = None
 
     def __init__(self, center: DataCenter, site: MpiSite, lanes: int | None = 1) -> None:
         self.index, self.names = center.index, tuple(c.name for c in center.topology.centers)

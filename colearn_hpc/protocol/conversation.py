@@ -153,7 +153,9 @@ class Conversation:
         that is present brings counts.
         """
         content = decision() if self.presides and not self.between.replays else None
-        return next(iter(self.meet(topic, content).contents.values()))
+        contents, may = self.meet(topic, content).contents, self.between.may_preside
+        # Where nobody may who is there, the first one does: somebody has to.
+        return next((found for k, found in contents.items() if may is None or k in may), next(iter(contents.values())))
 
     def finish(self) -> None:
         """The run is over. Called on every rank; only the presiding leader may have something to do.

@@ -39,7 +39,7 @@ class Remembered:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.index, self.names, self.carries = inner.index, inner.names, inner.carries
-        self.separate = inner.separate
+        self.separate, self.may_preside = inner.separate, inner.may_preside
         self.agreed = inner.agreed
         self.remembers = False
         self._gap = False  # something was heard that cannot be replayed

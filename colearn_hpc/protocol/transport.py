@@ -63,12 +63,14 @@ class Meetings(Protocol):
         replays: the next meeting is answered from memory, and asks nobody (see ``journal.py``).
         separate: the data centers share no folder and no launcher. Each writes a run folder of its own, stops and fails
             alone, and brings what it would decide; what the first one present brings counts.
+        may_preside: indices of those whose decisions count; None: of all.
         meanwhile: called again and again while this leader waits.
     """
 
     index: int
     names: tuple[str, ...]
     separate: bool
+    may_preside: frozenset[int] | None
     agreed: Mapping[str, str]
     meanwhile: Callable[[], object]
 

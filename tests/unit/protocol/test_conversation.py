@@ -74,7 +74,7 @@ class FakeMeetings:
     def __init__(self, others=(), index=0):
         self.index, self.names = index, NAMES[: 1 + len(others)]
         self.others, self.replays, self.meanwhile, self.stop_asked = list(others), False, None, ""
-        self.separate = False
+        self.separate, self.may_preside = False, None
         self.came, self.said, self.asked, self.code = [], [], [], None
         self.silent, self.fails = [], None
 

@@ -28,7 +28,7 @@ class Offer:
 class Inner:
     """The other data centers; counts how often they are asked."""
 
-    index, names, carries, separate = 1, ("dc0", "dc1"), True, False
+    index, names, carries, separate, may_preside = 1, ("dc0", "dc1"), True, False, None
     stop_asked = "SIGTERM"
 
     def __init__(self):
