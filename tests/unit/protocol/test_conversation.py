@@ -244,6 +244,36 @@ def test_the_presiding_leader_alone_decides():
     assert talk(site=other_rank).decide(START, decision) == "told" and asked == [1]
 
 
+@pytest.mark.parametrize(
+    ("others", "may", "decided"),
+    [
+        ([Present("first"), Present("last")], None, "first"),
+        ([Present("first"), Present("last")], frozenset({1, 2}), "mine"),
+        ([None, Present("last")], None, "mine"),
+        ([None, Present("last")], frozenset({0, 2}), "last"),
+        ([None, Present("last")], frozenset({0}), "mine"),
+    ],
+    ids=["the first", "the first that may", "the first is left out", "one that may", "nobody who may is there"],
+)
+def test_separate_data_centers_each_bring_what_they_would_decide(others, may, decided):
+    said = talk(*others, index=1)
+    said.between.separate, said.between.may_preside = True, may
+    assert said.presides and said.decide(START, lambda: "mine") == decided
+    assert said.between.came[0][1] == Present("mine")
+
+
+def test_a_separate_data_center_that_failed_in_a_meeting_ends_by_itself():
+    """Its others do not wait for it there, so it need not end them."""
+    said = talk(Present(), site=FakeSite(others=[]))
+    said.between.separate, said.between.fails = True, ValueError("the coordinator refuses")
+    with pytest.raises(ValueError, match="refuses") as error:
+        said.meet(START)
+    assert said.waiting
+    said.between.fails = None
+    said.fail(error.value, "the coordinator refuses")
+    assert said.between.came[-1][1] == Failed("the coordinator refuses") and error.value.everywhere
+
+
 def test_what_is_told_from_memory_is_not_decided_again():
     said = talk(Present())
     said.between.replays = True
