@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -70,7 +70,7 @@ class FederatedBetween:
 
     def __init__(self, membership: Membership, leads: bool, end: Callable[[int], NoReturn]) -> None:
         self.index, self.names = membership.index, membership.federation.names
-        self.agreed = membership.federation.items()
+        self.agreed: Mapping[str, str] = membership.federation.items()
         sites = membership.federation.sites
         self.may_preside: frozenset[int] | None = frozenset(k for k, one in enumerate(sites) if "preside" in one.may)
         self.carries = leads

@@ -121,6 +121,7 @@ def unpack(message: bytes | memoryview) -> Any:
     """
     if len(message) > LARGEST_CONTROL:
         raise WireError(f"a message of {len(message)} bytes; at most {LARGEST_CONTROL} are taken")
+    _check_structure(message)
     try:
         content = msgpack.unpackb(
             message,
@@ -137,6 +138,54 @@ def unpack(message: bytes | memoryview) -> Any:
         raise WireError(f"no plain data: {type(error).__name__}") from None
     _check_plain(content, 0)
     return content
+
+
+def _check_structure(message: bytes | memoryview) -> None:
+    """Refuse nesting and lengths before msgpack allocates by them: it makes room for a list when it reads its length,
+    on every level anew.
+
+    Raises:
+        WireError: nested too deep, longer than what is there, or of a type that is not plain.
+    """
+    size, place, open_items = len(message), 0, [1]
+    while open_items:
+        if not open_items[-1]:
+            open_items.pop()
+            continue
+        open_items[-1] -= 1
+        if place >= size:
+            raise WireError("a message that is cut off")
+        kind, items, skip = message[place], 0, 0
+        place += 1
+        if kind in _FIXED:
+            skip = _FIXED[kind]
+        elif kind in _LENGTHS:
+            width, each = _LENGTHS[kind]
+            length = int.from_bytes(message[place : place + width], "big")
+            place += width
+            items, skip = (length * each, 0) if each else (0, length)
+        elif kind < 0x80 or kind >= 0xE0:
+            continue
+        elif kind < 0xA0:
+            items = (kind & 0x0F) * (2 if kind < 0x90 else 1)
+        elif kind < 0xC0:
+            skip = kind & 0x1F
+        else:
+            raise WireError(f"a type {kind:#x} that is not plain")
+        place += skip
+        if place + items > size:  # each takes a byte at least
+            raise WireError("a message that says more than it holds")
+        if items:
+            open_items.append(items)
+            if len(open_items) > DEPTH + 2:
+                raise WireError(f"data nested deeper than {DEPTH}")
+
+
+# msgpack's types: bytes of a number; how many bytes say the length, and items per unit of it (0: bytes).
+_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+_FIXED |= {0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_LENGTHS = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)}
+_LENGTHS |= {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 
 
 def _no_extension(code: int, data: bytes) -> Any:

@@ -220,6 +220,11 @@ class CoLearning(Callback):
             fit.folder_.rewind(run.state.lines)
             fit.clock = time.monotonic()
             return
+        if fit.loaded is not None and place.between.separate and run.is_finished:
+            # The coordinator may have ended with the run: there is nothing left to agree on.
+            fit.folder_.begin(pl_module)
+            fit.clock, fit.began, trainer.should_stop = time.monotonic(), True, True
+            return
         found = fingerprint(trainer, pl_module, settings.fingerprint())
         place.conversation.compare(Topic(TopicKind.START), found)
         agreed = {f"data: {key}": value for key, value in meaning(trainer).items()}

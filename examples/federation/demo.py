@@ -43,8 +43,7 @@ def main() -> int:
         rounds = Path("kiel/runs/demo/rounds.jsonl")
         wait_for(lambda: rounds.exists() and len(rounds.read_text().splitlines()) >= 2, sites["kiel"])
         say("killing site kiel (SIGKILL)")
-        os.killpg(sites["kiel"].pid, signal.SIGKILL)
-        sites["kiel"].wait()
+        kill(sites["kiel"])
         time.sleep(2)
         say("kiel comes back")
         sites["kiel"] = site(agreement, "kiel")
@@ -88,6 +87,21 @@ def site(agreement: Path, name: str) -> subprocess.Popen[bytes]:
     """Start a site, for the first time or again: an mpirun of its own, a run folder of its own."""
     fit = ["fit", *FIT, "--federation", str(agreement), "--site", name, "--runs", f"{name}/runs", "--name", "demo"]
     return subprocess.Popen([*COLEARN, "launch", "--centers", "1", "--", *fit, "--resume"], start_new_session=True)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to all that belongs to a site, its ranks first: nobody has time for a last word."""
+    session = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == process.pid:
+            session.append(int(folder.name))
+    for pid in sorted(session, reverse=True):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 def found(run: str) -> tuple[bytes, list[tuple[int, int, float]]]:

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import struct
+import tracemalloc
 
 import msgpack
 import pytest
@@ -73,6 +74,46 @@ def test_a_length_that_is_not_there_allocates_nothing(head):
     """An array, a map, bytes of 4 G."""
     with pytest.raises(WireError):
         wire.unpack(head + b"x" * 10)
+
+
+def test_nesting_allocates_nothing():
+    """msgpack alone takes a megabyte a level here, and half a gigabyte for a message of 6 kB."""
+    message = b"\xdd\x00\x01\xff\xff" * 500 + bytes((1 << 17) + 4000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match="nested deeper"):
+            wire.unpack(message)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        -1,
+        127,
+        128,
+        255,
+        256,
+        65536,
+        1 << 40,
+        (1 << 64) - 1,
+        -33,
+        -200,
+        -70000,
+        -(1 << 40),
+        0.1,
+        float("inf"),
+    ]
+    + ["", "x" * 31, "x" * 32, "ü" * 300, "x" * 70000, b"", b"y" * 300, b"y" * 70000]
+    + [[], [1] * 15, [1] * 16, [0.5] * 70000, {}, {"a": {}}, {str(k): [k] for k in range(300)}, [[[], {}], [None]]],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_plain_comes_back(value):
+    assert wire.unpack(wire.pack(value)) == value
 
 
 @pytest.mark.parametrize(
