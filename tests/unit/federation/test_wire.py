@@ -88,30 +88,12 @@ def test_nesting_allocates_nothing():
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        True,
-        -1,
-        127,
-        128,
-        255,
-        256,
-        65536,
-        1 << 40,
-        (1 << 64) - 1,
-        -33,
-        -200,
-        -70000,
-        -(1 << 40),
-        0.1,
-        float("inf"),
-    ]
-    + ["", "x" * 31, "x" * 32, "ü" * 300, "x" * 70000, b"", b"y" * 300, b"y" * 70000]
-    + [[], [1] * 15, [1] * 16, [0.5] * 70000, {}, {"a": {}}, {str(k): [k] for k in range(300)}, [[[], {}], [None]]],
-    ids=lambda value: repr(value)[:20],
-)
+NUMBERS = [127, 128, 255, 256, 65536, 1 << 40, (1 << 64) - 1, -1, -33, -200, -70000, -(1 << 40), 0.1, float("inf")]
+TEXTS = ["", "x" * 31, "x" * 32, "ü" * 300, "x" * 70000, b"", b"y" * 300, b"y" * 70000]
+NESTED = [[], [1] * 15, [1] * 16, [0.5] * 70000, {}, {"a": {}}, {str(k): [k] for k in range(300)}, [[[], {}], [None]]]
+
+
+@pytest.mark.parametrize("value", [None, True, *NUMBERS, *TEXTS, *NESTED], ids=lambda value: repr(value)[:20])
 def test_what_is_plain_comes_back(value):
     assert wire.unpack(wire.pack(value)) == value
 
