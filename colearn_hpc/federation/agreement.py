@@ -45,6 +45,7 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _KEYS = ("run", "coordinator", "coordinator_fingerprint", "ca", "sites", "on_failure", "round_timeout")
 _NEEDED = _KEYS[:5]
 _SITE_KEYS = ("fingerprint", "may")
+RESERVED = ("coordinator", "authority")  # folders beside federation.yaml, as each site's own is
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Federation:
     def __post_init__(self) -> None:
         check_name("run", self.run)
         split_address(self.coordinator)
-        _check_fingerprint("coordinator_fingerprint", self.coordinator_fingerprint)
+        check_fingerprint("coordinator_fingerprint", self.coordinator_fingerprint)
         fingerprint_of(self.ca)
         if self.on_failure not in get_args(OnFailure):
             raise ConfigurationError(
@@ -107,7 +108,7 @@ class Federation:
         owners = {self.coordinator_fingerprint: "the coordinator"}
         for site in self.sites:
             check_name("site", site.name)
-            _check_fingerprint(f"sites: {site.name}: fingerprint", site.fingerprint)
+            check_fingerprint(f"sites: {site.name}: fingerprint", site.fingerprint)
             if (other := names.setdefault(site.name.lower(), site.name)) != site.name or site.name in owners.values():
                 raise ConfigurationError(
                     f"sites {other} and {site.name} have one name; give one of them another name, not only other "
@@ -130,36 +131,24 @@ class Federation:
         """
         path = Path(path)
         try:
-            return cls._parse(_strict_yaml(_text_of(path)), path.parent)
+            return cls._parse(strict_mapping("the file", text_of(path), _KEYS, _NEEDED), path.parent)
         except ConfigurationError as error:
             raise ConfigurationError(f"{path}: {error}") from None
 
     @classmethod
-    def _parse(cls, content: Any, folder: Path) -> Federation:
-        settings = _mapping("the file", content, _KEYS, _NEEDED)
+    def _parse(cls, settings: Mapping[str, Any], folder: Path) -> Federation:
         members = []
         sites = settings["sites"] if settings["sites"] is not None else {}
         for name, entry in _pairs("sites", sites):
             found = _mapping(f"sites: {name}", entry, _SITE_KEYS, _SITE_KEYS[:1])
-            may = found.get("may", list(USUAL))
-            if not isinstance(may, list) or not all(isinstance(one, str) for one in may):
-                raise ConfigurationError(
-                    f"sites: {name}: may must be a list of {', '.join(PERMISSIONS)}; found {_shown(may)}"
-                )
-            if len(set(may)) < len(may):
-                raise ConfigurationError(f"sites: {name}: may names something twice: {', '.join(may)}; drop one")
-            unknown = [one for one in may if one not in PERMISSIONS]
-            if unknown:
-                raise ConfigurationError(
-                    f"sites: {name}: may has no {_shown(unknown[0])}; there are {', '.join(PERMISSIONS)}"
-                )
-            members.append(Member(name, _a_text(f"sites: {name}: fingerprint", found["fingerprint"]), in_order(may)))
+            may = permissions_of(found.get("may", list(USUAL)), f"sites: {name}: may")
+            members.append(Member(name, _a_text(f"sites: {name}: fingerprint", found["fingerprint"]), may))
         ca = _a_text("ca", settings["ca"])
         return cls(
             run=_a_text("run", settings["run"]),
             coordinator=_a_text("coordinator", settings["coordinator"]),
             coordinator_fingerprint=_a_text("coordinator_fingerprint", settings["coordinator_fingerprint"]),
-            ca=ca if "-----BEGIN" in ca else _text_of(folder / ca),
+            ca=ca if "-----BEGIN" in ca else text_of(folder / ca),
             sites=tuple(members),
             on_failure=settings.get("on_failure", "stop"),
             round_timeout=seconds_of(settings.get("round_timeout")),
@@ -243,6 +232,8 @@ def check_name(what: str, name: str) -> None:
             f"a {what} is named {_shown(name)}; a name becomes a folder, so use up to 64 letters, digits, '.', '_', "
             "'-', the first of them a letter or a digit"
         )
+    if name.lower() in RESERVED:
+        raise ConfigurationError(f"a {what} cannot be named {name}: that is the name of a folder; choose another name")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -307,12 +298,28 @@ def seconds_of(value: Any) -> float | None:
     return float(match[1]) * _SECONDS[match[2]]
 
 
-def in_order(may: list[str]) -> tuple[Permission, ...]:
-    """Permissions in the order of :data:`PERMISSIONS`."""
-    return tuple(one for one in PERMISSIONS if one in may)
+def permissions_of(value: Any, what: str = "may") -> tuple[Permission, ...]:
+    """A list of permissions, in the order of :data:`PERMISSIONS`.
+
+    Raises:
+        ConfigurationError: it is no list, or names something that there is not, or twice; ``what`` is in the text.
+    """
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ConfigurationError(f"{what} must be a list of {', '.join(PERMISSIONS)}; found {_shown(value)}")
+    for place, one in enumerate(value):
+        if one not in PERMISSIONS:
+            raise ConfigurationError(f"{what} has no {_shown(one)}; there are {', '.join(PERMISSIONS)}")
+        if one in value[:place]:
+            raise ConfigurationError(f"{what} names {one} twice; drop one of the two")
+    return tuple(one for one in PERMISSIONS if one in value)
 
 
-def _check_fingerprint(what: str, value: str) -> None:
+def check_fingerprint(what: str, value: str) -> None:
+    """Refuse what is no fingerprint.
+
+    Raises:
+        ConfigurationError: with ``what`` it was to be.
+    """
     if not _FINGERPRINT.fullmatch(value):
         raise ConfigurationError(
             f"{what} must be sha256: and 64 hexadecimal digits in small letters; found {_shown(value)}. "
@@ -328,7 +335,12 @@ def _check_permissions(site: Member) -> None:
         )
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A small text file.
+
+    Raises:
+        ConfigurationError: it cannot be read, is large, or is no UTF-8.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST_FILE + 1)
@@ -355,13 +367,25 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _strict_yaml(text: str) -> Any:
+def strict_mapping(what: str, text: str, keys: tuple[str, ...], needed: tuple[str, ...]) -> Mapping[str, Any]:
+    """The settings of a YAML text.
+
+    Args:
+        what: it is, for people.
+        text: YAML.
+        keys: that it may have.
+        needed: that it must have.
+
+    Raises:
+        ConfigurationError: it is no YAML, or has a key that is unknown, missing or there twice.
+    """
     try:
-        return yaml.load(text, _Strict)
+        content = yaml.load(text, _Strict)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(f"this is no YAML: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigurationError(f"{what} is no YAML: {' '.join(str(error).split())[:200]}") from None
+    return _mapping(what, content, keys, needed)
 
 
 def _pairs(what: str, value: Any) -> Iterator[tuple[str, Any]]:

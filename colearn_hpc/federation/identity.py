@@ -110,8 +110,20 @@ class Identity:
 
 def named_in(certificate: x509.Certificate) -> Named | None:
     """Whom a certificate names; None where it names nobody, or more than one."""
+    try:
+        return named_in_names(certificate.extensions)
+    except ValueError:  # damaged
+        return None
+
+
+def named_in_names(extensions: x509.Extensions) -> Named | None:
+    """Whom the alternative names of a certificate or a request name; None: nobody, or more than one."""
+    try:
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
     found: list[Named] = []
-    for uri in uris_of(certificate):
+    for uri in names.get_values_for_type(x509.UniformResourceIdentifier):
         if site := _SITE_URI.fullmatch(uri):
             found.append(Named("site", site[1], site[2]))
         elif coordinator := _COORDINATOR_URI.fullmatch(uri):
@@ -119,18 +131,19 @@ def named_in(certificate: x509.Certificate) -> Named | None:
     return found[0] if len(found) == 1 else None
 
 
+def identity_folder(federation: Path | str, name: str) -> Path:
+    """Where an identity lies unless somebody says otherwise: beside ``federation.yaml``, under its own name.
+
+    Args:
+        federation: path of the file.
+        name: of the site; ``coordinator`` for the coordinator.
+    """
+    return Path(federation).parent / name
+
+
 def uri_of(named: Named) -> str:
     """The URI by which a certificate names somebody."""
     return f"colearn://{named.run}/{named.name}" if named.role == "site" else f"colearn-coordinator://{named.run}"
-
-
-def uris_of(certificate: x509.Certificate) -> list[str]:
-    """All URIs among a certificate's names; empty where the extension is missing or damaged."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
-        return []
-    return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 def check_mode(path: Path) -> None:
