@@ -159,6 +159,15 @@ class Federation:
         """The sites' names, in the order of the mean."""
         return tuple(site.name for site in self.sites)
 
+    @property
+    def host(self) -> str:
+        """Where the coordinator is, without the port and without an IPv6 address's brackets."""
+        return split_address(self.coordinator)[0]
+
+    @property
+    def port(self) -> int:
+        return split_address(self.coordinator)[1]
+
     def site(self, name: str) -> Member:
         """The member of that name.
 

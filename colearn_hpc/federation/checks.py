@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from colearn_hpc.errors import ConfigurationError, IdentityError
-from colearn_hpc.federation.agreement import Federation, Member, certificate_of, fingerprint_of, split_address
+from colearn_hpc.federation.agreement import Federation, Member, certificate_of, fingerprint_of
 from colearn_hpc.federation.identity import Role, named_in
 
 SOON = dt.timedelta(days=30)  # that early a certificate's end is worth a warning: renewing takes two letters
@@ -117,7 +117,7 @@ def why_not_coordinator(pem: bytes | None, federation: Federation, now: dt.datet
             "has a new certificate; ask the organiser by telephone, and take over the new federation.yaml"
         )
         found.append(Refusal(Reason.WRONG_COORDINATOR, text))
-    host = split_address(federation.coordinator)[0]
+    host = federation.host
     if host.lower() not in (known := _hosts(certificate)):
         text = (
             f"the coordinator's certificate is for {', '.join(known) or 'no host'}, and federation.yaml says {host}; "
