@@ -28,6 +28,7 @@ COMMANDS = {
     "configs": ("configs", "list the configuration files that come with this package, and copy them"),
     "slurm": ("slurm", "list the scripts for batch systems that come with this package, and copy them"),
     "again": ("again", "for batch scripts: whether to start a run again after this exit code"),
+    "verify": ("verify", "check which members, settings and data made a run's shared model"),
     "federation": ("federation", "who takes part in a run over sites without a common MPI world: keys and roster"),
     "privacy": ("privacy", "plan the noise of differentially private training"),
 }
