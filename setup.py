@@ -80,6 +80,8 @@ setup(
         "timm": ["timm>=1.0", "torchvision>=0.19"],
         # Differential privacy and masked sums (docs/privacy.md).
         "privacy": ["cryptography>=42", "opacus>=1.6,<1.7"],
+        # Sites that share no MPI world (docs/federation.md).
+        "federation": ["cryptography>=42", "grpcio>=1.60", "msgpack>=1.0"],
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",

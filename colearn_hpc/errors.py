@@ -65,6 +65,10 @@ class PrivacyError(ColearnError, RuntimeError):
     """What would hide a site's vector does not hold: a key, a mask, or who is summed."""
 
 
+class IdentityError(ConfigurationError):
+    """A certificate, a key or a name does not hold: who comes is not let in, or this site would not be."""
+
+
 class Interrupted(SystemExit):
     """The run was asked to stop, every data center has a resume point, and the next start continues.
 

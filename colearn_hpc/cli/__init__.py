@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc._version import __version__
+from colearn_hpc.errors import ColearnError
 
 # command -> (module with a main(argv), what it does)
 COMMANDS = {
@@ -27,6 +28,8 @@ COMMANDS = {
     "configs": ("configs", "list the configuration files that come with this package, and copy them"),
     "slurm": ("slurm", "list the scripts for batch systems that come with this package, and copy them"),
     "again": ("again", "for batch scripts: whether to start a run again after this exit code"),
+    "verify": ("verify", "check which members, settings and data made a run's shared model"),
+    "federation": ("federation", "who takes part in a run over sites without a common MPI world: keys and roster"),
     "privacy": ("privacy", "plan the noise of differentially private training"),
 }
 
@@ -64,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module("colearn_hpc.trainer.signals").listen()
     if COMMANDS[command][0] == "fit":
         import_torchmetrics()  # before Lightning does: with a torchvision that does not load, and without scipy.signal
-    module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
+    try:
+        module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
+    except ColearnError as error:  # an extra that is not installed
+        print(f"colearn-hpc: error: {error}", file=sys.stderr)
+        return 2
     # `fit` and its siblings are subcommands of one LightningCLI, which wants to see their name.
     return int(module.main(arguments if COMMANDS[command][0] == "fit" else arguments[1:]))

@@ -313,7 +313,7 @@ class ColearnCLI(LightningCLI):
         if self._setting("overwrite") and self.center.is_leader:
             old = [*self.center_folder.glob("resume-*.ckpt"), self.center_folder / "faults.jsonl"]
             if self.center.is_first:
-                old += [self.folder / name for name in ("rounds.jsonl", "summary.json", "shared.ckpt")]
+                old += [self.folder / name for name in ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt")]
             for path in old:
                 path.unlink(missing_ok=True)
         try:

@@ -39,6 +39,7 @@ class Remembered:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.index, self.names, self.carries = inner.index, inner.names, inner.carries
+        self.agreed = inner.agreed
         self.remembers = False
         self._gap = False  # something was heard that cannot be replayed
         self._begun_before = False  # a mean is under way that began before the last resume point

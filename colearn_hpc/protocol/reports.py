@@ -1,4 +1,4 @@
-"""What a round cost and did: the lines of ``rounds.jsonl``, as data."""
+"""What a round cost and did: the lines of ``rounds.jsonl``, as data. What ties them together: ``contract.py``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class CenterReport:
         shared_metrics: metrics of the shared model, from this data center's validation after averaging.
         absent: why it gave nothing to the round's mean, empty if it did.
         steps: optimizer steps it took in the round: as often synchronous training would have exchanged gradients.
+        data: digest of what it trained on, as its data module names it; empty where it names nothing.
+        model: digest of the shared model after the round, where the data center writes it; otherwise empty.
     """
 
     name: str
@@ -34,6 +36,8 @@ class CenterReport:
     shared_metrics: dict[str, float] = field(default_factory=dict)
     absent: str = ""
     steps: int = 0
+    data: str = ""
+    model: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """As plain data, for a meeting or a file."""
@@ -48,7 +52,7 @@ class CenterReport:
         """
         if not isinstance(plain, dict) or set(plain) != set(cls.__dataclass_fields__):
             raise ValueError(f"no report of a data center: {plain!r:.200}")
-        texts = all(isinstance(plain[key], str) for key in ("name", "absent"))
+        texts = all(isinstance(plain[key], str) for key in ("name", "absent", "data", "model"))
         numbers = all(
             isinstance(plain[key], int | float)
             for key in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn, Protocol, TypeVar
 
 from colearn_hpc.protocol.messages import Brought, Outcome, Topic
@@ -58,12 +58,15 @@ class Meetings(Protocol):
 
     Attributes:
         index, names: of this data center, and all names in the order of the mean.
+        agreed: what the members agreed on before they met, as readable pairs (a federation's roster); part of the
+            run's contract.
         replays: the next meeting is answered from memory, and asks nobody (see ``journal.py``).
         meanwhile: called again and again while this leader waits.
     """
 
     index: int
     names: tuple[str, ...]
+    agreed: Mapping[str, str]
     meanwhile: Callable[[], object]
 
     @property

@@ -26,6 +26,7 @@ from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import ConfigurationError, Interrupted, PeerError
 from colearn_hpc.join import CentersSpec, DataCenter
+from colearn_hpc.protocol.contract import Contract, digest_of_texts, texts_of
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
 from colearn_hpc.protocol.messages import Absent, Topic, TopicKind
@@ -38,7 +39,7 @@ from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import check_trainer, join_trainer
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
-from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning
+from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning, terms
 from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
     callbacks_of,
@@ -48,6 +49,7 @@ from colearn_hpc.trainer.lightning_gaps import (
     wants_stop,
 )
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
+from colearn_hpc.trainer.model_digest import model_digest
 from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, reset_state
 from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_shared_model
 from colearn_hpc.trainer.overlapped import OverlappedAverager
@@ -209,7 +211,11 @@ class CoLearning(Callback):
             return
         found = fingerprint(trainer, pl_module, settings.fingerprint())
         place.conversation.compare(Topic(TopicKind.START), found)
-        place.conversation.compare(Topic(TopicKind.START, detail="data"), meaning(trainer))
+        agreed = {f"data: {key}": value for key, value in meaning(trainer).items()}
+        agreed |= {f"federation: {key}": value for key, value in place.between.agreed.items()}
+        place.conversation.compare(Topic(TopicKind.START, detail="data"), agreed)
+        said = place.conversation.meet(Topic(TopicKind.START, detail="terms"), terms(trainer)).contents
+        contract = Contract(found | agreed, {place.between.names[k]: texts_of(said[k]) for k in said}, run.state.lines)
         check_unchanged(dict(run.state.settings), found)
         run.note(settings=found)
         resumed = fit.loaded is not None
@@ -226,6 +232,7 @@ class CoLearning(Callback):
         start = f"run {state.run_id[:8]}, round {state.rounds_done} of T={state.round.chosen}"
         check_same_place(start if resumed else "the start", place)
         fit.folder_.rewind(state.lines)
+        fit.folder_.agree(contract)
         fit.folder_.begin(pl_module)
         fit.clock = time.monotonic()
         fit.began = True
@@ -459,7 +466,7 @@ class CoLearning(Callback):
             others = found.others
             skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
         average_from_here(trainer)
-        step = self._run.mean_taken(found.decision, found.report, others)
+        step = self._run.mean_taken(found.decision, self._signed(found.report, trainer), others)
         self._save_model(trainer)
         return step
 
@@ -472,7 +479,7 @@ class CoLearning(Callback):
         found = averager.finish(RoundEnd(module, trainer.optimizers, round_.report, place, decide))
         assert found.decision is not None, "a mean that is here is decided on"
         average_from_here(trainer)
-        step = self._run.mean_finished(found.decision, found.report, _limit(trainer))
+        step = self._run.mean_finished(found.decision, self._signed(found.report, trainer), _limit(trainer))
         if state.leaving:
             averager.keep_shared()
         self._save_model(trainer)
@@ -574,6 +581,12 @@ class CoLearning(Callback):
             self._run.trained(self._fit.batch_examples, now - self._fit.clock, steps - self._fit.steps)
             self._fit.clock, self._fit.steps = now, steps
             self._fit.uncount()
+
+    def _signed(self, report: CenterReport, trainer: pl.Trainer) -> CenterReport:
+        """A round's report, with what it was trained on and what came of it."""
+        shares = self._fit.folder_.writes_run and self._fit.averager.shares_model
+        model = model_digest(trainer.lightning_module.state_dict()) if shares else ""
+        return replace(report, data=digest_of_texts(self._run.state.data), model=model)
 
     def _save_model(self, trainer: pl.Trainer) -> None:
         """Write the model with which the round ends."""

@@ -104,6 +104,11 @@ class PrivateTraining(Callback):
         assert self._sampler is not None, "on_fit_start makes it"
         return len(self._sampler)
 
+    def terms(self) -> dict[str, str]:
+        """What this data center promises, for the run's contract."""
+        budget = "none" if self.budget is None else f"{self.budget:g}"
+        return {"differential privacy": f"noise {self.noise:g}, clip {self.clip:g}, δ {self.delta:g}, ε up to {budget}"}
+
     # --- Lightning's hooks, in the order in which they run --------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

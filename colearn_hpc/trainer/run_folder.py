@@ -1,5 +1,6 @@
 """The files of a run folder that users and tools read.
 
+    RUN/contract.json         what all data centers agreed on, see :mod:`~colearn_hpc.protocol.contract`
     RUN/rounds.jsonl          one line per round, see :class:`~colearn_hpc.protocol.reports.RoundReport`
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
     RUN/summary.json          how the run stands or ended
@@ -7,7 +8,8 @@
     RUN/centers/NAME/status.json  what it is doing, for `colearn-hpc watch` (see heartbeat.py)
     RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
 
-All but the log are replaced whole, so a reader never sees half a record.
+All but the log are replaced whole, so a reader never sees half a record. A data center that does not see the first
+one's run folder writes all of it into its own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 from torch import nn
 
 from colearn_hpc.join import DataCenter
+from colearn_hpc.protocol.contract import CHAIN, Contract, contracts_in_force, linked, tail
 from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.protocol.run import RunState
 
@@ -31,7 +34,8 @@ log = logging.getLogger("colearn_hpc")
 
 
 class RunFolder:
-    """Writes a run folder. Only the presiding leader writes the run's files; each leader its own center's log.
+    """Writes a run folder. The presiding leader writes the run's files, and each leader that does not see them; each
+    leader its own center's log.
 
     Args:
         folder: of the run.
@@ -41,7 +45,7 @@ class RunFolder:
 
     Attributes:
         folder, center_folder: where the run's and the data center's files lie.
-        writes_shared: whether this data center writes the shared model.
+        writes_shared: whether this data center writes the shared model, and its leader the run's files.
         last: the last line that was written.
     """
 
@@ -50,7 +54,9 @@ class RunFolder:
         self.center_folder = folder / "centers" / center
         self.writes_shared = False
         self.last: RoundReport | None = None
-        self._writes_run = writes_run
+        self._presides, self._leads, self._center = writes_run, writes_center, center
+        self._contracts: list[Contract] = []
+        self._chain = ""
         self._started = time.monotonic()
         self._model: dict[str, Any] = {}
         self._unwritten: list[str] = []
@@ -70,6 +76,26 @@ class RunFolder:
                 console.setFormatter(logging.Formatter("colearn-hpc: %(message)s"))
                 log.addHandler(console)
 
+    @property
+    def writes_run(self) -> bool:
+        """Whether this rank writes the run's files here."""
+        return self._presides or (self._leads and self.writes_shared)
+
+    def agree(self, contract: Contract) -> None:
+        """Write down what holds from ``contract.from_round`` on, after :meth:`rewind`; the chain goes on from there.
+
+        Raises:
+            OSError: the disk refuses: nothing that follows could be verified.
+        """
+        self._contracts = [contract]
+        if not self.writes_run:
+            return
+        path = self.folder / "contract.json"
+        self._contracts = contracts_in_force(read_contracts(path), contract)
+        content = {"contracts": [one.to_plain() for one in self._contracts]}
+        self._replace(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        self._rechain(contract.from_round)
+
     def begin(self, module: nn.Module) -> None:
         """Training begins here; the summary's seconds count from now.
 
@@ -88,19 +114,23 @@ class RunFolder:
         """The data center begins again in place: the run goes on where ``before`` has left it."""
         self.writes_shared, self.last, self._started = before.writes_shared, before.last, before._started
         self._model = before._model
+        self._contracts, self._chain = before._contracts, before._chain
         self._unwritten = before._unwritten
 
     def append(self, record: RoundReport) -> None:
         """Add a round's line. Where the disk refuses, it is added with the next one."""
         self.last = record
-        if not self._writes_run:
+        if not self.writes_run:
             return
         path = self.folder / "rounds.jsonl"
-        self._unwritten.append(json.dumps(jsonable(asdict(record))) + "\n")
+        line = jsonable(asdict(record))
+        if self._contracts:
+            self._chain = line[CHAIN] = linked(self._chain, line)
+        self._unwritten.append(json.dumps(line) + "\n")
         try:
             # Whole and atomically: a line that a full disk cut in the middle would hide all after it.
             lines = [json.dumps(line) + "\n" for line in read_lines(path)] if path.exists() else []
-            write_atomically(path, "".join(lines + self._unwritten))
+            self._replace(path, "".join(lines + self._unwritten))
             self._unwritten.clear()
         except OSError as error:
             log.warning("%s could not be written (%s); the line is kept for the next round", path, error)
@@ -108,9 +138,11 @@ class RunFolder:
     def rewind(self, rounds_done: int) -> None:
         """Drop the lines of rounds that a resumed run will do again."""
         path = self.folder / "rounds.jsonl"
-        if self._writes_run and path.exists():
+        if self.writes_run and path.exists():
             kept = [line for line in read_lines(path) if line["round"] < rounds_done]
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._unwritten = [one for one in self._unwritten if json.loads(one)["round"] < rounds_done]
+        self._rechain(rounds_done)
 
     def summarize(self, state: RunState, center: DataCenter, **content: Any) -> None:
         """Replace ``summary.json``.
@@ -123,7 +155,7 @@ class RunFolder:
         Raises:
             OSError: the disk refuses, and the run has finished: its result would be lost in silence.
         """
-        if not self._writes_run:
+        if not self.writes_run:
             return
         content = (
             {
@@ -140,11 +172,22 @@ class RunFolder:
             | content
         )
         try:
-            write_atomically(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n")
+            self._replace(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n")
         except OSError as error:
             if content.get("status") == "finished":
                 raise
             log.warning("summary.json could not be written: %s", error)
+
+    def _rechain(self, next_round: int) -> None:
+        """The chain ends where the lines do that are kept."""
+        path = self.folder / "rounds.jsonl"
+        if self.writes_run and self._contracts:
+            lines = [*(read_lines(path) if path.exists() else []), *map(json.loads, self._unwritten)]
+            self._chain = tail(self._contracts, lines, next_round)
+
+    def _replace(self, path: Path, text: str) -> None:
+        # Two data centers may take one folder for two, where a file system is slow to show what was written.
+        write_atomically(path, text, f".{path.name}.{self._center}.tmp")
 
     def close(self) -> None:
         if self._handler is not None:
@@ -164,9 +207,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_atomically(path: Path, text: str) -> None:
+def read_contracts(path: Path) -> list[Contract]:
+    """What a ``contract.json`` holds, in order; empty where there is none.
+
+    A damaged one ends here: what it said is lost, and the chain says so when it is verified.
+    """
+    try:
+        plain = json.loads(path.read_text())["contracts"]
+        return [Contract.from_plain(one) for one in plain]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read (%s); it begins anew", path, error)
+        return []
+
+
+def write_atomically(path: Path, text: str, temporary_name: str = "") -> None:
     """Write under a temporary name, then rename: the file is old or new, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(temporary_name or f".{path.name}.tmp")
     with temporary.open("w") as file:
         file.write(text)
         file.flush()

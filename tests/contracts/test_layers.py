@@ -21,12 +21,16 @@ MAY_IMPORT = {
     "between": {"algorithm", "protocol"},
     "privacy": {"algorithm"},
     "mpi": {"algorithm", "protocol", "between"},
+    "federation": {"algorithm", "protocol", "between", "privacy"},
     "join": {"between", "mpi"},
     "trainer": {"algorithm", "protocol", "between", "join", "privacy"},
     "data": set(),
     "models": set(),
     "studies": set(),
-    "cli": {"algorithm", "protocol", "between", "join", "mpi", "trainer", "privacy", "data", "models", "studies"},
+    "cli": {
+        *("algorithm", "protocol", "between", "join", "mpi", "federation", "trainer", "privacy"),
+        *("data", "models", "studies"),
+    },
     "__init__": {"algorithm", "join", "trainer"},
     "__main__": {"cli"},
 }
@@ -43,6 +47,7 @@ ONLY_LIBRARIES = {
     "__main__": set(),
 }
 FORBIDDEN_LIBRARIES = {
+    "federation": {"mpi4py", "pytorch_lightning", "lightning", "lightning_fabric", "h5py"},
     "privacy": {"mpi4py", "pytorch_lightning", "lightning", "lightning_fabric", "h5py"},
     "trainer": {"mpi4py"},
     "data": {"mpi4py"},

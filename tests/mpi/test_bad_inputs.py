@@ -25,7 +25,7 @@ class Case:
     code: int = FAILED
     toy: bool = True
     yaml: str | None = None  # content of the file that --config names
-    versions: dict = field(default_factory=dict)  # rank -> the package's version there
+    versions: dict = field(default_factory=dict)  # rank -> the protocol's version there
 
 
 def option(text: str, says: str, code: int = FAILED) -> Case:
@@ -121,7 +121,7 @@ CASES = {
     "batch 0": shards("--data.batch_size=0", "batch_size"),
     "batch no number": shards("--data.batch_size=big", "Got value: big", USAGE),
     # Versions, and a run that another configuration has made
-    "mixed versions": Case("dc1 has `colearn_hpc version = 0.0.1`", versions={"1": "0.0.1"}),
+    "mixed versions": Case("dc1 has `protocol version = 0`", versions={"1": 0}),
     "resumed wider": Case("the checkpoint is of another model", ["--resume", "--model.width=9", "--name=made"]),
     "resumed by one data center": Case(
         "is a run of data centers dc0, dc1 with 2 ranks, and this is data centers dc0 with 2 ranks",
