@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from colearn_hpc.cli import describe
 from colearn_hpc.cli.cuda_aware import cuda_aware
 from colearn_hpc.cli.gpus import choose
 from colearn_hpc.cli.rank_report import Rank, look_around
@@ -54,7 +55,7 @@ class Finding:
 def main(argv: Sequence[str]) -> int:
     """Run ``doctor``; returns 0, 1 where something FAILs, or 2 for wrong usage. Collective over the world."""
     rank, size = launched_as()
-    parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=describe("doctor"))
     parser.add_argument("--centers", type=_centers, help="number of data centers, or their sizes: [4,4,2]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders would be (default runs)")
     with contextlib.redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):
