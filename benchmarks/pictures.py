@@ -80,8 +80,31 @@ def changes(rounds: dict[str, list[dict[str, Any]]], epsilon: float) -> str:
                 before = line["local_epochs"]
         axis.axhline(epsilon, linestyle="--", color="C2", label=f"ε = {epsilon}")
         axis.set(yscale="log", xlabel="local epochs so far", ylabel="relative change (log)")
+        axis.set_yticks(ticks := [0.1, 0.05, 0.02, 0.01, 0.005, 0.002], [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.legend()
         return alone(picture(figure, "choosing", title))
+
+
+def overview(lines: list[dict[str, Any]]) -> str:
+    """A whole run: accuracy of the shared model, local epochs of every round, and the rate, over local epochs.
+
+    Args:
+        lines: rounds of ``rounds.jsonl``; of the metrics ``val_acc``.
+    """
+    with canvas(height=4.2, width=7.5) as figure:
+        accuracy, local, rate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+        ends = [line["epochs_done"] for line in lines]
+        accuracy.plot(ends, [100 * line["val_acc"] for line in lines], marker="o", markersize=3)
+        accuracy.set(title="Five data centers learn to read digits", ylabel="test accuracy, %")
+        local.step([0, *ends], [lines[0]["local_epochs"], *(line["local_epochs"] for line in lines)], color="C1")
+        local.set(ylabel="T", ylim=(0, None))
+        rates = [rate for line in lines for rate in line["learning_rates"]]
+        rate.step(range(len(rates) + 1), [rates[0], *rates], color="C2")
+        rate.set(
+            ylabel="rate", ylim=(0, None), xlabel="local epochs; a dot above is a round's end, when models are averaged"
+        )
+        return alone(picture(figure, "quickstart", "The quickstart, round by round"))
 
 
 def main() -> None:
@@ -94,6 +117,8 @@ def main() -> None:
         path = chosen.results / f"{name}.json"
         if path.exists():
             (chosen.pictures / f"{name}.svg").write_text(draw(json.loads(path.read_text())["rows"]))
+    if (path := chosen.results / "quickstart.json").exists():
+        (chosen.pictures / "quickstart.svg").write_text(overview(json.loads(path.read_text())))
     if (path := chosen.results / "choosing.json").exists():
         (chosen.pictures / "choosing.svg").write_text(changes(**json.loads(path.read_text())))
 

@@ -31,7 +31,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import colearn_hpc.data
 import colearn_hpc.models
-from colearn_hpc.cli.devices import trainer_devices
+from colearn_hpc.cli.devices import trainer_devices, unused_gpus
 from colearn_hpc.cli.method import arrange
 from colearn_hpc.cli.options import OPTIONS
 from colearn_hpc.cli.usage import in_one_line
@@ -132,6 +132,8 @@ class ColearnCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
         center = self.center
+        if center.is_first and (idle := unused_gpus(settings["accelerator"])):
+            print(f"colearn-hpc: {idle}", file=sys.stderr)
         kwargs |= {
             "plugins": [*_as_list(settings["plugins"]), self.environment],
             "num_nodes": center.nodes,

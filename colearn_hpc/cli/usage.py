@@ -105,7 +105,8 @@ def _arguments(path: str) -> list[str]:
     """All arguments of a class, those of its bases too."""
     found = _imported(path)
     kinds = inspect.getmro(found) if inspect.isclass(found) else ()
-    return [name for kind in kinds for name in inspect.signature(kind.__init__).parameters]
+    makers = [vars(kind).get("__init__") for kind in kinds]
+    return [name for made in makers if inspect.isfunction(made) for name in inspect.signature(made).parameters]
 
 
 def _imported(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Builds the documentation site into build/site: collects the pages, calls Zensical, and checks every link of the result.
+"""Builds the documentation site into build/site: collects the pages, calls Zensical, checks every link of the result.
 
     python docs/site/build.py
 
@@ -137,19 +137,23 @@ def with_messages(text: str) -> str:
     """The troubleshooting page with all messages of each kind, as the source has them."""
     from colearn_hpc.cli.explain import sections
 
-    found = messages()
+    found, taken = messages(), set()
     for key in sections():
         if texts := found.get(key):
-            lines = "\n".join(f"- {anchored(key, number, said)}" for number, said in enumerate(texts, 1))
-            below = f"\n\n**All messages of this kind** (… stands for what was set or found):\n\n{lines}\n"
-            text = re.sub(rf"(^## {key}\n.*?)\n*(?=^## |\Z)", lambda part, b=below: part[1] + b + "\n", text, 1, re.S | re.M)
+            lines = [f'- <span id="{anchor(key, said, taken)}">{html_of(said)}</span>' for said in texts]
+            below = "\n".join(["\n\n**All messages of this kind** (… stands for what was set or found):\n", *lines, ""])
+            section = re.compile(rf"(^## {key}\n.*?)\n*(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+            text = section.sub(lambda part, below=below: f"{part[1]}{below}\n", text)
     return text
 
 
-def anchored(key: str, number: int, said: str) -> str:
-    """One message with an anchor of its own, which does not change when others come."""
+def anchor(key: str, said: str, taken: set[str]) -> str:
+    """An anchor for a message, of its first words; it is added to ``taken``."""
     words = re.findall(r"[a-z0-9]+", said.lower())
-    return f'<span id="{key}-{"-".join(words[:6]) or number}">{html_of(said)}</span>'
+    names = ("-".join([key, *words[:count]]) for count in range(6, len(words) + 1))
+    name = next((name for name in names if name not in taken), f"{key}-{len(taken)}")
+    taken.add(name)
+    return name
 
 
 def html_of(said: str) -> str:
@@ -160,20 +164,22 @@ def html_of(said: str) -> str:
 
 def messages() -> dict[str, list[str]]:
     """Key -> the texts with which errors of that kind are made in the source."""
-    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "colearn_hpc").rglob("*.py"))]
+    trees = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "colearn_hpc").rglob("*.py"))}
     keys = {"ColearnError": ""}
-    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     for _ in range(5):  # as deep as classes are derived
         for node in classes:
             for base in node.bases:
                 if isinstance(base, ast.Name) and base.id in keys:
                     keys[node.name] = own_key(node) or keys[base.id]
     texts: dict[str, dict[str, None]] = {}
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and keys.get(node.func.id) and node.args:
-                if len(re.findall(r"[A-Za-z]{3,}", said := text_of(node.args[0]))) > 2:
-                    texts.setdefault(keys[node.func.id], {})[said] = None
+    for path, tree in trees.items():
+        # The equations know no ColearnError; who calls them makes one of the same text.
+        here = keys | ({"ValueError": "configuration"} if path.parent.name == "algorithm" else {})
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
+            key = here.get(call.func.id) if isinstance(call.func, ast.Name) else None
+            if key and len(re.findall(r"[A-Za-z]{3,}", said := text_of(call.args[0]))) > 2:
+                texts.setdefault(key, {})[said] = None
     return {key: sorted(found) for key, found in texts.items()}
 
 
@@ -203,7 +209,7 @@ def commands() -> str:
     from colearn_hpc.cli.completion import help_of, subcommands
 
     parts = ["# Commands", "What each command says for `--help`."]
-    for name, (module, summary) in COMMANDS.items():
+    for name, (module, _) in COMMANDS.items():
         if module == "fit":
             parts += [f"## {name}", f"```text\n{fit_help.page(name, 100)}\n```"]
             continue
@@ -237,20 +243,21 @@ def dead_links(site: Path) -> Iterator[str]:
     for path in site.rglob("*.html"):
         read[path] = Links()
         read[path].feed(path.read_text())
+    anchors = {path: links.anchors for path, links in read.items()}
     for path, links in read.items():
         if path.name == "404.html":
             continue  # its links begin at the server's root
         for target in links.targets:
             address = urllib.parse.urlsplit(target)
+            fragment = urllib.parse.unquote(address.fragment)
             if address.scheme or address.netloc:
                 continue
             file = (path.parent / urllib.parse.unquote(address.path)).resolve() if address.path else path
             file = file / "index.html" if file.is_dir() else file
             if not file.exists():
                 yield f"{path.relative_to(site)}: {target} leads nowhere"
-            elif address.fragment and file in read:
-                if urllib.parse.unquote(address.fragment) not in read[file].anchors:
-                    yield f"{path.relative_to(site)}: {target}: no such heading"
+            elif fragment and fragment not in anchors.get(file, {fragment}):
+                yield f"{path.relative_to(site)}: {target}: no such heading"
 
 
 if __name__ == "__main__":
