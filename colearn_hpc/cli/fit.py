@@ -96,7 +96,7 @@ class ColearnCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for option in OPTIONS:
-            switch = {"nargs": "?", "const": True} if option.is_switch else {}
+            switch: dict[str, Any] = {"nargs": "?", "const": True} if option.is_switch else {}
             parser.add_argument(
                 f"--{option.name}", type=option.type, default=option.default, help=option.help, **switch
             )
