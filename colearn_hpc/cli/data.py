@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.sources import SOURCES, source_class
 from colearn_hpc.errors import ColearnError, DataError
+from colearn_hpc.protocol.messages import describe_error
 
 if TYPE_CHECKING:
     from colearn_hpc.data.pack import Packed, Request
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
                 return _READERS[options.command](expanded(options.folder, "DIR"))
             return _make(options)
     except ColearnError as error:
-        _say(f"colearn-hpc data: {error}", sys.stderr)
+        _say(f"colearn-hpc data: {describe_error(error)}", sys.stderr)
         return 1
     except OSError as error:
         where = error.filename or getattr(options, "out", options.command)

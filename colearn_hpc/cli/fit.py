@@ -8,7 +8,6 @@ gets: devices, folders, loggers, bar; and how errors end a run: one message, eve
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import itertools
 import json
@@ -21,7 +20,7 @@ from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
@@ -32,8 +31,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import colearn_hpc.data
 import colearn_hpc.models
-from colearn_hpc.cli.devices import trainer_devices
-from colearn_hpc.cli.method import METHODS, arrange
+from colearn_hpc.cli.devices import trainer_devices, unused_gpus
+from colearn_hpc.cli.method import arrange
+from colearn_hpc.cli.options import OPTIONS
+from colearn_hpc.cli.usage import in_one_line
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.protocol.conversation import is_everywhere
@@ -53,6 +54,8 @@ ShardDataModule = colearn_hpc.data.ShardDataModule
 
 class UsageError(ConfigurationError):
     """The command line or a configuration file cannot be read."""
+
+    key = "command-line"
 
 
 @dataclass
@@ -92,26 +95,11 @@ class ColearnCLI(LightningCLI):
         return super().init_parser(exit_on_error=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder is RUNS/NAME.")
-        parser.add_argument("--runs", type=str, default="runs", help="Folder of run folders.")
-        parser.add_argument(
-            "--centers",
-            type=int | list[int] | None,
-            default=None,
-            help="Number of equal data centers, or their sizes, e.g. [4, 4, 2]. Left out: COLEARN_CENTER in each "
-            "rank's environment names its data center, or every rank is one.",
-        )
-        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="Continue RUNS/NAME.")
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, nargs="?", const=True, help="Start anew in an existing RUNS/NAME."
-        )
-        parser.add_argument(
-            "--method",
-            type=Literal[METHODS],
-            default="colearning",
-            help="vanilla: one data center holds all shards; ensemble: no exchange, predictions are averaged; single: "
-            "one data center's data only.",
-        )
+        for option in OPTIONS:
+            switch: dict[str, Any] = {"nargs": "?", "const": True} if option.is_switch else {}
+            parser.add_argument(
+                f"--{option.name}", type=option.type, default=option.default, help=option.help, **switch
+            )
         # For rehearsals (docs/reliability.md); not of every day, so not in the help.
         parser.add_argument("--inject", type=list[str], default=[], help=SUPPRESS)
         self._example = parser
@@ -144,6 +132,8 @@ class ColearnCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
         center = self.center
+        if center.is_first and (idle := unused_gpus(settings["accelerator"])):
+            print(f"colearn-hpc: {idle}", file=sys.stderr)
         kwargs |= {
             "plugins": [*_as_list(settings["plugins"]), self.environment],
             "num_nodes": center.nodes,
@@ -207,8 +197,8 @@ class ColearnCLI(LightningCLI):
         except (ArgumentError, SystemExit) as stop:
             if isinstance(stop, SystemExit) and not stop.code:  # --help, --print_config
                 raise
-            error = str(stop) if isinstance(stop, ArgumentError) else output.getvalue()
-            error += self._nearest(error)
+            said = str(stop) if isinstance(stop, ArgumentError) else output.getvalue()
+            error = in_one_line(said, list(self._example.get_defaults().keys()))
         if errors := all_errors(error):
             raise UsageError("\n".join(errors)).on_all_ranks()
         self._check_same_command()
@@ -231,15 +221,6 @@ class ColearnCLI(LightningCLI):
                 raise UsageError(
                     f"{option} differs between the ranks ({ranks}); start all data centers with the same command"
                 ).on_all_ranks()
-
-    def _nearest(self, error: str) -> str:
-        """The option that was meant, if the error is about one that is unknown."""
-        found = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", error)
-        if not found:
-            return ""
-        known = list(self._example.get_defaults().keys())
-        near = difflib.get_close_matches(found[1] or found[2], known, n=1)
-        return f"; did you mean {near[0]}?" if near else "; `colearn-hpc fit --help` lists what there is"
 
     def _setting(self, name: str) -> Any:
         return self.config[self.subcommand][name]

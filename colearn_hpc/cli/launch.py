@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from colearn_hpc.cli import COMMANDS, loopback, rank_start
+from colearn_hpc.cli import COMMANDS, describe, loopback, rank_start
 from colearn_hpc.errors import ABORT_CODE, RESUME_CODE
 
 _ENDINGS = "COLEARN_LAUNCH_ENDINGS"  # names the folder in which a rank notes that it ends in order
@@ -30,7 +30,7 @@ _TOGETHER = 2.0  # s; signals closer than this are one request: a terminal and a
 
 def main(argv: Sequence[str]) -> int:
     """Run ``launch``; returns the command's exit code (128 + N after signal N)."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc launch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc launch", description=describe("launch"))
     parser.add_argument("--centers", type=_positive, required=True, help="number of data centers K")
     parser.add_argument("--ranks-per-center", type=_positive, default=1, help="ranks (GPUs) in each (default 1)")
     parser.add_argument("--threads", type=_positive, help="threads per rank (default: cores / ranks, at least 1)")

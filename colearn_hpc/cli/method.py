@@ -20,7 +20,6 @@ from colearn_hpc.mpi.pooling import declare, declared_names
 from colearn_hpc.mpi.topology import CentersSpec
 from colearn_hpc.protocol.messages import plural
 
-METHODS = ("colearning", "vanilla", "ensemble", "single")
 POOLED = "pooled"  # the name of vanilla's one data center
 _INSTEAD = {"schedule": {"clr": "elr"}, "local_epochs_rule": {"ile": "fle"}}
 

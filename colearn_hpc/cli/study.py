@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from colearn_hpc.cli import describe
 from colearn_hpc.errors import ColearnError, ConfigurationError
+from colearn_hpc.protocol.messages import describe_error
 from colearn_hpc.studies.grid import RunPlan, expand
 from colearn_hpc.studies.launchers import Launcher, make_mpirun_launcher
 from colearn_hpc.studies.progress import GridProgress
@@ -25,7 +27,7 @@ LAUNCHERS = ("mpirun", "slurm")
 
 def main(argv: Sequence[str]) -> int:
     """Run ``study``; returns 0 done, 1 some run failed, 2 wrong usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc study", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc study", description=describe("study"))
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a study file's grid, then write its report")
     run.add_argument("file", type=Path, help="configs/studies/NAME.yaml")
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _run(arguments) if arguments.command == "run" else _report(arguments.folder)
     except ColearnError as error:
-        print(f"colearn-hpc: error: {error}", file=sys.stderr)
+        print(f"colearn-hpc: error: {describe_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("colearn-hpc: interrupted; the same command continues", file=sys.stderr)

@@ -250,9 +250,10 @@ def plural(number: int, noun: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """One text for people, never empty: our own errors as they are, anything unforeseen with its traceback."""
+    """One text for people, never empty: our own errors with their key, anything unforeseen with its traceback."""
     if isinstance(error, ColearnError):
-        return str(error) or type(error).__name__
+        text = str(error) or type(error).__name__
+        return f"{text} ({error.more})" if error.key else text
     try:
         return "".join(traceback.format_exception(error)).strip()
     except Exception:  # its own __str__ fails

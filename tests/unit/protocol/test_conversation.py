@@ -338,7 +338,10 @@ def test_after_a_timeout_there_is_no_meeting(capfd):
     with pytest.raises(GivenUp):
         said.fail(RoundTimeoutError("dc1 did not arrive"))
     assert said.between.came == [] and said.between.code == ABORT_CODE
-    assert capfd.readouterr().err == "colearn-hpc: error: data center dc0 (host0): dc1 did not arrive\n"
+    assert (
+        capfd.readouterr().err
+        == "colearn-hpc: error: data center dc0 (host0): dc1 did not arrive (more: colearn-hpc explain timeout)\n"
+    )
 
 
 def test_after_an_error_in_the_middle_of_a_meeting_there_is_no_other(capfd):
@@ -351,7 +354,8 @@ def test_after_an_error_in_the_middle_of_a_meeting_there_is_no_other(capfd):
     with pytest.raises(GivenUp):
         said.fail(error)
     assert [topic for topic, *_ in said.between.came] == [START] and said.between.code == ABORT_CODE
-    assert capfd.readouterr().err == "colearn-hpc: error: data center dc0 (host0): what is done meanwhile failed\n"
+    said = "data center dc0 (host0): what is done meanwhile failed (more: colearn-hpc explain configuration)"
+    assert capfd.readouterr().err == f"colearn-hpc: error: {said}\n"
 
 
 def test_regrouped_ranks_count_their_calls_anew():
@@ -434,7 +438,7 @@ def test_what_one_has_and_the_other_has_not():
 
 def test_ranks_of_a_data_center_that_differ():
     said = talk(Present(), site=FakeSite(others=["mine", "other"]))
-    with pytest.raises(FingerprintError, match=r"^mine is not other$") as error:
+    with pytest.raises(FingerprintError, match=r"^mine is not other\n") as error:
         said.agree("mine", lambda mine, other: f"{mine} is not {other}")
     assert not is_everywhere(error.value) and said.between.came == []
     talk(site=FakeSite(rank=1)).agree("theirs", lambda mine, other: pytest.fail("the leader compares"))
