@@ -42,9 +42,10 @@ from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.inject import FaultInjector
+from colearn_hpc.trainer.outputs import claim_folder
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.progress import RunProgress
-from colearn_hpc.trainer.run_folder import write_atomically
+from colearn_hpc.trainer.writing import private_folder, write_atomically
 
 # Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
 Classifier, MultilabelTask = colearn_hpc.models.Classifier, colearn_hpc.models.MultilabelTask
@@ -193,7 +194,7 @@ class ColearnCLI(LightningCLI):
         if self.center.is_first:
             self._dump_config()
             config = yaml.safe_dump(without_secrets(self.config_dump), sort_keys=False)
-            write_atomically(self.folder / "config.yaml", config)
+            write_atomically(self.folder / "config.yaml", config, self.center.start)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse on every rank, and go on only if all could. Collective over the world."""
@@ -292,10 +293,12 @@ class ColearnCLI(LightningCLI):
         """Refuse the folder of another run, and empty it where that is wanted. Collective over the world.
 
         Raises:
-            ConfigurationError: the run is there already or is of other ranks, or the folder cannot be made.
+            ConfigurationError: the run is there already or is of other ranks, another start writes it, or it cannot be
+                made.
         """
         if self._setting("resume") and self._setting("overwrite"):
             raise ConfigurationError("--resume and --overwrite exclude each other").on_all_ranks()
+        claim_folder(self.folder, self.place)  # before anything is removed
         used = (self.folder / "summary.json").exists() or any(self.center_folder.glob("resume-*.ckpt"))
         # A rank's host may see another file system than its leader's.
         resumes = _resumes(self.config[self.subcommand])
@@ -312,16 +315,18 @@ class ColearnCLI(LightningCLI):
             ).on_all_ranks()
         if self._setting("overwrite") and self.center.is_leader:
             old = [*self.center_folder.glob("resume-*.ckpt"), self.center_folder / "faults.jsonl"]
+            old += [self.center_folder / "status.json", self.folder / "status" / f"{self.center.name}.json"]
             if self.center.is_first:
                 old += [self.folder / name for name in ("rounds.jsonl", "summary.json", "shared.ckpt")]
             for path in old:
                 path.unlink(missing_ok=True)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.center.is_leader:
+                private_folder(self.center_folder)  # before a logger makes it
         except OSError as error:
             raise ConfigurationError(
-                f"runs={self._setting('runs')}: run folder {self.folder} cannot be made ({error.strerror}); choose "
-                "another --runs"
+                f"runs={self._setting('runs')}: {self.center_folder} cannot be made ({error.strerror}); choose another "
+                "--runs"
             ) from error
 
 

@@ -20,6 +20,7 @@ import logging
 import os
 import platform
 import re
+import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -176,6 +177,7 @@ class DataCenter:
         host_rank: index on the host among the ranks of all data centers (for dealing out GPUs).
         world, comm, leaders: communicators over all ranks, this data center, and the leaders (None on a
             rank that does not lead).
+        start: a word that all ranks of this start share, and those of no other start.
     """
 
     topology: Topology
@@ -194,6 +196,7 @@ class DataCenter:
     world: MPI.Intracomm
     comm: MPI.Intracomm
     leaders: MPI.Intracomm | None
+    start: str = ""
 
     @property
     def is_leader(self) -> bool:
@@ -230,10 +233,10 @@ class DataCenter:
         _check_one_world(world.Get_size(), os.environ)
         host = platform.node()
         spec = list(centers) if isinstance(centers, tuple) else centers
-        said = allgather_plain(world, [host, declared_center(os.environ), _sendable(spec)])
-        declarations = [Declaration(host, name) for host, name, _ in said]
+        said = allgather_plain(world, [host, declared_center(os.environ), _sendable(spec), secrets.token_hex(16)])
+        declarations = [Declaration(host, name) for host, name, _, _ in said]
         hosts = [declaration.host for declaration in declarations]
-        topology = _resolve_together(declarations, [spec for _, _, spec in said]).on_hosts(hosts)
+        topology = _resolve_together(declarations, [spec for _, _, spec, _ in said]).on_hosts(hosts)
         world_rank = world.Get_rank()
         if too_late and len(set(hosts)) > 1 and world_rank == 0:
             log.warning("%s", too_late)
@@ -263,6 +266,7 @@ class DataCenter:
             world=world,
             comm=center_comm,
             leaders=leaders if leads else None,
+            start=said[0][3],
         )
 
 

@@ -49,7 +49,7 @@ from colearn_hpc.trainer.lightning_gaps import (
 )
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, reset_state
-from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_shared_model
+from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outputs
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
@@ -57,6 +57,7 @@ from colearn_hpc.trainer.round_end import RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
+from colearn_hpc.trainer.writing import remove_leftovers
 
 
 class CoLearning(Callback):
@@ -166,8 +167,10 @@ class CoLearning(Callback):
         if (before := self._fit.folder) is not None:
             before.close()  # of an attempt that failed before this one
         path = self._run_dir or Path(trainer.default_root_dir) / "colearn"
-        folder = RunFolder(path, place.center.name, place.conversation.presides, place.center.is_leader)
         restarted = self._supervisor.attempt.number > 0
+        writes_shared, lock = (False, None) if restarted else claim_folder(path, place)
+        center = place.center
+        folder = RunFolder(path, center.name, place.conversation.presides, center.is_leader, center.start)
         state = RunState.new(place.center.name, self.settings.rule.first())
         self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
         self._fit = _Fit(folder, self._averager_of(place), examples=self._fit.examples)
@@ -175,7 +178,9 @@ class CoLearning(Callback):
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)
         else:
-            folder.writes_shared = writes_shared_model(path, place)
+            folder.writes_shared, folder.lock = writes_shared, lock
+            if lock is not None:
+                remove_leftovers(path)
             separate_outputs(trainer, place)
             if trainer.progress_bar_callback is not None and place.center.index != 0:
                 trainer.progress_bar_callback.disable()  # one bar for the run
@@ -223,6 +228,8 @@ class CoLearning(Callback):
             place.site.copy_to_all(tensors)
             fit.averager.start_from(pl_module)
         state = run.state
+        if fit.folder_.lock is not None:
+            fit.folder_.lock.note_run(state.run_id)
         start = f"run {state.run_id[:8]}, round {state.rounds_done} of T={state.round.chosen}"
         check_same_place(start if resumed else "the start", place)
         fit.folder_.rewind(state.lines)
@@ -320,6 +327,7 @@ class CoLearning(Callback):
         if stage != "fit" or self._fit.folder is None:
             return
         self._fit.folder.close()
+        self._fit.folder.release()
         fit, alone = self._fit, self._placed.alone
         if fit.began and not fit.trains and fit.loaded is None and not alone and not trainer.interrupted:
             # Lightning passes over a fit without a batch in silence; the others would wait for ever.
@@ -580,7 +588,7 @@ class CoLearning(Callback):
         folder, averager = self._fit.folder_, self._fit.averager
         if folder.writes_shared or not averager.shares_model:
             path = averager.checkpoint_path(folder.folder, folder.center_folder)
-            save_model(trainer, path, self._placed.center.is_leader, required=self._run.state.stop is not None)
+            save_model(trainer, path, self._placed.center, required=self._run.state.stop is not None)
 
     def _summarize(self, status: str, **content: Any) -> None:
         if self._fit.folder is not None:
@@ -591,6 +599,7 @@ class CoLearning(Callback):
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
             self._summarize(status, error=str(exception))
             log.info("%s: %r", status, exception)
+            self._fit.folder.release()
 
     def _averager_of(self, place: Place) -> Averager:
         if self.settings.combine == "predictions":

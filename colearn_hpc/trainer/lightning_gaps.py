@@ -17,6 +17,7 @@ from pytorch_lightning.loops.fetchers import _DataLoaderIterDataFetcher
 from torch import Tensor
 
 from colearn_hpc.errors import CheckpointError, ConfigurationError
+from colearn_hpc.trainer.writing import opened_new
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
@@ -67,8 +68,9 @@ def average_from_here(trainer: pl.Trainer) -> None:
             average.module.load_state_dict(trainer.lightning_module.state_dict())
 
 
-def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool) -> None:
-    """``trainer.save_checkpoint``, written where it belongs. Collective over the data center.
+def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: int | None = None) -> None:
+    """``trainer.save_checkpoint``, written where it belongs, with permissions ``mode``; None: as the umask has it.
+    Collective over the data center.
 
     2.6 writes through a transaction of fsspec in the system's temporary folder, which may be full, small or missing. A
     user's own plugin for checkpoints is left its way.
@@ -81,7 +83,7 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool) -> Non
     try:
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
         if trainer.is_global_zero:
-            with path.open("wb") as file:
+            with opened_new(path, mode, binary=True) as file:
                 torch.save(checkpoint, file)
     except OSError as error:
         problem = error
