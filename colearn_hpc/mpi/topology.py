@@ -16,6 +16,7 @@ With none of them every rank is a data center of its own.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import platform
@@ -29,6 +30,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from colearn_hpc.errors import TopologyError
+from colearn_hpc.mpi.roll_call import RollCall
 from colearn_hpc.mpi.startup import prepare_environment
 from colearn_hpc.mpi.wire import allgather_plain
 from colearn_hpc.protocol.messages import plural
@@ -157,6 +159,12 @@ class Topology:
         """The data center of a world rank."""
         return next(center for center in self.centers if world_rank in center.world_ranks)
 
+    def describe_rank(self, world_rank: int) -> str:
+        """For people: ``data center dc1 (rank 0, on node7)``."""
+        center = self.center_of(world_rank)
+        rank = center.world_ranks.index(world_rank)
+        return f"data center {center.name} (rank {rank}{f', on {center.hosts[rank]}' if center.hosts else ''})"
+
     def describe(self) -> str:
         """One line for people: ``dc0 (2 ranks), dc1 (2 ranks)``."""
         return ", ".join(f"{c.name} ({plural(len(c.world_ranks), 'rank')})" for c in self.centers)
@@ -178,6 +186,7 @@ class DataCenter:
         world, comm, leaders: communicators over all ranks, this data center, and the leaders (None on a
             rank that does not lead).
         start: a word that all ranks of this start share, and those of no other start.
+        roll_call: of all ranks, at a run's beginning; None in a world of one rank.
     """
 
     topology: Topology
@@ -197,6 +206,7 @@ class DataCenter:
     comm: MPI.Intracomm
     leaders: MPI.Intracomm | None
     start: str = ""
+    roll_call: RollCall | None = None
 
     @property
     def is_leader(self) -> bool:
@@ -249,6 +259,11 @@ class DataCenter:
         os.environ[CENTER_VARIABLE] = mine.name
         if abort_on_errors:
             _abort_on_uncaught_errors(world)
+        roll_call = None
+        if world.Get_size() > 1:
+            told = [one.leader for one in topology.centers if one is not mine] if leads else [mine.leader]
+            roll_call = RollCall(world, told, topology.describe_rank)
+            atexit.register(roll_call.leave)
         return cls(
             topology=topology,
             world_rank=world_rank,
@@ -267,6 +282,7 @@ class DataCenter:
             comm=center_comm,
             leaders=leaders if leads else None,
             start=said[0][3],
+            roll_call=roll_call,
         )
 
 

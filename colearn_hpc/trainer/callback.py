@@ -25,17 +25,17 @@ from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, ch
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import ConfigurationError, Interrupted, PeerError
-from colearn_hpc.join import CentersSpec, DataCenter
+from colearn_hpc.join import CentersSpec, DataCenter, end_world
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
-from colearn_hpc.protocol.messages import Absent, Topic, TopicKind
+from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_error
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
 from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
 from colearn_hpc.trainer.ensemble import EnsembleAverager
-from colearn_hpc.trainer.environment import check_trainer, join_trainer
+from colearn_hpc.trainer.environment import check_trainer, join_trainer, joined_center
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
 from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning
@@ -43,15 +43,19 @@ from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
     callbacks_of,
     check_callbacks,
+    note_found_rate,
     pass_over_empty_hooks,
+    set_callbacks,
     skip_epochs,
+    tuners,
     wants_stop,
 )
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
-from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, reset_state
+from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, rates_of, reset_state, set_rates
 from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outputs
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.prepare import Preparation
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
 from colearn_hpc.trainer.round_end import RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
@@ -150,6 +154,7 @@ class CoLearning(Callback):
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
         self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
+        self._preparation = Preparation()
         self._place: Place | None = None
         self._run = Run(RunState.new("", self.settings.rule.first()), rounds=rounds, overlap=False)
         self._fit = _Fit()
@@ -157,11 +162,31 @@ class CoLearning(Callback):
 
     # --- Lightning's hooks, in the order in which they run ------------------------------------------------
 
+    @property
+    def log(self) -> Any:
+        """The module's ``log``, as in every callback."""
+        return vars(self)["log"]
+
+    @log.setter
+    def log(self, function: Any) -> None:
+        # Lightning sets this right before it prepares data; no hook comes as early.
+        vars(self)["log"] = function
+        self._before_data(function.__self__.trainer)
+
+    def _before_data(self, trainer: pl.Trainer) -> None:
+        """Collective over the world where it has not joined yet."""
+        if trainer.state.fn != "fit":
+            return
+        center = join_trainer(trainer, self._centers)
+        if not isinstance(self._centers, DataCenter):
+            self._centers = center
+        if len(center.topology.centers) > 1:
+            owners = (trainer.datamodule, trainer.lightning_module)  # type: ignore[attr-defined]
+            self._preparation.guard([one for one in owners if one is not None], center.start)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if (environment := environment_of(trainer)) is not None:
-            environment.note_process_group()
         place = self._connect(trainer)
         check_trainer(trainer, place.center)
         if (before := self._fit.folder) is not None:
@@ -185,25 +210,24 @@ class CoLearning(Callback):
             if trainer.progress_bar_callback is not None and place.center.index != 0:
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
-        callbacks = callbacks_of(trainer)
-        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, EpochStart | EpochEnd)]
-        callbacks.insert(0, EpochStart(self._start_epoch, self._first_batch))
-        callbacks.append(
-            EpochEnd(
-                place,
-                folder,
-                self._supervisor,
-                self.standing,
-                self._close_epoch,
-                self._report_trained,
-                self.settings.resume_points,
-            )
+        start = EpochStart(self._start_epoch, self._first_batch)
+        end = EpochEnd(
+            place,
+            folder,
+            self._supervisor,
+            self.standing,
+            self._close_epoch,
+            self._report_trained,
+            self.settings.resume_points,
         )
+        others = [one for one in callbacks_of(trainer) if not isinstance(one, EpochStart | EpochEnd)]
+        set_callbacks(trainer, [start, *others, end])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
         self._supervisor.fit_begins(pl_module)
         check_scheduler(trainer, pl_module, settings.schedule)
+        self._after_tuning(trainer)
         fit.rates = BaseRates(trainer.optimizers, settings.learning_rate)
         fit.averager.watch(pl_module)
         if fit.loaded is not None:
@@ -215,6 +239,7 @@ class CoLearning(Callback):
         found = fingerprint(trainer, pl_module, settings.fingerprint())
         place.conversation.compare(Topic(TopicKind.START), found)
         place.conversation.compare(Topic(TopicKind.START, detail="data"), meaning(trainer))
+        self._preparation.over()
         check_unchanged(dict(run.state.settings), found)
         run.note(settings=found)
         resumed = fit.loaded is not None
@@ -238,6 +263,12 @@ class CoLearning(Callback):
         fit.began = True
         if run.is_finished:
             trainer.should_stop = True  # a finished run was resumed
+            if place.conversation.presides:
+                log.warning(
+                    "%s is finished after %d rounds; raise rounds or choose another folder",
+                    fit.folder_.folder,
+                    state.rounds_done,
+                )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run = self._run
@@ -311,8 +342,9 @@ class CoLearning(Callback):
                 # All are here and leave, so a mean comes to its end; nobody may leave while messages are under way.
                 self._place.means.abandon()
             return self._ended_by(exception)
-        # A DataModule's setup comes before ours: then the others are on their way to meet us.
-        place, state = self._connect(trainer), self._run.state
+        if self._place is None and self._cannot_tell(trainer, exception):
+            return
+        place, state = self._connect(trainer, exception), self._run.state
         where = (state.round.index, state.epoch, trainer.fit_loop.batch_idx)
         restartable = self._supervisor.can_restart(exception, place)
         failure = Failure.of(exception, place.center.rank, where, restartable, state.mean_is_taken)
@@ -337,6 +369,11 @@ class CoLearning(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
+        if self._fit.rates is None:  # a tuner's, which trains before the fit begins
+            return {}
+        return self._state_dict()
+
+    def _state_dict(self) -> dict[str, Any]:
         self._report_trained()
         return {"run": self._run.state.to_plain(), "averaging": self._fit.averager.state_dict()}
 
@@ -559,7 +596,26 @@ class CoLearning(Callback):
         self._follow(run.close_epoch(), trainer, absent=text)
         # The others' outcomes so far are in the state: they need not be replayed.
         self._placed.journal.forget()
-        return Rejoin(self.state_dict(), FlatModel.of(trainer.lightning_module).pack())
+        return Rejoin(self._state_dict(), FlatModel.of(trainer.lightning_module).pack())
+
+    def _after_tuning(self, trainer: pl.Trainer) -> None:
+        """A rate that was searched for when the fit began is one for all data centers: the first one's.
+
+        Collective over the world where there is such a callback.
+        """
+        if not (found := tuners(trainer)):
+            return
+        name = type(found[0]).__name__
+        if self._fit.loaded is not None:
+            raise ConfigurationError(
+                f"{name} trains a few steps before a checkpoint's place in the run is restored, which would be lost. "
+                "Leave it out when a run is resumed, and set what it had found"
+            )
+        decision = self._placed.conversation.decide(
+            Topic(TopicKind.START, detail="rates"), lambda: rates_of(trainer.optimizers)
+        )
+        set_rates(trainer.optimizers, decision)
+        note_found_rate(trainer)
 
     # --- small things -------------------------------------------------------------------------------------
 
@@ -597,7 +653,9 @@ class CoLearning(Callback):
     def _ended_by(self, exception: BaseException) -> None:
         if self._fit.folder is not None:
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
-            self._summarize(status, error=str(exception))
+            trained = self._fit.trains or self._supervisor.attempt.number > 0
+            if trained or not (self._fit.folder.folder / "summary.json").exists():  # that of the start before stays
+                self._summarize(status, error=str(exception))
             log.info("%s: %r", status, exception)
             self._fit.folder.release()
 
@@ -614,12 +672,32 @@ class CoLearning(Callback):
         assert isinstance(averager, OverlappedAverager), "only there means are begun"
         return averager
 
-    def _connect(self, trainer: pl.Trainer) -> Place:
-        """Find this process's place, once. Collective over the world."""
+    def _connect(self, trainer: pl.Trainer, error: BaseException | None = None) -> Place:
+        """Find this process's place, once. Collective over the world.
+
+        Args:
+            trainer: of this data center.
+            error: of this rank, which has nothing else to tell.
+        """
         if self._place is None:
             center, settings = join_trainer(trainer, self._centers), self.settings
-            self._place = Place.of(center, settings.transfer_lanes, settings.round_timeout, settings.may_miss)
+            failed = None if error is None else lambda: describe_error(error)
+            self._place = Place.of(center, settings.transfer_lanes, settings.round_timeout, settings.may_miss, failed)
         return self._place
+
+    def _cannot_tell(self, trainer: pl.Trainer, error: BaseException) -> bool:
+        """Whether this rank failed before it has met any other, and cannot meet them now: then all are ended, or it is
+        alone.
+
+        A DataModule's ``prepare_data`` and ``setup`` come before ours, and the others are on their way to meet us. A
+        rank that has not even joined must not begin a collective in which nobody else is.
+        """
+        if (environment := environment_of(trainer)) is not None:
+            environment.leave_process_group()  # its peers may wait for it there
+        if joined_center(trainer, self._centers) is not None:
+            return False
+        end_world(describe_error(error))
+        return True
 
     @property
     def _placed(self) -> Place:

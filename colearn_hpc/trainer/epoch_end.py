@@ -196,7 +196,9 @@ class EpochEnd(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Of a resume point, or of a checkpoint that somebody else writes at this moment. Collective over the data
         center, as writing a checkpoint is."""
-        if self._saving or self._trainer is None:
+        if self._trainer is None:  # a tuner's, which trains before the fit begins
+            return {}
+        if self._saving:
             return {"generators": self._generators, "middle": self._middle, "trained": False, "unfit": ""}
         found, middle, trained, unfit = self._generators, {}, False, ""
         try:

@@ -23,6 +23,7 @@ from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy, Verdict
 from colearn_hpc.trainer.environment import DataCenterEnvironment
+from colearn_hpc.trainer.lightning_gaps import drop_tuners
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import NUMPY_NUMBERS, find_newest_point
 
@@ -168,6 +169,7 @@ class Supervisor:
                 if forward is not None:
                     vars(model)["forward"] = forward
                 trainer.num_sanity_val_steps = 0
+                drop_tuners(trainer)  # they have found what they search for
                 ckpt_path = find_newest_point(folder, place)
                 place.journal.replay()
                 self.attempt = Attempt(self.attempt.number + 1, rejoin)

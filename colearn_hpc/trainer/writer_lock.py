@@ -230,6 +230,20 @@ def is_held_by(folder: Path, start: str) -> bool:
     return found is not None and found.start == start
 
 
+def living_writer(folder: Path) -> Writer | None:
+    """Who writes a run folder, where that is a process of this machine that lives."""
+    found = Writer.read(folder / NAME)
+    return found if found is not None and found.machine == _machine() and _lives(found) else None
+
+
+def taken(folder: Path, writer: Writer) -> str:
+    """What is said to who comes second."""
+    return (
+        f"{folder} is written by another start of this run ({writer.describe()}); wait for its end, or choose another "
+        "--name (run_dir)"
+    )
+
+
 def _acquire(path: Path, mine: Writer, meanwhile: Callable[[str], object]) -> bool:
     """Whether the lock is ours now; False where it is another process's of the same start."""
     first: tuple[str, float] | None = None
@@ -257,10 +271,7 @@ def _acquire(path: Path, mine: Writer, meanwhile: Callable[[str], object]) -> bo
                     return True
             case Judgement.REFUSE:
                 assert theirs is not None, "who is not known is waited for"
-                raise ConfigurationError(
-                    f"{path.parent} is written by another start of this run ({theirs.describe()}); wait for its end, "
-                    "or choose another --name (run_dir)"
-                )
+                raise ConfigurationError(taken(path.parent, theirs))
             case Judgement.WAIT:
                 who = "somebody" if theirs is None else theirs.describe()
                 text = f"{path.parent} is locked by {who}; waiting for a sign of life, or {STALE:.0f} s without one"
