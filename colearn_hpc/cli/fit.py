@@ -37,6 +37,7 @@ from colearn_hpc.cli.method import METHODS, arrange
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.protocol.conversation import is_everywhere
+from colearn_hpc.protocol.failures import is_lost_peer
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
@@ -133,7 +134,8 @@ class ColearnCLI(LightningCLI):
             centers, self.notice = arrange(self.config[self.subcommand])
         environment = DataCenterEnvironment(centers)
         self.center, self.environment = environment.center, environment
-        self.session.place = self.place = Place.of(environment.center)
+        shares = self.subcommand == "fit" and bool(self._setting("colearning")["share_tracebacks"])
+        self.session.place = self.place = Place.of(environment.center, share_tracebacks=shares)
         self.folder = Path(self._setting("runs")) / self._setting("name")
         self.center_folder = self.folder / "centers" / self.center.name
         self._check_name()
@@ -415,9 +417,19 @@ def main(argv: Sequence[str]) -> int:
         if rank == 0 or getattr(error, "after_the_end", False):
             text = session.place.conversation.verdict if session.place is not None else ""
             print(f"colearn-hpc: error: {text or describe_error(error)}", file=sys.stderr, flush=True)
+        if session.place is not None and _is_kept_here(error, session.place):
+            center = session.place.center
+            said = f"{center.name} ({center.host}), to be read here alone: {describe_error(error)}"
+            print(f"colearn-hpc: {said}", file=sys.stderr, flush=True)
         if size > 1:
             leave_together()
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _is_kept_here(error: BaseException, place: Place) -> bool:
+    """Whether the error is this rank's own, and others have not heard all of it."""
+    ours = isinstance(error, ColearnError | SystemExit) or is_lost_peer(error)
+    return not (ours or place.conversation.shares_tracebacks or getattr(error, "after_the_end", False))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -24,11 +24,11 @@ from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSched
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
-from colearn_hpc.errors import ConfigurationError, Interrupted, PeerError
+from colearn_hpc.errors import ColearnError, ConfigurationError, Interrupted, PeerError
 from colearn_hpc.join import CentersSpec, DataCenter, end_world
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
-from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_error
+from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_elsewhere, describe_error
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
@@ -72,7 +72,7 @@ class CoLearning(Callback):
 
     The arguments come in five groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
     (``optimizer_state`` to ``combine``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
-    ``resume_points``), and failures (``round_timeout`` to ``on_failure``).
+    ``resume_points``), and failures (``round_timeout`` to ``share_tracebacks``).
 
     Args:
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
@@ -106,6 +106,8 @@ class CoLearning(Callback):
         on_failure: what comes after that, or when ``round_timeout`` has passed: ``"stop"`` ends the run (the paper
             wants all participants), ``"continue_without"`` takes the round's mean over the others; the missing one
             takes part again with the next shared model.
+        share_tracebacks: tell other data centers all that an exception says; otherwise its class, file name and line,
+            for a text may quote a patient's row.
 
     Attributes:
         settings: all of this, as one frozen value.
@@ -135,6 +137,7 @@ class CoLearning(Callback):
         round_timeout: float | None = None,
         restarts: int = 3,
         on_failure: OnFailure = "stop",
+        share_tracebacks: bool = False,
     ) -> None:
         self.settings = Settings(
             schedule=schedule_of(schedule, decay),
@@ -153,6 +156,7 @@ class CoLearning(Callback):
             **_exchange_settings(exchange),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
+        self._shares_tracebacks = share_tracebacks
         self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
         self._preparation = Preparation()
         self._place: Place | None = None
@@ -351,7 +355,7 @@ class CoLearning(Callback):
         verdict = self._supervisor.judge(exception, place, trainer, failure)
         if verdict.action == "stop":
             self._ended_by(exception)
-            place.conversation.fail(exception, verdict.text)
+            place.conversation.fail(exception, verdict.text, verdict.elsewhere)
             if isinstance(exception, SystemExit):  # whatever its code is, this run has not succeeded
                 raise PeerError(f"{verdict.text}\n(sys.exit() in a run ends it for all data centers)") from exception
 
@@ -655,9 +659,18 @@ class CoLearning(Callback):
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
             trained = self._fit.trains or self._supervisor.attempt.number > 0
             if trained or not (self._fit.folder.folder / "summary.json").exists():  # that of the start before stays
-                self._summarize(status, error=str(exception))
-            log.info("%s: %r", status, exception)
+                self._summarize(status, error=self._brief(exception))
+            log.info("%s: %s", status, describe_error(exception))
             self._fit.folder.release()
+
+    def _brief(self, error: BaseException) -> str:
+        """For the summary, which others may read."""
+        place = self._place
+        shares = self._shares_tracebacks if place is None else place.conversation.shares_tracebacks
+        with contextlib.suppress(Exception):  # its own __str__ fails
+            if shares or isinstance(error, ColearnError | SystemExit):
+                return str(error) or type(error).__name__
+        return describe_elsewhere(error)
 
     def _averager_of(self, place: Place) -> Averager:
         if self.settings.combine == "predictions":
@@ -682,7 +695,14 @@ class CoLearning(Callback):
         if self._place is None:
             center, settings = join_trainer(trainer, self._centers), self.settings
             failed = None if error is None else lambda: describe_error(error)
-            self._place = Place.of(center, settings.transfer_lanes, settings.round_timeout, settings.may_miss, failed)
+            self._place = Place.of(
+                center,
+                settings.transfer_lanes,
+                settings.round_timeout,
+                settings.may_miss,
+                failed,
+                self._shares_tracebacks,
+            )
         return self._place
 
     def _cannot_tell(self, trainer: pl.Trainer, error: BaseException) -> bool:

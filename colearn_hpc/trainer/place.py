@@ -41,6 +41,7 @@ class Place:
         patience: float | None = None,
         may_miss: bool = False,
         failed: Callable[[], str] | None = None,
+        share_tracebacks: bool = False,
     ) -> Place:
         """Reach the others. Collective over the world.
 
@@ -50,6 +51,7 @@ class Place:
             patience: seconds to wait for other data centers; None: for ever.
             may_miss: whether a round may be taken without a data center that does not arrive in time.
             failed: what this rank has to tell, where it has failed: then it does not wait for ever until all are here.
+            share_tracebacks: what an exception says is told to other data centers.
 
         Raises:
             TopologyError: on all ranks, when there cannot be so many lanes.
@@ -57,7 +59,7 @@ class Place:
         connection = connect(center, lanes) if failed is None else connect(center, lanes, pacing.GRACE, failed)
         journal = Remembered(connection.between)
         means = Means(connection.site, journal, patience)
-        conversation = Conversation(connection.site, journal, patience, may_miss, means.advance)
+        conversation = Conversation(connection.site, journal, patience, may_miss, means.advance, share_tracebacks)
         return cls(center, connection.site, journal, journal, conversation, means)
 
     @property

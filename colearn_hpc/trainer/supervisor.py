@@ -104,12 +104,14 @@ class Supervisor:
         except RoundTimeoutError as lost:
             conversation.abort(f"{failure.text}\n({lost})")
         verdict = self._verdict = self._policy.judge(failures)
+        if place.center.is_leader:
+            log.info("%s", verdict.text)  # its own log tells all
         if verdict.action == "restart":
             what = f"restarting ({verdict.number} of {self._policy.limit} in this round)"
             last_line = verdict.text.splitlines()[-1]
-            conversation.progress(lambda: f"{what}: {last_line}", now=True)
+            heard = conversation.told(last_line, verdict.elsewhere.splitlines()[-1])
+            conversation.progress(lambda: f"{what}: {heard}", now=True)
             if place.center.is_leader:
-                log.info("%s", verdict.text)
                 log.warning("%s, %s: %s", place.center.name, what, last_line)
         elif verdict.action == "miss the round" and place.center.is_leader:
             log.warning("%s misses round %d: %s", place.center.name, failure.place[0], verdict.text)
@@ -161,7 +163,9 @@ class Supervisor:
             # The traceback is gone with its handler, and what it held: the failed attempt's batch, loader and graph.
             place, folder = where()
             try:
-                rejoin = miss_round(verdict.text) if verdict.action == "miss the round" else self.attempt.rejoin
+                rejoin = self.attempt.rejoin
+                if verdict.action == "miss the round":
+                    rejoin = miss_round(place.conversation.told(verdict.text, verdict.elsewhere))
                 _renew(trainer)
                 for part, training in self._modes:
                     part.training = training  # a failure in validation leaves them as validation wants them
