@@ -38,14 +38,16 @@ from colearn_hpc.cli.usage import in_one_line
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.protocol.conversation import is_everywhere
+from colearn_hpc.protocol.failures import is_lost_peer
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.inject import FaultInjector
+from colearn_hpc.trainer.outputs import claim_folder
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.progress import RunProgress
-from colearn_hpc.trainer.run_folder import write_atomically
+from colearn_hpc.trainer.writing import private_folder, write_atomically
 
 # Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
 Classifier, MultilabelTask = colearn_hpc.models.Classifier, colearn_hpc.models.MultilabelTask
@@ -120,7 +122,8 @@ class ColearnCLI(LightningCLI):
             centers, self.notice = arrange(self.config[self.subcommand])
         environment = DataCenterEnvironment(centers)
         self.center, self.environment = environment.center, environment
-        self.session.place = self.place = Place.of(environment.center)
+        shares = self.subcommand == "fit" and bool(self._setting("colearning")["share_tracebacks"])
+        self.session.place = self.place = Place.of(environment.center, share_tracebacks=shares)
         self.folder = Path(self._setting("runs")) / self._setting("name")
         self.center_folder = self.folder / "centers" / self.center.name
         self._check_name()
@@ -183,7 +186,7 @@ class ColearnCLI(LightningCLI):
         if self.center.is_first:
             self._dump_config()
             config = yaml.safe_dump(without_secrets(self.config_dump), sort_keys=False)
-            write_atomically(self.folder / "config.yaml", config)
+            write_atomically(self.folder / "config.yaml", config, self.center.start)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse on every rank, and go on only if all could. Collective over the world."""
@@ -273,10 +276,12 @@ class ColearnCLI(LightningCLI):
         """Refuse the folder of another run, and empty it where that is wanted. Collective over the world.
 
         Raises:
-            ConfigurationError: the run is there already or is of other ranks, or the folder cannot be made.
+            ConfigurationError: the run is there already or is of other ranks, another start writes it, or it cannot be
+                made.
         """
         if self._setting("resume") and self._setting("overwrite"):
             raise ConfigurationError("--resume and --overwrite exclude each other").on_all_ranks()
+        claim_folder(self.folder, self.place)  # before anything is removed
         used = (self.folder / "summary.json").exists() or any(self.center_folder.glob("resume-*.ckpt"))
         # A rank's host may see another file system than its leader's.
         resumes = _resumes(self.config[self.subcommand])
@@ -293,16 +298,18 @@ class ColearnCLI(LightningCLI):
             ).on_all_ranks()
         if self._setting("overwrite") and self.center.is_leader:
             old = [*self.center_folder.glob("resume-*.ckpt"), self.center_folder / "faults.jsonl"]
+            old += [self.center_folder / "status.json", self.folder / "status" / f"{self.center.name}.json"]
             if self.center.is_first:
                 old += [self.folder / name for name in ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt")]
             for path in old:
                 path.unlink(missing_ok=True)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.center.is_leader:
+                private_folder(self.center_folder)  # before a logger makes it
         except OSError as error:
             raise ConfigurationError(
-                f"runs={self._setting('runs')}: run folder {self.folder} cannot be made ({error.strerror}); choose "
-                "another --runs"
+                f"runs={self._setting('runs')}: {self.center_folder} cannot be made ({error.strerror}); choose another "
+                "--runs"
             ) from error
 
 
@@ -391,9 +398,19 @@ def main(argv: Sequence[str]) -> int:
         if rank == 0 or getattr(error, "after_the_end", False):
             text = session.place.conversation.verdict if session.place is not None else ""
             print(f"colearn-hpc: error: {text or describe_error(error)}", file=sys.stderr, flush=True)
+        if session.place is not None and _is_kept_here(error, session.place):
+            center = session.place.center
+            said = f"{center.name} ({center.host}), to be read here alone: {describe_error(error)}"
+            print(f"colearn-hpc: {said}", file=sys.stderr, flush=True)
         if size > 1:
             leave_together()
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _is_kept_here(error: BaseException, place: Place) -> bool:
+    """Whether the error is this rank's own, and others have not heard all of it."""
+    ours = isinstance(error, ColearnError | SystemExit) or is_lost_peer(error)
+    return not (ours or place.conversation.shares_tracebacks or getattr(error, "after_the_end", False))
 
 
 def _as_list(value: Any) -> list[Any]:

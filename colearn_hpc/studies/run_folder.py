@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,8 +212,9 @@ def read_statuses(path: Path, summary: dict[str, Any]) -> dict[str, dict[str, An
     """Data center -> its status, empty where it has said nothing yet; all that the run folder or summary names."""
     folders = [folder for folder in (path / "centers").glob("*") if folder.is_dir()]
     files = {folder.name: folder / "status.json" for folder in folders}
-    # What others may read lies apart where a run keeps its centers' folders to itself.
-    files |= {file.stem: file for file in (path / "status").glob("*.json")}
+    # What others may read lies apart: a run keeps its centers' folders to itself.
+    apart = {file.stem: file for file in (path / "status").glob("*.json")}
+    files |= {name: file for name, file in apart.items() if not (name in files and os.access(files[name], os.R_OK))}
     named = summary.get("centers")
     names = {*files, *(name for name in named if isinstance(name, str))} if isinstance(named, list) else set(files)
     return {

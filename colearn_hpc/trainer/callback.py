@@ -24,19 +24,19 @@ from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSched
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
-from colearn_hpc.errors import ConfigurationError, Interrupted, PeerError
-from colearn_hpc.join import CentersSpec, DataCenter
+from colearn_hpc.errors import ColearnError, ConfigurationError, Interrupted, PeerError
+from colearn_hpc.join import CentersSpec, DataCenter, end_world
 from colearn_hpc.protocol.contract import Contract, digest_of_texts, texts_of
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
-from colearn_hpc.protocol.messages import Absent, Topic, TopicKind
+from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_elsewhere, describe_error
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
 from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
 from colearn_hpc.trainer.ensemble import EnsembleAverager
-from colearn_hpc.trainer.environment import check_trainer, join_trainer
+from colearn_hpc.trainer.environment import check_trainer, join_trainer, joined_center
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
 from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning, terms
@@ -44,21 +44,26 @@ from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
     callbacks_of,
     check_callbacks,
+    note_found_rate,
     pass_over_empty_hooks,
+    set_callbacks,
     skip_epochs,
+    tuners,
     wants_stop,
 )
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.model_digest import model_digest
-from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, reset_state
-from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_shared_model
+from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, rates_of, reset_state, set_rates
+from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outputs
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.prepare import Preparation
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
 from colearn_hpc.trainer.round_end import RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
+from colearn_hpc.trainer.writing import remove_leftovers
 
 
 class CoLearning(Callback):
@@ -69,7 +74,7 @@ class CoLearning(Callback):
 
     The arguments come in five groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
     (``optimizer_state`` to ``combine``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
-    ``resume_points``), and failures (``round_timeout`` to ``on_failure``).
+    ``resume_points``), and failures (``round_timeout`` to ``share_tracebacks``).
 
     Args:
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
@@ -103,6 +108,8 @@ class CoLearning(Callback):
         on_failure: what comes after that, or when ``round_timeout`` has passed: ``"stop"`` ends the run (the paper
             wants all participants), ``"continue_without"`` takes the round's mean over the others; the missing one
             takes part again with the next shared model.
+        share_tracebacks: tell other data centers all that an exception says; otherwise its class, file name and line,
+            for a text may quote a patient's row.
 
     Attributes:
         settings: all of this, as one frozen value.
@@ -132,6 +139,7 @@ class CoLearning(Callback):
         round_timeout: float | None = None,
         restarts: int = 3,
         on_failure: OnFailure = "stop",
+        share_tracebacks: bool = False,
     ) -> None:
         self.settings = Settings(
             schedule=schedule_of(schedule, decay),
@@ -150,7 +158,9 @@ class CoLearning(Callback):
             **_exchange_settings(exchange),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
+        self._shares_tracebacks = share_tracebacks
         self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
+        self._preparation = Preparation()
         self._place: Place | None = None
         self._run = Run(RunState.new("", self.settings.rule.first()), rounds=rounds, overlap=False)
         self._fit = _Fit()
@@ -158,18 +168,40 @@ class CoLearning(Callback):
 
     # --- Lightning's hooks, in the order in which they run ------------------------------------------------
 
+    @property
+    def log(self) -> Any:
+        """The module's ``log``, as in every callback."""
+        return vars(self)["log"]
+
+    @log.setter
+    def log(self, function: Any) -> None:
+        # Lightning sets this right before it prepares data; no hook comes as early.
+        vars(self)["log"] = function
+        self._before_data(function.__self__.trainer)
+
+    def _before_data(self, trainer: pl.Trainer) -> None:
+        """Collective over the world where it has not joined yet."""
+        if trainer.state.fn != "fit":
+            return
+        center = join_trainer(trainer, self._centers)
+        if not isinstance(self._centers, DataCenter):
+            self._centers = center
+        if len(center.topology.centers) > 1:
+            owners = (trainer.datamodule, trainer.lightning_module)  # type: ignore[attr-defined]
+            self._preparation.guard([one for one in owners if one is not None], center.start)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if (environment := environment_of(trainer)) is not None:
-            environment.note_process_group()
         place = self._connect(trainer)
         check_trainer(trainer, place.center)
         if (before := self._fit.folder) is not None:
             before.close()  # of an attempt that failed before this one
         path = self._run_dir or Path(trainer.default_root_dir) / "colearn"
-        folder = RunFolder(path, place.center.name, place.conversation.presides, place.center.is_leader)
         restarted = self._supervisor.attempt.number > 0
+        writes_shared, lock = (False, None) if restarted else claim_folder(path, place)
+        center = place.center
+        folder = RunFolder(path, center.name, place.conversation.presides, center.is_leader, center.start)
         state = RunState.new(place.center.name, self.settings.rule.first())
         self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
         self._fit = _Fit(folder, self._averager_of(place), examples=self._fit.examples)
@@ -177,30 +209,31 @@ class CoLearning(Callback):
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)
         else:
-            folder.writes_shared = writes_shared_model(path, place)
+            folder.writes_shared, folder.lock = writes_shared, lock
+            if lock is not None:
+                remove_leftovers(path)
             separate_outputs(trainer, place)
             if trainer.progress_bar_callback is not None and place.center.index != 0:
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
-        callbacks = callbacks_of(trainer)
-        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, EpochStart | EpochEnd)]
-        callbacks.insert(0, EpochStart(self._start_epoch, self._first_batch))
-        callbacks.append(
-            EpochEnd(
-                place,
-                folder,
-                self._supervisor,
-                self.standing,
-                self._close_epoch,
-                self._report_trained,
-                self.settings.resume_points,
-            )
+        start = EpochStart(self._start_epoch, self._first_batch)
+        end = EpochEnd(
+            place,
+            folder,
+            self._supervisor,
+            self.standing,
+            self._close_epoch,
+            self._report_trained,
+            self.settings.resume_points,
         )
+        others = [one for one in callbacks_of(trainer) if not isinstance(one, EpochStart | EpochEnd)]
+        set_callbacks(trainer, [start, *others, end])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
         self._supervisor.fit_begins(pl_module)
         check_scheduler(trainer, pl_module, settings.schedule)
+        self._after_tuning(trainer)
         fit.rates = BaseRates(trainer.optimizers, settings.learning_rate)
         fit.averager.watch(pl_module)
         if fit.loaded is not None:
@@ -216,6 +249,7 @@ class CoLearning(Callback):
         place.conversation.compare(Topic(TopicKind.START, detail="data"), agreed)
         said = place.conversation.meet(Topic(TopicKind.START, detail="terms"), terms(trainer)).contents
         contract = Contract(found | agreed, {place.between.names[k]: texts_of(said[k]) for k in said}, run.state.lines)
+        self._preparation.over()
         check_unchanged(dict(run.state.settings), found)
         run.note(settings=found)
         resumed = fit.loaded is not None
@@ -229,6 +263,8 @@ class CoLearning(Callback):
             place.site.copy_to_all(tensors)
             fit.averager.start_from(pl_module)
         state = run.state
+        if fit.folder_.lock is not None:
+            fit.folder_.lock.note_run(state.run_id)
         start = f"run {state.run_id[:8]}, round {state.rounds_done} of T={state.round.chosen}"
         check_same_place(start if resumed else "the start", place)
         fit.folder_.rewind(state.lines)
@@ -238,6 +274,12 @@ class CoLearning(Callback):
         fit.began = True
         if run.is_finished:
             trainer.should_stop = True  # a finished run was resumed
+            if place.conversation.presides:
+                log.warning(
+                    "%s is finished after %d rounds; raise rounds or choose another folder",
+                    fit.folder_.folder,
+                    state.rounds_done,
+                )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run = self._run
@@ -311,15 +353,16 @@ class CoLearning(Callback):
                 # All are here and leave, so a mean comes to its end; nobody may leave while messages are under way.
                 self._place.means.abandon()
             return self._ended_by(exception)
-        # A DataModule's setup comes before ours: then the others are on their way to meet us.
-        place, state = self._connect(trainer), self._run.state
+        if self._place is None and self._cannot_tell(trainer, exception):
+            return
+        place, state = self._connect(trainer, exception), self._run.state
         where = (state.round.index, state.epoch, trainer.fit_loop.batch_idx)
         restartable = self._supervisor.can_restart(exception, place)
         failure = Failure.of(exception, place.center.rank, where, restartable, state.mean_is_taken)
         verdict = self._supervisor.judge(exception, place, trainer, failure)
         if verdict.action == "stop":
             self._ended_by(exception)
-            place.conversation.fail(exception, verdict.text)
+            place.conversation.fail(exception, verdict.text, verdict.elsewhere)
             if isinstance(exception, SystemExit):  # whatever its code is, this run has not succeeded
                 raise PeerError(f"{verdict.text}\n(sys.exit() in a run ends it for all data centers)") from exception
 
@@ -327,6 +370,7 @@ class CoLearning(Callback):
         if stage != "fit" or self._fit.folder is None:
             return
         self._fit.folder.close()
+        self._fit.folder.release()
         fit, alone = self._fit, self._placed.alone
         if fit.began and not fit.trains and fit.loaded is None and not alone and not trainer.interrupted:
             # Lightning passes over a fit without a batch in silence; the others would wait for ever.
@@ -336,6 +380,11 @@ class CoLearning(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
+        if self._fit.rates is None:  # a tuner's, which trains before the fit begins
+            return {}
+        return self._state_dict()
+
+    def _state_dict(self) -> dict[str, Any]:
         self._report_trained()
         return {"run": self._run.state.to_plain(), "averaging": self._fit.averager.state_dict()}
 
@@ -558,7 +607,26 @@ class CoLearning(Callback):
         self._follow(run.close_epoch(), trainer, absent=text)
         # The others' outcomes so far are in the state: they need not be replayed.
         self._placed.journal.forget()
-        return Rejoin(self.state_dict(), FlatModel.of(trainer.lightning_module).pack())
+        return Rejoin(self._state_dict(), FlatModel.of(trainer.lightning_module).pack())
+
+    def _after_tuning(self, trainer: pl.Trainer) -> None:
+        """A rate that was searched for when the fit began is one for all data centers: the first one's.
+
+        Collective over the world where there is such a callback.
+        """
+        if not (found := tuners(trainer)):
+            return
+        name = type(found[0]).__name__
+        if self._fit.loaded is not None:
+            raise ConfigurationError(
+                f"{name} trains a few steps before a checkpoint's place in the run is restored, which would be lost. "
+                "Leave it out when a run is resumed, and set what it had found"
+            )
+        decision = self._placed.conversation.decide(
+            Topic(TopicKind.START, detail="rates"), lambda: rates_of(trainer.optimizers)
+        )
+        set_rates(trainer.optimizers, decision)
+        note_found_rate(trainer)
 
     # --- small things -------------------------------------------------------------------------------------
 
@@ -593,7 +661,7 @@ class CoLearning(Callback):
         folder, averager = self._fit.folder_, self._fit.averager
         if folder.writes_shared or not averager.shares_model:
             path = averager.checkpoint_path(folder.folder, folder.center_folder)
-            save_model(trainer, path, self._placed.center.is_leader, required=self._run.state.stop is not None)
+            save_model(trainer, path, self._placed.center, required=self._run.state.stop is not None)
 
     def _summarize(self, status: str, **content: Any) -> None:
         if self._fit.folder is not None:
@@ -602,8 +670,20 @@ class CoLearning(Callback):
     def _ended_by(self, exception: BaseException) -> None:
         if self._fit.folder is not None:
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
-            self._summarize(status, error=str(exception))
-            log.info("%s: %r", status, exception)
+            trained = self._fit.trains or self._supervisor.attempt.number > 0
+            if trained or not (self._fit.folder.folder / "summary.json").exists():  # that of the start before stays
+                self._summarize(status, error=self._brief(exception))
+            log.info("%s: %s", status, describe_error(exception))
+            self._fit.folder.release()
+
+    def _brief(self, error: BaseException) -> str:
+        """For the summary, which others may read."""
+        place = self._place
+        shares = self._shares_tracebacks if place is None else place.conversation.shares_tracebacks
+        with contextlib.suppress(Exception):  # its own __str__ fails
+            if shares or isinstance(error, ColearnError | SystemExit):
+                return str(error) or type(error).__name__
+        return describe_elsewhere(error)
 
     def _averager_of(self, place: Place) -> Averager:
         if self.settings.combine == "predictions":
@@ -618,12 +698,39 @@ class CoLearning(Callback):
         assert isinstance(averager, OverlappedAverager), "only there means are begun"
         return averager
 
-    def _connect(self, trainer: pl.Trainer) -> Place:
-        """Find this process's place, once. Collective over the world."""
+    def _connect(self, trainer: pl.Trainer, error: BaseException | None = None) -> Place:
+        """Find this process's place, once. Collective over the world.
+
+        Args:
+            trainer: of this data center.
+            error: of this rank, which has nothing else to tell.
+        """
         if self._place is None:
             center, settings = join_trainer(trainer, self._centers), self.settings
-            self._place = Place.of(center, settings.transfer_lanes, settings.round_timeout, settings.may_miss)
+            failed = None if error is None else lambda: describe_error(error)
+            self._place = Place.of(
+                center,
+                settings.transfer_lanes,
+                settings.round_timeout,
+                settings.may_miss,
+                failed,
+                self._shares_tracebacks,
+            )
         return self._place
+
+    def _cannot_tell(self, trainer: pl.Trainer, error: BaseException) -> bool:
+        """Whether this rank failed before it has met any other, and cannot meet them now: then all are ended, or it is
+        alone.
+
+        A DataModule's ``prepare_data`` and ``setup`` come before ours, and the others are on their way to meet us. A
+        rank that has not even joined must not begin a collective in which nobody else is.
+        """
+        if (environment := environment_of(trainer)) is not None:
+            environment.leave_process_group()  # its peers may wait for it there
+        if joined_center(trainer, self._centers) is not None:
+            return False
+        end_world(describe_error(error))
+        return True
 
     @property
     def _placed(self) -> Place:

@@ -76,7 +76,7 @@ class EpochEnd(Checkpoint):
         self._place, self._folder, self._supervisor = place, folder, supervisor
         self._standing, self._close_epoch, self._report_trained = standing, close_epoch, report_trained
         self._writes = resume_points
-        self._heartbeat = Heartbeat(place, standing, folder.center_folder / "status.json")
+        self._heartbeat = Heartbeat(place, standing, folder)
         self._trainer: pl.Trainer | None = None
         self._read_back = False  # a resume point of this run has been read back
         self._saving = False  # the checkpoint that is written is a resume point
@@ -196,7 +196,9 @@ class EpochEnd(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Of a resume point, or of a checkpoint that somebody else writes at this moment. Collective over the data
         center, as writing a checkpoint is."""
-        if self._saving or self._trainer is None:
+        if self._trainer is None:  # a tuner's, which trains before the fit begins
+            return {}
+        if self._saving:
             return {"generators": self._generators, "middle": self._middle, "trained": False, "unfit": ""}
         found, middle, trained, unfit = self._generators, {}, False, ""
         try:
@@ -240,9 +242,10 @@ class EpochEnd(Checkpoint):
         now, problem = self._standing(), ""
         folder = self._folder.center_folder
         path = path_of(folder, now.rounds_done, now.epochs_done, batches)
+        self._folder.check_lock()
         self._saving = True
         try:
-            save_atomically(trainer, path, self._place.center.is_leader)
+            save_atomically(trainer, path, self._place.center, private=True)
             if self._place.center.is_leader and not (self._read_back or self._supervisor.loads_everything):
                 self._check_readable(path)
         except OSError as error:
