@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ class CenterReport:
         shared_metrics: metrics of the shared model, from this data center's validation after averaging.
         absent: why it gave nothing to the round's mean, empty if it did.
         steps: optimizer steps it took in the round: as often synchronous training would have exchanged gradients.
+        loss: mean training loss over the round; NaN (null in the file) where ``training_step`` returned none.
     """
 
     name: str
@@ -34,6 +36,7 @@ class CenterReport:
     shared_metrics: dict[str, float] = field(default_factory=dict)
     absent: str = ""
     steps: int = 0
+    loss: float = math.nan
 
     def to_plain(self) -> dict[str, Any]:
         """As plain data, for a meeting or a file."""
@@ -59,6 +62,7 @@ class CenterReport:
                 "exchange_seconds",
                 "bytes_sent",
                 "divergence",
+                "loss",
             )
         )
         metrics = all(

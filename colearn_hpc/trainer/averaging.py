@@ -372,7 +372,7 @@ def take_mean(
     # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
     decision = place.conversation.decide(
         Topic(TopicKind.MEAN, round_index),
-        lambda: end.decide(shared.change(model, vector, facts, round_index), given.leaves),
+        lambda: end.decide(shared.change(model, vector, facts, round_index), given),
     )
     clock = time.monotonic()
     if not place.alone:

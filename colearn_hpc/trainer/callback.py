@@ -7,6 +7,7 @@ It holds no mathematics (see ``algorithm/``), decides nothing (see ``protocol/ru
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from pytorch_lightning.callbacks import Callback
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.combine import Combine, combiner_of
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, schedule_of
-from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, local_epochs_rule_of
+from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import ConfigurationError, Interrupted, PeerError
@@ -34,6 +35,7 @@ from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
 from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
+from colearn_hpc.trainer.deciding import decider
 from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import check_trainer, join_trainer
 from colearn_hpc.trainer.epoch_end import EpochEnd
@@ -47,13 +49,14 @@ from colearn_hpc.trainer.lightning_gaps import (
     skip_epochs,
     wants_stop,
 )
+from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, reset_state
 from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_shared_model
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
-from colearn_hpc.trainer.round_end import RoundEnd
+from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
@@ -73,7 +76,8 @@ class CoLearning(Callback):
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
             ``max_epochs`` ends a round early, that round is shortened and still averaged.
         local_epochs: T_0, local epochs of the first round.
-        epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``.
+        epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``. ``"auto"``:
+            T doubles when that has stopped falling (:class:`~colearn_hpc.algorithm.local_epochs.PlateauEpochs`).
         learning_rate: ηⁱ for all parameter groups; None keeps each group's own as the base.
         decay: r of eq. 3, for ``schedule="clr"``.
         schedule: ``"clr"`` (eq. 3), ``"elr"`` (one exponential decay over the run), ``"constant"``, ``"none"``
@@ -113,7 +117,7 @@ class CoLearning(Callback):
         self,
         rounds: int | None = None,
         local_epochs: int = 5,
-        epsilon: float = 0.01,
+        epsilon: float | Literal["auto"] = 0.01,
         learning_rate: float | None = None,
         decay: float = 0.25,
         schedule: Literal["clr", "elr", "constant", "none"] | LearningRateSchedule = "clr",
@@ -191,6 +195,7 @@ class CoLearning(Callback):
                 self.standing,
                 self._close_epoch,
                 self._report_trained,
+                self._fit.losses,
                 self.settings.resume_points,
             )
         )
@@ -249,7 +254,9 @@ class CoLearning(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._fit.count(batch_size(batch))
+        examples = batch_size(batch)
+        self._fit.count(examples)
+        self._fit.losses.add(outputs, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
             self._report_trained()
             self._fit.averager.end_epoch(pl_module)
@@ -436,7 +443,8 @@ class CoLearning(Callback):
         run, state, module = self._run, self._run.state, trainer.lightning_module
         place = run.place(_limit(trainer), leaving=False)
         decide = self._decider(state.round, state.epochs_done + (not state.over))
-        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent)
+        losses, known = self._fit.losses.state, len(state.history)
+        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, losses, known)
         return self._taken(self._fit.averager.take(end), place, trainer)
 
     def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -445,10 +453,13 @@ class CoLearning(Callback):
         round_ = state.travelling or state.round
         place = run.place(_limit(trainer), leaving=state.travelling is None and wants_stop(trainer))
         report, epochs_done = round_.report, round_.epochs_done or state.epochs_done + (not state.over)
-        if state.travelling is not None and not self._placed.center.is_leader:
-            report = replace(report, examples=0)  # the leader's is the data center's sum
+        losses, known = self._fit.losses.state, len(state.history)
+        if state.travelling is not None:
+            losses = (0.0, 0.0) if math.isnan(report.loss) else (report.loss, 1.0)
+            if not self._placed.center.is_leader:  # the leader's is the data center's sum
+                report, losses = replace(report, examples=0), (0.0, 0.0)
         decide = self._decider(round_, epochs_done)
-        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide)
+        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, "", losses, known)
         found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
 
@@ -520,6 +531,8 @@ class CoLearning(Callback):
         """The rate of a local epoch. Called by :class:`EpochStart`, before any other callback can read it."""
         run, schedule = self._run, self.settings.schedule
         run.start_epoch(_limit(trainer))
+        if run.state.epoch == 0:
+            self._fit.losses.reset()
         self._fit.factor = None
         if schedule is not None:
             state = run.state
@@ -555,17 +568,8 @@ class CoLearning(Callback):
 
     # --- small things -------------------------------------------------------------------------------------
 
-    def _decider(self, round_: Round, epochs_done: int) -> Callable[[float, bool], Any]:
-        """What the presiding leader does when the mean of ``round_`` is there: (relative change of eq. 4, somebody
-        leaves) -> the decision, as plain data."""
-
-        def decide(change: float, leaves: bool) -> Any:
-            rate = round_.rates[-1] if round_.rates else 0.0
-            outcome = RoundOutcome(round_.index, round_.chosen, change, epochs_done, rate)
-            chosen = checked_epochs(self.settings.rule.next(outcome))
-            return self._run.decision(round_, change, chosen, leaves).to_plain()
-
-        return decide
+    def _decider(self, round_: Round, epochs_done: int) -> Decide:
+        return decider(self._run, self.settings.rule, round_, epochs_done)
 
     def _report_trained(self) -> None:
         """Give the run what was trained since the epoch's start, or since the last call in the epoch."""
@@ -632,6 +636,7 @@ class _Fit:
         clock: when the epoch began, or when what was trained in it was last reported.
         batches, batch_examples: trained since then.
         examples: that this process has trained on since it began.
+        losses: of this rank in the round.
         steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
         began, trains, finished: how far the fit has come.
     """
@@ -646,6 +651,7 @@ class _Fit:
     batches: int = 0
     batch_examples: int = 0
     examples: int = 0
+    losses: LossTally = field(default_factory=LossTally)
     steps_now: Callable[[], int] = lambda: 0
     steps: int = 0
     began: bool = False
