@@ -21,7 +21,9 @@ from pytorch_lightning.callbacks import Callback
 
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.combine import Combine, combiner_of
+from colearn_hpc.algorithm.kept_model import KeptModel
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, schedule_of
+from colearn_hpc.algorithm.local_correction import LocalCorrection
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
@@ -35,12 +37,14 @@ from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
 from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
+from colearn_hpc.trainer.correcting import CorrectsGradients
 from colearn_hpc.trainer.deciding import decider
 from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import check_trainer, join_trainer
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
 from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning
+from colearn_hpc.trainer.keeping import KeptModelAverager
 from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
     callbacks_of,
@@ -69,7 +73,7 @@ class CoLearning(Callback):
     needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
 
     The arguments come in five groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
-    (``optimizer_state`` to ``combine``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
+    (``optimizer_state`` to ``kept_model``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
     ``resume_points``), and failures (``round_timeout`` to ``on_failure``).
 
     Args:
@@ -92,6 +96,13 @@ class CoLearning(Callback):
         combine: ``"weights"`` (eq. 2); ``"trimmed_mean"``, ``"median"`` or an object with a ``combine`` method, where
             some data centers may send anything (:class:`~colearn_hpc.algorithm.combine.Combine`); or
             ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
+        local_correction: what pulls a data center's steps back to the others',
+            :class:`~colearn_hpc.algorithm.local_correction.FedProx` or
+            :class:`~colearn_hpc.algorithm.local_correction.Scaffold`; None: nothing.
+        local_layers: what stays in its data center: ``"batch_norm"`` (FedBN), or names of layers such as
+            ``["network.head"]``. Each data center then writes its model into ``centers/NAME/own.ckpt`` as well.
+        kept_model: what is evaluated and saved instead of the shared model that training goes on from,
+            :class:`~colearn_hpc.algorithm.kept_model.LatestMean` (LAWA).
         exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``,
             see ``algorithm/codec.py``;
             ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``;
@@ -127,6 +138,9 @@ class CoLearning(Callback):
         weighting: Literal["uniform", "examples"] = "uniform",
         outer_optimizer: OuterOptimizer | None = None,
         combine: Literal["weights", "predictions", "trimmed_mean", "median"] | Combine = "weights",
+        local_correction: LocalCorrection | None = None,
+        local_layers: Literal["batch_norm"] | list[str] | None = None,
+        kept_model: KeptModel | None = None,
         exchange: dict[str, Any] | None = None,
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
@@ -145,6 +159,9 @@ class CoLearning(Callback):
             combine="predictions" if combine == "predictions" else "weights",
             combiner=combiner_of(combine),
             outer_optimizer=outer_optimizer,
+            local_correction=local_correction,
+            local_layers=tuple(local_layers) if isinstance(local_layers, list) else local_layers,
+            kept_model=kept_model,
             round_timeout=round_timeout,
             restarts=restarts,
             on_failure=on_failure,
@@ -185,8 +202,11 @@ class CoLearning(Callback):
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
         callbacks = callbacks_of(trainer)
-        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, EpochStart | EpochEnd)]
+        ours = EpochStart | CorrectsGradients | EpochEnd
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, ours)]
         callbacks.insert(0, EpochStart(self._start_epoch, self._first_batch))
+        if (corrector := getattr(self._fit.averager, "corrector", None)) is not None:
+            callbacks.append(CorrectsGradients(corrector))
         callbacks.append(
             EpochEnd(
                 place,
@@ -295,6 +315,8 @@ class CoLearning(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report_trained()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
+        if isinstance(self._fit.averager, KeptModelAverager):
+            self._fit.averager.show_kept(pl_module)
         self._summarize("finished", stopped_by=self.stop_reason or "the Trainer")
         self._fit.finished = True
         self._placed.conversation.finish()
@@ -585,6 +607,9 @@ class CoLearning(Callback):
         if folder.writes_shared or not averager.shares_model:
             path = averager.checkpoint_path(folder.folder, folder.center_folder)
             save_model(trainer, path, self._placed.center.is_leader, required=self._run.state.stop is not None)
+        if self.settings.local_layers is not None:
+            path, required = folder.center_folder / "own.ckpt", self._run.state.stop is not None
+            save_model(trainer, path, self._placed.center.is_leader, required=required)
 
     def _summarize(self, status: str, **content: Any) -> None:
         if self._fit.folder is not None:
@@ -601,7 +626,7 @@ class CoLearning(Callback):
             return EnsembleAverager(place, self.settings)
         if self.settings.overlap and not place.alone:
             return OverlappedAverager(place, self.settings)
-        return MeanAverager(place, self.settings)
+        return (MeanAverager if self.settings.kept_model is None else KeptModelAverager)(place, self.settings)
 
     @property
     def _late_averager(self) -> OverlappedAverager:

@@ -4,6 +4,7 @@
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
     RUN/summary.json          how the run stands or ended
     RUN/centers/NAME/log.txt  what data center NAME had to say
+    RUN/centers/NAME/own.ckpt the shared model with the data center's own layers, where there are `local_layers`
     RUN/centers/NAME/status.json  what it is doing, for `colearn-hpc watch` (see heartbeat.py)
     RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
 
