@@ -7,6 +7,7 @@ It holds no mathematics (see ``algorithm/``), decides nothing (see ``protocol/ru
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,8 +21,10 @@ from pytorch_lightning.callbacks import Callback
 
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.combine import Combine, combiner_of
+from colearn_hpc.algorithm.kept_model import KeptModel
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, schedule_of
-from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, local_epochs_rule_of
+from colearn_hpc.algorithm.local_correction import LocalCorrection
+from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import ColearnError, ConfigurationError, Interrupted, PeerError
@@ -35,11 +38,14 @@ from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
 from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
+from colearn_hpc.trainer.correcting import CorrectsGradients
+from colearn_hpc.trainer.deciding import decider
 from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import check_trainer, join_trainer, joined_center
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
 from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning, terms
+from colearn_hpc.trainer.keeping import KeptModelAverager
 from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
     callbacks_of,
@@ -51,6 +57,7 @@ from colearn_hpc.trainer.lightning_gaps import (
     tuners,
     wants_stop,
 )
+from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
 from colearn_hpc.trainer.model_digest import model_digest
 from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, rates_of, reset_state, set_rates
@@ -59,7 +66,7 @@ from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.prepare import Preparation
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
-from colearn_hpc.trainer.round_end import RoundEnd
+from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
@@ -73,14 +80,15 @@ class CoLearning(Callback):
     needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
 
     The arguments come in five groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
-    (``optimizer_state`` to ``combine``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
+    (``optimizer_state`` to ``kept_model``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
     ``resume_points``), and failures (``round_timeout`` to ``share_tracebacks``).
 
     Args:
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
             ``max_epochs`` ends a round early, that round is shortened and still averaged.
         local_epochs: T_0, local epochs of the first round.
-        epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``.
+        epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``. ``"auto"``:
+            T doubles when that has stopped falling (:class:`~colearn_hpc.algorithm.local_epochs.PlateauEpochs`).
         learning_rate: ηⁱ for all parameter groups; None keeps each group's own as the base.
         decay: r of eq. 3, for ``schedule="clr"``.
         schedule: ``"clr"`` (eq. 3), ``"elr"`` (one exponential decay over the run), ``"constant"``, ``"none"``
@@ -95,6 +103,13 @@ class CoLearning(Callback):
         combine: ``"weights"`` (eq. 2); ``"trimmed_mean"``, ``"median"`` or an object with a ``combine`` method, where
             some data centers may send anything (:class:`~colearn_hpc.algorithm.combine.Combine`); or
             ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
+        local_correction: what pulls a data center's steps back to the others',
+            :class:`~colearn_hpc.algorithm.local_correction.FedProx` or
+            :class:`~colearn_hpc.algorithm.local_correction.Scaffold`; None: nothing.
+        local_layers: what stays in its data center: ``"batch_norm"`` (FedBN), or names of layers such as
+            ``["network.head"]``. Each data center then writes its model into ``centers/NAME/own.ckpt`` as well.
+        kept_model: what is evaluated and saved instead of the shared model that training goes on from,
+            :class:`~colearn_hpc.algorithm.kept_model.LatestMean` (LAWA).
         exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``,
             see ``algorithm/codec.py``;
             ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``;
@@ -122,7 +137,7 @@ class CoLearning(Callback):
         self,
         rounds: int | None = None,
         local_epochs: int = 5,
-        epsilon: float = 0.01,
+        epsilon: float | Literal["auto"] = 0.01,
         learning_rate: float | None = None,
         decay: float = 0.25,
         schedule: Literal["clr", "elr", "constant", "none"] | LearningRateSchedule = "clr",
@@ -132,6 +147,9 @@ class CoLearning(Callback):
         weighting: Literal["uniform", "examples"] = "uniform",
         outer_optimizer: OuterOptimizer | None = None,
         combine: Literal["weights", "predictions", "trimmed_mean", "median"] | Combine = "weights",
+        local_correction: LocalCorrection | None = None,
+        local_layers: Literal["batch_norm"] | list[str] | None = None,
+        kept_model: KeptModel | None = None,
         exchange: dict[str, Any] | None = None,
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
@@ -151,6 +169,9 @@ class CoLearning(Callback):
             combine="predictions" if combine == "predictions" else "weights",
             combiner=combiner_of(combine),
             outer_optimizer=outer_optimizer,
+            local_correction=local_correction,
+            local_layers=tuple(local_layers) if isinstance(local_layers, list) else local_layers,
+            kept_model=kept_model,
             round_timeout=round_timeout,
             restarts=restarts,
             on_failure=on_failure,
@@ -217,6 +238,8 @@ class CoLearning(Callback):
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
         start = EpochStart(self._start_epoch, self._first_batch)
+        corrector = getattr(self._fit.averager, "corrector", None)
+        corrects = [] if corrector is None else [CorrectsGradients(corrector)]
         end = EpochEnd(
             place,
             folder,
@@ -224,10 +247,12 @@ class CoLearning(Callback):
             self.standing,
             self._close_epoch,
             self._report_trained,
+            self._fit.losses,
             self.settings.resume_points,
         )
-        others = [one for one in callbacks_of(trainer) if not isinstance(one, EpochStart | EpochEnd)]
-        set_callbacks(trainer, [start, *others, end])
+        ours = EpochStart | CorrectsGradients | EpochEnd
+        others = [one for one in callbacks_of(trainer) if not isinstance(one, ours)]
+        set_callbacks(trainer, [start, *others, *corrects, end])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
@@ -298,7 +323,9 @@ class CoLearning(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._fit.count(batch_size(batch))
+        examples = batch_size(batch)
+        self._fit.count(examples)
+        self._fit.losses.add(outputs, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
             self._report_trained()
             self._fit.averager.end_epoch(pl_module)
@@ -337,6 +364,8 @@ class CoLearning(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report_trained()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
+        if isinstance(self._fit.averager, KeptModelAverager):
+            self._fit.averager.show_kept(pl_module)
         self._summarize("finished", stopped_by=self.stop_reason or "the Trainer")
         self._fit.finished = True
         self._placed.conversation.finish()
@@ -492,7 +521,8 @@ class CoLearning(Callback):
         run, state, module = self._run, self._run.state, trainer.lightning_module
         place = run.place(_limit(trainer), leaving=False)
         decide = self._decider(state.round, state.epochs_done + (not state.over))
-        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent)
+        losses, known = self._fit.losses.state, len(state.history)
+        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, losses, known)
         return self._taken(self._fit.averager.take(end), place, trainer)
 
     def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -501,10 +531,13 @@ class CoLearning(Callback):
         round_ = state.travelling or state.round
         place = run.place(_limit(trainer), leaving=state.travelling is None and wants_stop(trainer))
         report, epochs_done = round_.report, round_.epochs_done or state.epochs_done + (not state.over)
-        if state.travelling is not None and not self._placed.center.is_leader:
-            report = replace(report, examples=0)  # the leader's is the data center's sum
+        losses, known = self._fit.losses.state, len(state.history)
+        if state.travelling is not None:
+            losses = (0.0, 0.0) if math.isnan(report.loss) else (report.loss, 1.0)
+            if not self._placed.center.is_leader:  # the leader's is the data center's sum
+                report, losses = replace(report, examples=0), (0.0, 0.0)
         decide = self._decider(round_, epochs_done)
-        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide)
+        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, "", losses, known)
         found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
 
@@ -576,6 +609,8 @@ class CoLearning(Callback):
         """The rate of a local epoch. Called by :class:`EpochStart`, before any other callback can read it."""
         run, schedule = self._run, self.settings.schedule
         run.start_epoch(_limit(trainer))
+        if run.state.epoch == 0:
+            self._fit.losses.reset()
         self._fit.factor = None
         if schedule is not None:
             state = run.state
@@ -630,17 +665,8 @@ class CoLearning(Callback):
 
     # --- small things -------------------------------------------------------------------------------------
 
-    def _decider(self, round_: Round, epochs_done: int) -> Callable[[float, bool], Any]:
-        """What the presiding leader does when the mean of ``round_`` is there: (relative change of eq. 4, somebody
-        leaves) -> the decision, as plain data."""
-
-        def decide(change: float, leaves: bool) -> Any:
-            rate = round_.rates[-1] if round_.rates else 0.0
-            outcome = RoundOutcome(round_.index, round_.chosen, change, epochs_done, rate)
-            chosen = checked_epochs(self.settings.rule.next(outcome))
-            return self._run.decision(round_, change, chosen, leaves).to_plain()
-
-        return decide
+    def _decider(self, round_: Round, epochs_done: int) -> Decide:
+        return decider(self._run, self.settings.rule, round_, epochs_done)
 
     def _report_trained(self) -> None:
         """Give the run what was trained since the epoch's start, or since the last call in the epoch."""
@@ -662,6 +688,9 @@ class CoLearning(Callback):
         if folder.writes_shared or not averager.shares_model:
             path = averager.checkpoint_path(folder.folder, folder.center_folder)
             save_model(trainer, path, self._placed.center, required=self._run.state.stop is not None)
+        if self.settings.local_layers is not None:
+            path, required = folder.center_folder / "own.ckpt", self._run.state.stop is not None
+            save_model(trainer, path, self._placed.center, required=required)
 
     def _summarize(self, status: str, **content: Any) -> None:
         if self._fit.folder is not None:
@@ -690,7 +719,7 @@ class CoLearning(Callback):
             return EnsembleAverager(place, self.settings)
         if self.settings.overlap and not place.alone:
             return OverlappedAverager(place, self.settings)
-        return MeanAverager(place, self.settings)
+        return (MeanAverager if self.settings.kept_model is None else KeptModelAverager)(place, self.settings)
 
     @property
     def _late_averager(self) -> OverlappedAverager:
@@ -752,6 +781,7 @@ class _Fit:
         clock: when the epoch began, or when what was trained in it was last reported.
         batches, batch_examples: trained since then.
         examples: that this process has trained on since it began.
+        losses: of this rank in the round.
         steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
         began, trains, finished: how far the fit has come.
     """
@@ -766,6 +796,7 @@ class _Fit:
     batches: int = 0
     batch_examples: int = 0
     examples: int = 0
+    losses: LossTally = field(default_factory=LossTally)
     steps_now: Callable[[], int] = lambda: 0
     steps: int = 0
     began: bool = False

@@ -8,6 +8,7 @@
     RUN/status/NAME.json      what data center NAME is doing, for `colearn-hpc watch` (see heartbeat.py)
     RUN/centers/NAME/status.json  the same with its loss
     RUN/centers/NAME/log.txt  what it had to say
+    RUN/centers/NAME/own.ckpt the shared model with the data center's own layers, where there are `local_layers`
     RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
 
 All but the log are replaced whole, so a reader never sees half a record. What lies in ``centers/NAME`` is the data
