@@ -22,7 +22,7 @@ $(VENV)/.base: constraints.txt setup.py
 .venv-dev/.done: constraints.txt setup.py
 	test -x $(DEV)/python || $(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(DEV)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,privacy,dev]"
+	$(DEV)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,privacy,federation,dev]"
 	touch $@
 
 # -- what people type -----------------------------------------------------------------------------

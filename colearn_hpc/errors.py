@@ -100,6 +100,10 @@ class IdentityError(ConfigurationError):
     """A certificate, a key or a name does not hold: who comes is not let in, or this site would not be."""
 
 
+class IdentityError(ConfigurationError):
+    """A certificate, a key or a name does not hold: who comes is not let in, or this site would not be."""
+
+
 class Interrupted(SystemExit):
     """The run was asked to stop, every data center has a resume point, and the next start continues.
 

@@ -7,6 +7,7 @@ authority's signature, and has no switch for a fingerprint.
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from colearn_hpc.errors import ColearnError
 from colearn_hpc.federation.agreement import Federation
+from colearn_hpc.federation.checks import RefusedError, why_not_coordinator
 from colearn_hpc.federation.identity import CERTIFICATE, KEY, Identity
 
 _PATIENCE = 10.0  # s, for each step
@@ -39,6 +41,24 @@ class Answer:
     certificate: bytes
     version: str
     refusal: str
+
+
+def coordinator_certificate(
+    federation: Federation, identity: Identity | None = None, patience: float = _PATIENCE
+) -> bytes:
+    """The coordinator's certificate, PEM, after its fingerprint was compared with ``federation.yaml``.
+
+    gRPC takes it as the one certificate to trust (``root_certificates``). With the authority's instead, any other
+    certificate that the authority has signed for a server would pass.
+
+    Raises:
+        UnreachableError: nobody answers.
+        RefusedError: somebody else does.
+    """
+    answer = shake_hands(connect(federation, patience), identity, patience)
+    if against := why_not_coordinator(answer.certificate, federation, dt.datetime.now(dt.UTC)):
+        raise RefusedError(against[0])
+    return answer.certificate
 
 
 def proxy_for(host: str) -> str:

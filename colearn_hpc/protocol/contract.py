@@ -52,8 +52,8 @@ class Contract:
 
     def difference(self, later: Contract) -> str:
         """The first thing in which a later contract differs, for people; empty: none."""
-        for mine, other in ((self.agreed, later.agreed), (_flat(self.terms), _flat(later.terms))):
-            for key in {**mine, **other}:
+        for mine, other in ((dict(self.agreed), dict(later.agreed)), (_flat(self.terms), _flat(later.terms))):
+            for key in mine | other:
                 if mine.get(key) != other.get(key):
                     return f"{key}: {mine.get(key, '(nothing)')} -> {other.get(key, '(nothing)')}"
         return "" if self.digest() == later.digest() else "the order of its lines"

@@ -21,5 +21,5 @@ def model_digest(state: Mapping[str, Any]) -> str:
         tensor = state[name]
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.layout == torch.strided:
             digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return "sha256:" + digest.hexdigest()

@@ -106,8 +106,8 @@ class PrivateTraining(Callback):
 
     def terms(self) -> dict[str, str]:
         """What this data center promises, for the run's contract."""
-        budget = "none" if self.budget is None else f"{self.budget:g}"
-        return {"differential privacy": f"noise {self.noise:g}, clip {self.clip:g}, δ {self.delta:g}, ε up to {budget}"}
+        text = f"noise {self.noise:g}, clip {self.clip:g}, δ {self.delta:g}, ε up to {self.budget:g}"
+        return {"differential privacy": text}
 
     # --- Lightning's hooks, in the order in which they run --------------------------------------------
 

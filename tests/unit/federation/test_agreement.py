@@ -1,5 +1,6 @@
 """federation.yaml is read strictly: whatever could be meant otherwise is refused, with what to do."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -113,6 +114,26 @@ def test_no_agreement_at_all(content, consortium, tmp_path):
         read(consortium, tmp_path, content)
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         Federation.read(tmp_path / "none.yaml")
+
+
+def test_changed_bytes_are_refused_or_read(consortium, tmp_path):
+    """Nothing but a ConfigurationError comes of a damaged file, and what is read means what it says."""
+    draw, text = random.Random(1), consortium.path.read_bytes()
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(text)
+        for _ in range(draw.randrange(1, 4)):
+            place = draw.randrange(len(damaged))
+            damaged[place : place + draw.randrange(3)] = draw.randbytes(draw.randrange(3))
+        (tmp_path / "federation.yaml").write_bytes(damaged)
+        try:
+            found = Federation.read(tmp_path / "federation.yaml")
+        except ConfigurationError:
+            refused += 1
+        else:
+            (tmp_path / "federation.yaml").write_text(found.to_yaml())
+            assert Federation.read(tmp_path / "federation.yaml") == found
+    assert refused > 100
 
 
 def test_small_values():

@@ -22,7 +22,7 @@ from colearn_hpc.federation.agreement import Federation
 from colearn_hpc.federation.authority import Authority, new_key
 from colearn_hpc.federation.checks import Reason, RefusedError, admit, why_not_coordinator, why_not_site
 from colearn_hpc.federation.identity import Identity, Named, uri_of
-from colearn_hpc.federation.reach import UnreachableError, connect, shake_hands
+from colearn_hpc.federation.reach import UnreachableError, connect, coordinator_certificate, shake_hands
 
 
 class Server:
@@ -219,6 +219,8 @@ def test_another_coordinator(named, hosts, reason, consortium, roster):
         reasons = [one.reason for one in why_not_coordinator(impostor.certificate, roster.federation, NOW)]
         assert reason in reasons and Reason.WRONG_COORDINATOR in reasons
         assert [one.text for one in findings if one.level == FAIL and one.topic == "TLS"]
+        with pytest.raises(RefusedError, match=r"ask the organiser by telephone|is that of a site"):
+            coordinator_certificate(roster.federation)
         # A client that trusts the pinned certificate alone is not deceived by the authority's other ones.
         pinned = (consortium.folder / "coordinator" / "certificate.pem").read_bytes()
         lyon = Identity.read(consortium.folder / "lyon")
@@ -228,9 +230,10 @@ def test_another_coordinator(named, hosts, reason, consortium, roster):
 
 
 def test_a_client_may_trust_the_pinned_certificate_alone(server, consortium):
-    answer = shake_hands(connect(consortium.federation), Identity.read(consortium.folder / "lyon"))
-    assert not answer.refusal and not why_not_coordinator(answer.certificate, consortium.federation, NOW)
-    assert knock(server, Identity.read(consortium.folder / "lyon"), roots=answer.certificate) == "lyon"
+    lyon = Identity.read(consortium.folder / "lyon")
+    certificate = coordinator_certificate(consortium.federation, lyon)
+    assert certificate.strip() == (consortium.folder / "coordinator" / "certificate.pem").read_bytes().strip()
+    assert knock(server, lyon, roots=certificate) == "lyon"
 
 
 # --- no way there -------------------------------------------------------------------------------------------
