@@ -1,6 +1,7 @@
 """The conversation over a site and meetings that are told what to answer."""
 
 import pytest
+import torch
 
 from colearn_hpc.errors import (
     ABORT_CODE,
@@ -25,9 +26,12 @@ from colearn_hpc.protocol.messages import (
     Stopping,
     Topic,
     TopicKind,
+    describe_elsewhere,
+    describe_error,
 )
 
 NAMES = ("dc0", "dc1", "dc2")
+MORE_IN_DC0 = "more in dc0's own output and log; share_tracebacks: true tells all"
 ROUND, START = Topic(TopicKind.ROUND, 3), Topic(TopicKind.START)
 
 
@@ -301,20 +305,43 @@ def test_between_two_looks_only_time_passes(monkeypatch):
 @pytest.mark.parametrize("error", [KeyError("x"), ConfigurationError("rounds must be positive")])
 def test_a_failure_is_told_and_marked(error):
     said = talk(Present(), site=FakeSite(others=["a rank noticed"]))
-    said.site.regroups = lambda content: ["", content]
+    said.site.regroups = lambda content: [("", ""), content]
     said.site.gather = lambda content: [content]
     said.fail(error)
     assert is_everywhere(error) and error.everywhere
     (topic, failed, patience, may_miss), *others = said.between.came
     assert topic.kind is TopicKind.FAILURE and (patience, may_miss) == (pacing.GRACE, False) and not others
-    assert str(error) in failed.text and said.site.broken == failed.text
+    ours = isinstance(error, ConfigurationError)
+    assert failed.text == (str(error) if ours else f"KeyError ({MORE_IN_DC0})")
+    assert str(error) in said.site.broken  # inside the data center all of it is told
 
 
 def test_the_cause_is_told_and_not_what_noticed_it():
     said = talk(Present(), site=FakeSite())
-    said.site.regroups = lambda content: [content, "KeyError: 'x'"]
+    said.site.regroups = lambda content: [content, ("KeyError: 'x'", "KeyError at a.py:3")]
     said.fail(CenterBrokenError("another rank failed"))
-    assert said.between.came[0][1] == Failed("KeyError: 'x'")
+    assert said.between.came[0][1] == Failed(f"KeyError at a.py:3 ({MORE_IN_DC0})")
+
+
+def test_what_an_exception_says_is_told_where_that_is_wanted():
+    for said in (talk(Present(), share_tracebacks=True), Conversation(FakeSite(), FakeMeetings())):
+        assert said.told("KeyError: 'x'", "KeyError at a.py:3") == "KeyError: 'x'"
+
+
+def row():
+    raise KeyError("patient 4711")
+
+
+def test_other_organisations_hear_class_file_and_line():
+    with pytest.raises(KeyError) as found:
+        row()
+    line = row.__code__.co_firstlineno + 1
+    assert describe_elsewhere(found.value) == f"KeyError at test_conversation.py:{line}"
+    assert "patient 4711" in describe_error(found.value)
+    with pytest.raises(RuntimeError) as found:  # the user's line, not the library's
+        torch.ones(2).reshape(3)
+    assert describe_elsewhere(found.value).startswith("RuntimeError at test_conversation.py:")
+    assert describe_elsewhere(ConfigurationError("rounds=0")) == "rounds=0"
 
 
 def test_what_all_ranks_raise_is_not_told():
