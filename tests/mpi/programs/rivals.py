@@ -1,5 +1,6 @@
-"""Trains two data centers by each rival, whole, and stopped in the middle of an epoch and resumed. What is saved: models
-after every round as validation sees them, by rank, and the state at the end.
+"""Trains two data centers by each rival, whole, and stopped in the middle of an epoch and resumed.
+
+What is saved: models after every round as validation sees them, by rank; of the end, whether both are equal.
 
 usage: rivals.py OUT RANKS_PER_CENTER
 """
