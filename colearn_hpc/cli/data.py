@@ -81,6 +81,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test-fraction", type=float, metavar="F", help="share of each class for test, where the data tell no split"
     )
+    parser.add_argument(
+        "--val-fraction", type=float, metavar="F", help="share of each class of the rest for validation (val.h5)"
+    )
     parser.add_argument("--split-list", metavar="FILE", help="lines NAME train|val|test; all others are for training")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at an unreadable example")
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
@@ -110,6 +113,7 @@ def _request(options: argparse.Namespace) -> Request:
         wishes=Wishes(
             classes=read_classes(options.classes) if options.classes is not None else None,
             test_fraction=options.test_fraction,
+            val_fraction=options.val_fraction,
             split_list=read_split_list(options.split_list) if options.split_list is not None else None,
         ),
         rule=options.partition,

@@ -58,8 +58,8 @@ class KeptModelAverager(MeanAverager):
             self.shared.sent_model_of(module).unpack(self._kept)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"kept": self._state, "shared": self._shared}
+        return super().state_dict() | {"keeping": self._state, "kept": self._kept, "shared": self._shared}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._state, self._shared = state["kept"], state["shared"]
+        self._state, self._kept, self._shared = state["keeping"], state["kept"], state["shared"]

@@ -1,17 +1,21 @@
-"""Trains two data centers by each rival, whole and in two parts; what is saved: models after every round as validation
-sees them, by rank, and the state at the end.
+"""Trains two data centers by each rival, whole, and stopped in the middle of an epoch and resumed.
+
+What is saved: models after every round as validation sees them, by rank; of the end, whether both are equal.
 
 usage: rivals.py OUT RANKS_PER_CENTER
 """
 
 import toy  # first: makes torchvision importable
+import contextlib
 import json
 import os
+import signal
 import sys
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from mpi4py import MPI
 from pytorch_lightning.callbacks import Callback
@@ -19,6 +23,9 @@ from rival_scenarios import RATE, ROUNDS, SCENARIOS, SEVERAL_RANKS, momentum
 from torch import nn
 
 from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc.errors import Interrupted
+
+STOP = (1, 1)  # epoch and batch: in the first round, or in the second
 
 
 def network(seed: int) -> nn.Sequential:
@@ -29,10 +36,15 @@ def network(seed: int) -> nn.Sequential:
 
 
 class Trajectory(Callback):
-    """The model after every round, as validation sees it."""
+    """The model after every round, as validation sees it; signals its process after the epoch and batch ``stop``."""
 
-    def __init__(self, colearning):
-        self.colearning, self.models = colearning, []
+    def __init__(self, colearning, center, stop):
+        self.colearning, self.center, self.stop, self.models = colearning, center, stop, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.stop:
+            self.center.world.Barrier()
+            os.kill(os.getpid(), signal.SIGUSR1)
 
     def on_validation_start(self, trainer, pl_module):
         if not trainer.sanity_checking and self.colearning.standing().shows is not None:
@@ -44,14 +56,18 @@ def flat(module) -> np.ndarray:
     return torch.cat([v.detach().reshape(-1) for v in values]).numpy().copy()
 
 
-def train(out: Path, name: str, rounds: int, center: DataCenter) -> tuple[list, str]:
+def train(out: Path, name: str, rounds: int, center: DataCenter, stop=None) -> tuple[list, str]:
     """The models after every round, and a digest of all that the data center holds at the end."""
     colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, **SCENARIOS[name])
-    trajectory = Trajectory(colearning)
+    trajectory = Trajectory(colearning, center, stop)
     module = toy.Toy(network(seed=center.world_rank), RATE, momentum(name))
     trainer = toy.trainer(center, colearning, trajectory)
     data = toy.loader(center.index, center.size, center.rank)
-    trainer.fit(module, data, toy.loader(center.index), ckpt_path=colearning.resume_path())
+    interrupted = pytest.raises(Interrupted) if stop else contextlib.nullcontext()
+    with interrupted:
+        colearning.fit(
+            trainer, module, colearning.resume_path(), train_dataloaders=data, val_dataloaders=toy.loader(99)
+        )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # the next case makes worlds of its own
     state = colearning.state_dict()
@@ -73,7 +89,7 @@ def main(out: Path, ranks: int) -> None:
         center = DataCenter.join(2)
         models, whole = train(out / name, name, ROUNDS, center)
         np.save(out / name / f"models-{center.world_rank}.npy", np.array(models))
-        train(out / f"{name}-parts", name, 2, center)
+        train(out / f"{name}-parts", name, 2, center, stop=STOP)
         _, parts = train(out / f"{name}-parts", name, ROUNDS, center)
         equal = MPI.COMM_WORLD.allgather(whole == parts)
         del os.environ["COLEARN_CENTER"]
