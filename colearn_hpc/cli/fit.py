@@ -33,7 +33,7 @@ import colearn_hpc.data
 import colearn_hpc.models
 from colearn_hpc.cli.devices import trainer_devices, unused_gpus
 from colearn_hpc.cli.method import arrange
-from colearn_hpc.cli.options import OPTIONS
+from colearn_hpc.cli.options import OPTIONS, SET_BY_US
 from colearn_hpc.cli.usage import in_one_line
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
@@ -105,7 +105,7 @@ class ColearnCLI(LightningCLI):
         # For rehearsals (docs/reliability.md); not of every day, so not in the help.
         parser.add_argument("--inject", type=list[str], default=[], help=SUPPRESS)
         self._example = parser
-        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir"})
+        parser.add_class_arguments(CoLearning, "colearning", skip=set(SET_BY_US))
         # What the command line knows itself goes in when it is built, so that all is checked together.
         parser.add_instantiator(self._make_colearning, CoLearning, subclasses=False)
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})

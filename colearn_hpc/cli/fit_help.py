@@ -14,10 +14,9 @@ from pathlib import Path
 
 from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc.cli import describe
-from colearn_hpc.cli.options import OPTIONS
+from colearn_hpc.cli.options import OPTIONS, SET_BY_US
 
 _CALLBACK = Path(__file__).parents[1] / "trainer" / "callback.py"
-_SET_BY_US = ("centers", "run_dir")  # of CoLearning: from --centers, --runs and --name
 _INDENT = 6
 
 _MODEL = (
@@ -76,7 +75,7 @@ def colearning_options() -> Iterator[tuple[str, str]]:
     texts = argument_texts(ast.get_docstring(kind) or "")
     arguments = init.args.args[1:]
     for argument, default in zip(arguments, init.args.defaults, strict=True):
-        if argument.arg not in _SET_BY_US:
+        if argument.arg not in SET_BY_US:
             option = f"--colearning.{argument.arg} {argument.arg.upper()}"
             yield option, f"{texts[argument.arg]} (default: {_yaml(ast.literal_eval(default))})"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 METHODS = ("colearning", "vanilla", "ensemble", "single")
+SET_BY_US = ("centers", "run_dir")  # arguments of CoLearning that come from the options below
 
 
 @dataclass(frozen=True)

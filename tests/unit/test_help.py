@@ -8,7 +8,7 @@ import pytest
 
 from colearn_hpc.cli import COMMANDS, fit_help, main
 from colearn_hpc.cli.completion import options
-from colearn_hpc.cli.options import OPTIONS
+from colearn_hpc.cli.options import OPTIONS, SET_BY_US
 from colearn_hpc.cli.usage import in_one_line
 
 
@@ -31,7 +31,7 @@ def test_help_of_fit_names_all_arguments_of_colearning():
     listed = dict(fit_help.colearning_options())
     names = list(inspect.signature(CoLearning).parameters)
     assert [option.split()[0] for option in listed] == [
-        f"--colearning.{name}" for name in names if name not in ("centers", "run_dir")
+        f"--colearning.{name}" for name in names if name not in SET_BY_US
     ]
     assert listed["--colearning.epsilon EPSILON"].startswith("ε of eq. 4")
     assert listed["--colearning.rounds ROUNDS"].endswith("(default: null)")
