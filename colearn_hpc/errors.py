@@ -99,9 +99,7 @@ class PrivacyError(ColearnError, RuntimeError):
 class IdentityError(ConfigurationError):
     """A certificate, a key or a name does not hold: who comes is not let in, or this site would not be."""
 
-
-class IdentityError(ConfigurationError):
-    """A certificate, a key or a name does not hold: who comes is not let in, or this site would not be."""
+    key = "identity"
 
 
 class Interrupted(SystemExit):
