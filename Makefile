@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEV    := .venv-dev/bin
 
-.PHONY: demo federation-demo test test-all lint clean dist wheelhouse
+.PHONY: demo federation-demo test test-all lint docs clean dist wheelhouse
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -50,6 +50,14 @@ lint: .venv-dev/.done
 	$(DEV)/ruff check .
 	$(DEV)/ruff format --check .
 	$(DEV)/mypy
+
+# The documentation site, in build/site; a warning or a dead link is an error.
+docs: .venv-dev/.docs
+	$(DEV)/python docs/site/build.py
+
+.venv-dev/.docs: .venv-dev/.done
+	$(DEV)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 # -- for a release (packaging/RELEASING.md) -------------------------------------------------------
 

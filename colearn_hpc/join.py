@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colearn_hpc.between import Connection
 from colearn_hpc.errors import TopologyError
+from colearn_hpc.mpi.roll_call import end_world
 from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec, DataCenter
 
 if TYPE_CHECKING:
     from colearn_hpc.federation.link import Membership
 
-__all__ = ["CentersSpec", "DataCenter", "as_site", "connect", "read_membership"]
+__all__ = ["CentersSpec", "DataCenter", "as_site", "connect", "end_world", "read_membership"]
 
 
-def connect(center: DataCenter, lanes: int | None = 1, membership: Membership | None = None) -> Connection:
-    """How this process reaches the others of its run. Collective over the world.
+def connect(
+    center: DataCenter,
+    lanes: int | None = 1,
+    patience: float | None = None,
+    late: Callable[[], str] = lambda: "",
+    membership: Membership | None = None,
+) -> Connection:
+    """How this process reaches the others of its run. Collective over the world; waits politely for all.
+
+    Does not return where a rank has ended instead, or does not come in time: then all ranks are ended.
 
     Args:
         center: this process's data center.
         lanes: ranks of each data center that share the transfer of a mean; None: one per node.
+        patience: seconds to wait for all ranks; None: for ever.
+        late: why all are ended when they do not come in time.
         membership: this MPI world is one site of that federation; None: all data centers are in this world.
 
     Raises:
@@ -31,6 +43,8 @@ def connect(center: DataCenter, lanes: int | None = 1, membership: Membership | 
     from colearn_hpc.mpi.between import MpiBetween
     from colearn_hpc.mpi.site import MpiSite
 
+    if center.roll_call is not None:
+        center.roll_call.wait(patience, late)
     site = MpiSite(center)
     if membership is None:
         return Connection(center, site, MpiBetween(center, site, lanes))

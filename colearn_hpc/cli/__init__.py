@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc._version import __version__
@@ -27,6 +28,8 @@ COMMANDS = {
     "report": ("report", "write the report of one run folder"),
     "configs": ("configs", "list the configuration files that come with this package, and copy them"),
     "slurm": ("slurm", "list the scripts for batch systems that come with this package, and copy them"),
+    "explain": ("explain", "say more about an error, by the key at its end, or about an exit code"),
+    "completion": ("completion", "print what lets bash or zsh complete commands and options"),
     "again": ("again", "for batch scripts: whether to start a run again after this exit code"),
     "stop": ("federation_watch", "ask all sites of a federation to stop"),
     "serve": ("serve", "the coordinator of a federation: for sites that share no MPI world"),
@@ -64,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"colearn-hpc: error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if COMMANDS[command][0] == "fit" and _helped(command, arguments[1:]):
+        return 0
     if command == "fit":
         # Before the heavy imports: a warning of the batch system that finds no handler kills.
         importlib.import_module("colearn_hpc.trainer.signals").listen()
@@ -76,3 +81,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # `fit` and its siblings are subcommands of one LightningCLI, which wants to see their name.
     return int(module.main(arguments if COMMANDS[command][0] == "fit" else arguments[1:]))
+
+
+def describe(command: str) -> str:
+    """What a command does, as a sentence."""
+    text = COMMANDS[command][1]
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _helped(command: str, argv: Sequence[str]) -> bool:
+    """Whether help was asked for, which is printed then. Every rank may be asked; the first one answers."""
+    if not (page := importlib.import_module("colearn_hpc.cli.fit_help").asked(command, argv)):
+        return False
+    from colearn_hpc.mpi.startup import launched_as
+
+    if launched_as()[0] == 0:
+        with suppress(BrokenPipeError):  # `| head`
+            print(page(), flush=True)
+    return True

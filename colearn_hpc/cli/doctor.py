@@ -20,6 +20,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
+from colearn_hpc.cli import describe
 from colearn_hpc.cli.cuda_aware import cuda_aware
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
 from colearn_hpc.cli.gpus import choose
@@ -38,7 +39,7 @@ _SKEW = 2.0  # s
 def main(argv: Sequence[str]) -> int:
     """Run ``doctor``; returns 0, 1 where something FAILs, or 2 for wrong usage. Collective over the world."""
     rank, size = launched_as()
-    parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=describe("doctor"))
     parser.add_argument("--centers", type=_centers, help="number of data centers, or their sizes: [4,4,2]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders would be (default runs)")
     parser.add_argument("--federation", type=Path, help="federation.yaml: check certificates and the coordinator")

@@ -27,6 +27,8 @@ _LONGEST_ANSWER = 1 << 14  # bytes, of a proxy
 class UnreachableError(ColearnError, ConnectionError):
     """There is no connection to the coordinator."""
 
+    key = "identity"
+
 
 @dataclass(frozen=True)
 class Answer:

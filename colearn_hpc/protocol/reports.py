@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ class CenterReport:
         steps: optimizer steps it took in the round: as often synchronous training would have exchanged gradients.
         data: digest of what it trained on, as its data module names it; empty where it names nothing.
         model: digest of the shared model after the round, where the data center writes it; otherwise empty.
+        loss: mean training loss over the round; NaN (null in the file) where ``training_step`` returned none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class CenterReport:
     steps: int = 0
     data: str = ""
     model: str = ""
+    loss: float = math.nan
 
     def to_plain(self) -> dict[str, Any]:
         """As plain data, for a meeting or a file."""
@@ -63,6 +66,7 @@ class CenterReport:
                 "exchange_seconds",
                 "bytes_sent",
                 "divergence",
+                "loss",
             )
         )
         metrics = all(

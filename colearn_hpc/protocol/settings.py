@@ -36,6 +36,10 @@ class Settings:
         combine: ``"weights"`` or ``"predictions"`` (ensemble-learning).
         combiner: how K vectors become one; None: eq. 2. Opaque here.
         outer_optimizer: what steps along the mean; None: the mean is the shared model. Opaque here.
+        local_correction: what changes gradients before each optimizer step, with a method ``renewed`` where it has
+            variates; None: nothing. Opaque here.
+        local_layers: ``"batch_norm"`` or names of layers that stay in their data center; None: all are averaged.
+        kept_model: which model is evaluated and saved; None: the shared one. Opaque here.
         codec: how parameters are written on the wire, with ``name`` and ``feedback``; None: as they are.
         overlap: the mean travels while the next round's first local epoch is trained.
         lanes: ranks of a data center that share the transfer; None: one per node.
@@ -58,6 +62,9 @@ class Settings:
     combine: Literal["weights", "predictions"] = "weights"
     combiner: Any = None
     outer_optimizer: Any = None
+    local_correction: Any = None
+    local_layers: Literal["batch_norm"] | tuple[str, ...] | None = None
+    kept_model: Any = None
     codec: Any = None
     overlap: bool = False
     lanes: int | None = None
@@ -88,9 +95,15 @@ class Settings:
             raise ConfigurationError(
                 f"outer_optimizer={self.outer_optimizer!r} has no `step(previous, mean, state)` method; use OuterSGD"
             )
+        for name, method in (("local_correction", "correct"), ("kept_model", "keep")):
+            if (found := getattr(self, name)) is not None and not callable(getattr(found, method, None)):
+                known = "FedProx or Scaffold" if name == "local_correction" else "LatestMean"
+                raise ConfigurationError(f"{name}={found!r} has no method `{method}`; use {known}")
+        _check_layers(self.local_layers)
         for holds, text in CLASHES:
             if holds(self):
-                raise ConfigurationError(text.format(s=self, outer=describe(self.outer_optimizer)))
+                rules = {"outer": self.outer_optimizer, "correction": self.local_correction, "kept": self.kept_model}
+                raise ConfigurationError(text.format(s=self, **{key: describe(rule) for key, rule in rules.items()}))
 
     @property
     def may_miss(self) -> bool:
@@ -104,8 +117,10 @@ class Settings:
 
     def fingerprint(self) -> dict[str, str]:
         """What all data centers must have in common, as text."""
-        overlap = {"overlap": "True"} if self.overlap else {}
-        return overlap | {
+        new = {"local_correction": describe(self.local_correction), "kept_model": describe(self.kept_model)}
+        new |= {"local_layers": str(self.local_layers), "overlap": str(self.overlap)}
+        # A run that an earlier version began knows nothing of them.
+        return {key: text for key, text in new.items() if text not in ("None", "False")} | {
             "rounds": str(self.rounds),
             "schedule": describe(self.schedule),
             "local_epochs_rule": describe(self.rule),
@@ -138,6 +153,18 @@ def _with_outer(s: Settings) -> bool:
     return s.outer_optimizer is not None
 
 
+def _with_correction(s: Settings) -> bool:
+    return s.local_correction is not None
+
+
+def _with_variates(s: Settings) -> bool:
+    return callable(getattr(s.local_correction, "renewed", None))
+
+
+def _with_kept(s: Settings) -> bool:
+    return s.kept_model is not None
+
+
 def _with_feedback(s: Settings) -> bool:
     return s.codec is not None and s.codec.feedback
 
@@ -146,7 +173,7 @@ def _several_lanes(s: Settings) -> bool:
     return s.lanes is not None and s.lanes > 1
 
 
-_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback)
+_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback, _with_kept)
 _LEFT_OUT = (
     'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
     'out has no part of it. Use on_failure="stop"'
@@ -220,6 +247,49 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         "centers are, and they have gone on. Drop one of the two",
     ),
     (
+        lambda s: _with_correction(s) and _with_predictions(s),
+        'local_correction={correction} pulls towards the shared model, and with combine="predictions" there is none; '
+        "drop one of the two",
+    ),
+    (
+        lambda s: _with_correction(s) and s.overlap,
+        "exchange: overlap=True cannot be combined with local_correction={correction}: the shared model is not where a "
+        "round begins. Drop one of the two",
+    ),
+    (
+        lambda s: _with_variates(s) and s.may_miss,
+        _LEFT_OUT.format("local_correction={correction}"),
+    ),
+    (
+        lambda s: s.local_layers is not None and _with_predictions(s),
+        'local_layers={s.local_layers} stay in their data center, and with combine="predictions" all layers do; drop '
+        "one of the two",
+    ),
+    (
+        lambda s: s.local_layers is not None and s.optimizer_state == "average",
+        'local_layers={s.local_layers} stay in their data center, and optimizer_state="average" would mix their '
+        'optimizer state; use "reset" or "keep"',
+    ),
+    (
+        lambda s: _with_kept(s) and _with_predictions(s),
+        'kept_model={kept} is made of shared models, and with combine="predictions" there are none; drop one of the '
+        "two",
+    ),
+    (
+        lambda s: _with_kept(s) and s.overlap,
+        "exchange: overlap=True cannot be combined with kept_model={kept}: both show another model than is trained. "
+        "Drop one of the two",
+    ),
+    (
+        lambda s: _with_kept(s) and s.may_miss,
+        _LEFT_OUT.format("kept_model={kept}"),
+    ),
+    (
+        lambda s: _several_lanes(s) and _with_kept(s),
+        "exchange: lanes={s.lanes} cannot be combined with kept_model={kept}: its state is the leader's. Drop one of "
+        "the two",
+    ),
+    (
         lambda s: s.federated and _with_predictions(s),
         _NOT_BETWEEN_SITES.format('combine="predictions"'),
     ),
@@ -236,6 +306,14 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         _NOT_BETWEEN_SITES.format("exchange: lanes={s.lanes}"),
     ),
 )
+
+
+def _check_layers(layers: Any) -> None:
+    listed = isinstance(layers, tuple) and layers and all(isinstance(name, str) and name for name in layers)
+    if not (layers is None or layers == "batch_norm" or listed):
+        raise ConfigurationError(
+            f'local_layers must be "batch_norm" or a list of layers\' names, such as ["network.head"]; found {layers!r}'
+        )
 
 
 def _check_whole(name: str, value: Any, least: int, or_none: str = "") -> None:

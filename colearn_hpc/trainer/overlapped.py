@@ -34,7 +34,7 @@ from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.averaging import MeanResult, SharedModelAverager, take_mean
 from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.place import Place
-from colearn_hpc.trainer.round_end import RoundEnd, arrive
+from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
 
 # Chunks that can move from one batch's end to the next.
 GATHERING = 16
@@ -57,6 +57,7 @@ class OverlappedAverager(SharedModelAverager):
         # What was sent, or the local model while the module is the shared one. Its memory is kept between rounds.
         self._local: Tensor | None = None
         self._sent = False
+        self._given: Contributions | None = None  # what was said of the mean under way; said again after a resume
         self._shows_shared = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class OverlappedAverager(SharedModelAverager):
             model.unpack(sent)
             self._shows_shared = False
             return take_mean(self._place, self._settings, self.shared, model, given, end)
-        self._sent = True
+        self._sent, self._given = True, given
         self.shared.begin_round()
         if self._place.means.carries:
             offer = self.shared.offer(model, Vector(sent), given.weights, GATHERING)
@@ -116,7 +117,8 @@ class OverlappedAverager(SharedModelAverager):
         """
         conversation, means, round_index = self._place.conversation, self._place.means, end.place.round
         model, sent, report = self.shared.sent_model_of(end.module), self._local, end.report
-        assert sent is not None and self._sent
+        given = self._given
+        assert sent is not None and self._sent and given is not None
         clock = time.monotonic()
         # Whoever failed since the mean was begun says so here. After it no user's code runs until the mean is in place.
         conversation.meet(Topic(TopicKind.UNDER_WAY, round_index))
@@ -127,7 +129,7 @@ class OverlappedAverager(SharedModelAverager):
         seconds = time.monotonic() - clock
         decision = conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: end.decide(self.shared.change(model, result, facts, round_index), False),
+            lambda: end.decide(self.shared.change(model, result, facts, round_index), given),
         )
 
         clock = time.monotonic()

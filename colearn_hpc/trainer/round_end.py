@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +21,6 @@ from colearn_hpc.protocol.run import RoundPlace
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.place import Place
 
-# (relative change of eq. 4, some data center leaves) -> the decision, as plain data
-Decide = Callable[[float, bool], Any]
-
 
 @dataclass(frozen=True)
 class RoundEnd:
@@ -35,6 +33,8 @@ class RoundEnd:
         place: where this data center is.
         decide: called on the presiding leader; its answer is everyone's.
         absent: why this data center takes the mean without giving to it; empty if it gives.
+        loss: sum of this rank's training losses over the round's examples, and their number.
+        known: rounds that this data center has heard of.
     """
 
     module: LightningModule
@@ -43,6 +43,8 @@ class RoundEnd:
     place: RoundPlace
     decide: Decide
     absent: str = ""
+    loss: tuple[float, float] = (0.0, 0.0)
+    known: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,26 @@ class Contribution:
         examples: training examples it went through in the round.
         place: where it is.
         layout: digest of the names of the tensors in the vector, in order.
+        loss: its mean training loss over the round; NaN where it was not measured.
+        known: rounds that it has heard of.
     """
 
     size: int
     examples: int
     place: RoundPlace
     layout: str = ""
+    loss: float = math.nan
+    known: int = 0
 
     def to_plain(self) -> Any:
-        return [self.size, self.examples, self.place.to_plain(), self.layout]
+        return [self.size, self.examples, self.place.to_plain(), self.layout, self.loss, self.known]
 
     @classmethod
     def from_plain(cls, plain: Any) -> Contribution:
         """Raises ValueError where ``plain`` is no contribution."""
         match plain:
-            case [int(size), int(examples), place, str(layout)]:
-                return cls(size, examples, RoundPlace.from_plain(place), layout)
+            case [int(size), int(examples), place, str(layout), float() | int() as loss, int(known)]:
+                return cls(size, examples, RoundPlace.from_plain(place), layout, float(loss), known)
         raise ValueError(f"no contribution to a mean: {plain!r:.200}")
 
 
@@ -82,12 +88,22 @@ class Contributions:
         present: who was at the meeting: they take the mean, whether or not they give to it.
         number: of data centers.
         weighting: how they are weighted.
+        known: rounds that all who are present have heard of.
     """
 
     by_center: dict[int, Contribution]
     present: tuple[int, ...]
     number: int
     weighting: str
+    known: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the data centers that measured one, weighted like their models; NaN without any."""
+        weights = self.weights
+        found = [(weights[k], one.loss) for k, one in self.by_center.items() if not math.isnan(one.loss)]
+        total = math.fsum(weight for weight, _ in found)
+        return math.fsum(weight * loss for weight, loss in found) / total if total else math.nan
 
     @property
     def place(self) -> RoundPlace:
@@ -106,6 +122,10 @@ class Contributions:
         for index, one in self.by_center.items():
             weights[index] = float(one.examples) if self.weighting == "examples" else 1.0
         return weights
+
+
+# (relative change of eq. 4, what all say who give) -> the decision, as plain data
+Decide = Callable[[float, Contributions], Any]
 
 
 def arrive(
@@ -128,25 +148,30 @@ def arrive(
         ParticipantError: see :meth:`Averager.take`.
     """
     names, round_index = place.between.names, end.place.round
-    counts = place.site.gather(end.report.examples)
-    examples = sum(counts) if counts is not None else 0
+    counts = place.site.gather((end.report.examples, *end.loss))
+    examples, loss = 0, math.nan
+    if counts is not None:
+        examples, measured = sum(one[0] for one in counts), sum(one[2] for one in counts)
+        loss = sum(one[1] for one in counts) / measured if measured else math.nan
     if place.center.is_leader and not end.absent and (name := first_non_finite(vector, model)):
         raise ParticipantError(
             f"round {round_index}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
             "was not taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
         )
     clock = time.monotonic()
-    mine = Contribution(model.size, examples, end.place, layout_of(model))
+    mine = Contribution(model.size, examples, end.place, layout_of(model), loss, end.known)
     attendance = place.conversation.arrive(round_index, mine.to_plain(), end.absent)
     why_absent = getattr(attendance.brought[place.between.index], "why", "")
     waited = time.monotonic() - clock
-    report = replace(end.report, examples=examples, wait_seconds=waited, absent=why_absent)
+    report = replace(end.report, examples=examples, wait_seconds=waited, absent=why_absent, loss=loss)
     given = {k: Contribution.from_plain(content) for k, content in attendance.contents.items()}
+    here = [getattr(attendance.brought[k], "content", None) for k in attendance.present]
+    known = min(0 if content is None else Contribution.from_plain(content).known for content in here)
     if not given:
         raise ParticipantError(
             f"round {round_index}: no data center has anything to give to the mean; see centers/*/log.txt"
         ).on_all_ranks()
-    found = Contributions(given, attendance.present, len(names), settings.weighting)
+    found = Contributions(given, attendance.present, len(names), settings.weighting, known)
     if len({one.size for one in given.values()}) > 1:
         sizes = ", ".join(f"{names[index]}: {one.size}" for index, one in given.items())
         raise ParticipantError(

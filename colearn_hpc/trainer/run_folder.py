@@ -4,12 +4,16 @@
     RUN/rounds.jsonl          one line per round, see :class:`~colearn_hpc.protocol.reports.RoundReport`
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
     RUN/summary.json          how the run stands or ended
-    RUN/centers/NAME/log.txt  what data center NAME had to say
-    RUN/centers/NAME/status.json  what it is doing, for `colearn-hpc watch` (see heartbeat.py)
+    RUN/writer.json           who writes here (see writer_lock.py)
+    RUN/status/NAME.json      what data center NAME is doing, for `colearn-hpc watch` (see heartbeat.py)
+    RUN/centers/NAME/status.json  the same with its loss
+    RUN/centers/NAME/log.txt  what it had to say
+    RUN/centers/NAME/own.ckpt the shared model with the data center's own layers, where there are `local_layers`
     RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
 
-All but the log are replaced whole, so a reader never sees half a record. A data center that does not see the first
-one's run folder writes all of it into its own.
+All but the log are replaced whole, so a reader never sees half a record. What lies in ``centers/NAME`` is the data
+center's own: the folder has mode 0700, its files 0600. The rest may be read by whoever may read the run folder. A data
+center that does not see the first one's run folder writes all of it into its own.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from torch import nn
 from colearn_hpc.protocol.contract import CHAIN, Contract, contracts_in_force, linked, tail
 from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.protocol.run import RunState
+from colearn_hpc.trainer.writer_lock import WriterLock
+from colearn_hpc.trainer.writing import PRIVATE, private_folder, remove_leftovers, write_atomically
 
 log = logging.getLogger("colearn_hpc")
 
@@ -41,16 +47,21 @@ class RunFolder:
         center: the data center's name.
         writes_run: whether this rank presides.
         writes_center: whether this rank leads its data center.
+        start: of the run, for the names of temporary files.
 
     Attributes:
         folder, center_folder: where the run's and the data center's files lie.
+        start: of the run.
+        lock: where this process is the one that writes here.
         writes_shared: whether this data center writes the shared model, and its leader the run's files.
         last: the last line that was written.
     """
 
-    def __init__(self, folder: Path, center: str, writes_run: bool, writes_center: bool) -> None:
+    def __init__(self, folder: Path, center: str, writes_run: bool, writes_center: bool, start: str = "") -> None:
         self.folder = folder
         self.center_folder = folder / "centers" / center
+        self.start = start
+        self.lock: WriterLock | None = None
         self.writes_shared = False
         self.last: RoundReport | None = None
         self._presides, self._leads, self._center = writes_run, writes_center, center
@@ -63,8 +74,9 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         self._handler: logging.Handler | None = None
         if writes_center:
-            self.center_folder.mkdir(parents=True, exist_ok=True)
-            self._handler = logging.FileHandler(self.center_folder / "log.txt")
+            private_folder(self.center_folder)
+            remove_leftovers(self.center_folder)
+            self._handler = logging.FileHandler(_own_log(self.center_folder / "log.txt"))
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             log.addHandler(self._handler)
             if log.level == logging.NOTSET:
@@ -92,7 +104,7 @@ class RunFolder:
         path = self.folder / "contract.json"
         self._contracts = contracts_in_force(read_contracts(path), contract)
         content = {"contracts": [one.to_plain() for one in self._contracts]}
-        self._replace(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", self.start)
         self._rechain(contract.from_round)
 
     def begin(self, module: nn.Module) -> None:
@@ -114,13 +126,14 @@ class RunFolder:
         self.writes_shared, self.last, self._started = before.writes_shared, before.last, before._started
         self._model = before._model
         self._contracts, self._chain = before._contracts, before._chain
-        self._unwritten = before._unwritten
+        self._unwritten, self.lock = before._unwritten, before.lock
 
     def append(self, record: RoundReport) -> None:
         """Add a round's line. Where the disk refuses, it is added with the next one."""
         self.last = record
         if not self.writes_run:
             return
+        self.check_lock()
         path = self.folder / "rounds.jsonl"
         line = jsonable(asdict(record))
         if self._contracts:
@@ -129,7 +142,7 @@ class RunFolder:
         try:
             # Whole and atomically: a line that a full disk cut in the middle would hide all after it.
             lines = [json.dumps(line) + "\n" for line in read_lines(path)] if path.exists() else []
-            self._replace(path, "".join(lines + self._unwritten))
+            write_atomically(path, "".join(lines + self._unwritten), self.start)
             self._unwritten.clear()
         except OSError as error:
             log.warning("%s could not be written (%s); the line is kept for the next round", path, error)
@@ -139,7 +152,7 @@ class RunFolder:
         path = self.folder / "rounds.jsonl"
         if self.writes_run and path.exists():
             kept = [line for line in read_lines(path) if line["round"] < rounds_done]
-            self._replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept), self.start)
         self._unwritten = [one for one in self._unwritten if json.loads(one)["round"] < rounds_done]
         self._rechain(rounds_done)
 
@@ -172,7 +185,7 @@ class RunFolder:
             | content
         )
         try:
-            self._replace(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n")
+            write_atomically(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n", self.start)
         except OSError as error:
             if content.get("status") == "finished":
                 raise
@@ -185,9 +198,16 @@ class RunFolder:
             lines = [*(read_lines(path) if path.exists() else []), *map(json.loads, self._unwritten)]
             self._chain = tail(self._contracts, lines, next_round)
 
-    def _replace(self, path: Path, text: str) -> None:
-        # Two data centers may take one folder for two, where a file system is slow to show what was written.
-        write_atomically(path, text, f".{path.name}.{self._center}.tmp")
+    def check_lock(self) -> None:
+        """Raises ConfigurationError where another start has taken this folder over."""
+        if self.lock is not None:
+            self.lock.check()
+
+    def release(self) -> None:
+        """Nothing more is written: another start may have the folder."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def close(self) -> None:
         if self._handler is not None:
@@ -222,14 +242,12 @@ def read_contracts(path: Path) -> list[Contract]:
         return []
 
 
-def write_atomically(path: Path, text: str, temporary_name: str = "") -> None:
-    """Write under a temporary name, then rename: the file is old or new, never half."""
-    temporary = path.with_name(temporary_name or f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _own_log(path: Path) -> Path:
+    """The file, there and nobody else's to read."""
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, PRIVATE)
+    os.fchmod(number, PRIVATE)
+    os.close(number)
+    return path
 
 
 def jsonable(value: Any) -> Any:
