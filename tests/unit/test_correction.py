@@ -91,10 +91,9 @@ class Between:
     """Between this data center and one that brings the same; a mean is twice the vector. Counts what it is asked."""
 
     index, names, carries, tells, separate, may_preside = 0, ("dc0", "dc1"), True, False, False, None
-    agreed = {}
 
     def __init__(self):
-        self.asked = 0
+        self.asked, self.agreed = 0, {}
 
     def meet(self, topic, brought, patience, may_miss):
         self.asked += 1
