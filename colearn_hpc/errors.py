@@ -105,10 +105,14 @@ class IdentityError(ConfigurationError):
 class FederationError(ColearnError, RuntimeError):
     """The coordinator of a federation refuses, or a site cannot take part as it is."""
 
+    key = "federation"
+
 
 class LeftBehindError(RoundTimeoutError):
     """This process of a site cannot go on, though a new one can: the others have gone on without it, or must wait for
     another one."""
+
+    key = "federation"
 
 
 class Interrupted(SystemExit):
