@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"colearn-hpc {__version__}")
         return 0
     if command not in COMMANDS:
-        print(f"colearn-hpc: error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        hint = importlib.import_module("colearn_hpc.cli.usage").nearest(command, COMMANDS)
+        says = hint or f"there are {', '.join(COMMANDS)}"
+        print(f"colearn-hpc: error: no command {command!r}; {says}", file=sys.stderr)
         return 2
     if COMMANDS[command][0] == "fit" and _helped(command, arguments[1:]):
         return 0
