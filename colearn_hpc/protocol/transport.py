@@ -76,7 +76,7 @@ class Meetings(Protocol):
         """Wait for all members.
 
         Raises:
-            RoundTimeoutError: some data center did not come, and cannot be done without.
+            RoundTimeoutError: a data center that is needed did not come.
         """
 
     def tell(self, text: Callable[[], str], now: bool = False) -> None:
