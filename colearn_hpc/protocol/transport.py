@@ -58,16 +58,18 @@ class Meetings(Protocol):
 
     Attributes:
         index, names: of this data center, and all names in the order of the mean.
-        agreed: what the members agreed on before they met, as readable pairs (a federation's roster); part of the
-            run's contract.
         replays: the next meeting is answered from memory, and asks nobody (see ``journal.py``).
         meanwhile: called again and again while this leader waits.
     """
 
     index: int
     names: tuple[str, ...]
-    agreed: Mapping[str, str]
     meanwhile: Callable[[], object]
+
+    @property
+    def agreed(self) -> Mapping[str, str]:
+        """What the members agreed on before they met, as readable pairs (a federation's roster); the run's contract
+        has it."""
 
     @property
     def replays(self) -> bool: ...

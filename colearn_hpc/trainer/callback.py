@@ -316,6 +316,8 @@ class CoLearning(Callback):
                 reset_state(trainer.optimizers)
             skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
         run.note(data=check_data(trainer, dict(run.state.data)))
+        # Others see the digest alone (`data` in rounds.jsonl); here a site can tell what it stands for.
+        log.info("trains on %s: %s", digest_of_texts(run.state.data) or "unnamed data", dict(run.state.data))
         if self._fit.loaded is not None:
             self._fit.loaded = None
             self._follow(run.resumed(), trainer)
