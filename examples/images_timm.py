@@ -1,7 +1,7 @@
-"""Images with a network of timm: four data centers whose scanners differ in brightness.
+"""Images with a network of timm: three data centers whose scanners differ in brightness.
 
     pip install "colearn_hpc[mpi,timm]"
-    colearn-hpc launch --centers 4 -- examples/images_timm.py
+    colearn-hpc launch --centers 3 -- examples/images_timm.py
 
 The images are made here, gratings of four orientations; put your own Dataset in the place of `Gratings`.
 """
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from colearn_hpc import CoLearning, DataCenter
 
-CLASSES, SIZE, EXAMPLES = 4, 32, 160
+CLASSES, SIZE, EXAMPLES = 4, 32, 128
 
 
 def gratings(examples: int, seed: int, brightness: float) -> TensorDataset:
@@ -57,7 +57,7 @@ def main() -> None:
     center = DataCenter.join()
     pl.seed_everything(0)
     train = gratings(EXAMPLES, seed=center.index, brightness=0.5 * center.index)
-    val = gratings(EXAMPLES, seed=100, brightness=0.75)  # a scanner of average brightness
+    val = gratings(EXAMPLES, seed=100, brightness=0.5)  # a scanner of average brightness
     colearning = CoLearning(rounds=4, local_epochs=2, epsilon=0.05, run_dir="runs/images_timm")
     trainer = pl.Trainer(
         max_epochs=-1,
@@ -71,7 +71,7 @@ def main() -> None:
     trainer.fit(
         Images(),
         DataLoader(train, batch_size=16, shuffle=True),
-        DataLoader(val, batch_size=80),
+        DataLoader(val, batch_size=128),
         ckpt_path=colearning.resume_path(),
     )
     if center.is_first:

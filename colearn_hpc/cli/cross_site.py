@@ -21,7 +21,8 @@ from colearn_hpc.mpi.copies import copy_to_all
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.trainer.local_model import FILE as LOCAL
 from colearn_hpc.trainer.place import Place
-from colearn_hpc.trainer.run_folder import jsonable, write_atomically
+from colearn_hpc.trainer.run_folder import jsonable
+from colearn_hpc.trainer.writing import write_atomically
 
 FILE = "cross_site.json"
 SHARED = "shared"

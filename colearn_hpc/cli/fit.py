@@ -168,7 +168,7 @@ class ColearnCLI(LightningCLI):
         if self.subcommand == "fit":
             colearning = self._get(self.config_init, "colearning")
             if len(center.topology.centers) > 1 and colearning.settings.combine == "weights":
-                callbacks.append(LocalModel(colearning.standing))
+                callbacks.append(LocalModel(colearning.standing, center))
             callbacks.append(colearning)
             if self._setting("inject"):
                 callbacks.append(FaultInjector(self._setting("inject"), colearning.standing))
@@ -312,9 +312,11 @@ class ColearnCLI(LightningCLI):
             ).on_all_ranks()
         if self._setting("overwrite") and self.center.is_leader:
             old = [*self.center_folder.glob("resume-*.ckpt"), self.center_folder / "faults.jsonl"]
+            old += [self.center_folder / "local.ckpt"]
             old += [self.center_folder / "status.json", self.folder / "status" / f"{self.center.name}.json"]
             if self.center.is_first:
-                old += [self.folder / name for name in ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt")]
+                of_run = ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt", "cross_site.json")
+                old += [self.folder / name for name in of_run]
             for path in old:
                 path.unlink(missing_ok=True)
         try:

@@ -18,7 +18,7 @@ from torch import Tensor
 from colearn_hpc.between import TensorSite
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.trainer.ensemble import evaluated_indices
-from colearn_hpc.trainer.run_folder import write_atomically
+from colearn_hpc.trainer.writing import write_atomically
 
 Columns = dict[str, np.ndarray[Any, Any]]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from colearn_hpc.trainer.outputs import save_model
+from colearn_hpc.join import DataCenter
+from colearn_hpc.trainer.resume_points import save_atomically
 from colearn_hpc.trainer.standing import Standing
+
+log = logging.getLogger("colearn_hpc")
 
 FILE = "local.ckpt"
 
@@ -23,10 +27,11 @@ class LocalModel(Callback):
 
     Args:
         standing: tells how the run stands, :meth:`CoLearning.standing`.
+        center: this process's.
     """
 
-    def __init__(self, standing: Callable[[], Standing]) -> None:
-        self._standing = standing
+    def __init__(self, standing: Callable[[], Standing], center: DataCenter) -> None:
+        self._standing, self._center = standing, center
         self._trained = False  # something, since the file was written
 
     def on_train_batch_end(
@@ -46,4 +51,8 @@ class LocalModel(Callback):
     def _write(self, trainer: pl.Trainer, now: Standing) -> None:
         """Collective over the data center."""
         self._trained = False
-        save_model(trainer, now.center_folder / FILE, now.rank == 0, required=False)
+        path = now.center_folder / FILE
+        try:
+            save_atomically(trainer, path, self._center, weights_only=True, private=True)
+        except OSError as error:
+            log.warning("%s could not be written: %s", path, error)

@@ -108,7 +108,7 @@ def test_segmentation(own):
 def test_images_with_timm(launch, tmp_path, monkeypatch):
     pytest.importorskip("timm", reason="no timm: pip install timm")
     folder = tmp_path / "runs"
-    launch(4, "script.py", EXAMPLES / "images_timm.py", tmp_path).ok()
+    launch(3, "script.py", EXAMPLES / "images_timm.py", tmp_path).ok()
     assert shared(folder / "images_timm", "val_acc")[-1] > 0.7
 
 
