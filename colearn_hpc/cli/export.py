@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from colearn_hpc.cli import describe
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError
+from colearn_hpc.protocol.messages import describe_error
 
 FORMATS = (".ckpt", ".pt", ".safetensors")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``export``; returns 0, or 2 where it cannot be done."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc export", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc export", description=describe("export"))
     parser.add_argument("run", type=Path, help="a run folder, e.g. runs/quickstart")
     parser.add_argument(
         "--to",
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(export(arguments.run, arguments.to, arguments.prefix))
     except ColearnError as error:
-        print(f"colearn-hpc: error: {error}", file=sys.stderr)
+        print(f"colearn-hpc: error: {describe_error(error)}", file=sys.stderr)
         return 2
     return 0
 
