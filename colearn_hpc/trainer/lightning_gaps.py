@@ -130,10 +130,13 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: 
         raise problem
 
 
-def rename_version(logger: CSVLogger | TensorBoardLogger, suffix: str) -> None:
-    """Append to a logger's version, after it has made its folder: 2.6 makes it before a callback's first hook."""
-    base = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    logger._version = f"{base}-{suffix}"
+def rename_version(logger: CSVLogger | TensorBoardLogger, version: int | str, suffix: str) -> None:
+    """Set a logger's version, after it has made its folder: 2.6 makes it before a callback's first hook.
+
+    The old folder stays, so that the next run gets another number.
+    """
+    base = version if isinstance(version, str) else f"version_{version}"
+    logger._version = f"{base}-{suffix}" if base else suffix
     logger._experiment = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -20,11 +21,11 @@ log = logging.getLogger("colearn_hpc")
 
 
 def separate_outputs(trainer: pl.Trainer, place: Place, run_name: str) -> None:
-    """Give each data center its own logger version and checkpoint folder where they would collide.
+    """Give each data center its own logger version, and its own checkpoint folder where they would collide.
 
-    Versions of loggers end in the data center's name. A checkpoint folder stays as it was set in the first data center;
-    the others' have a folder of their name in it. In services such as MLflow and W&B, which make a run for each leader,
-    these are marked as belonging together. Collective over the world.
+    Versions of loggers end in the data center's name, unless a folder above is named so. A checkpoint folder stays as
+    it was set in the first data center; the others have one of their name in it. In services such as MLflow and W&B,
+    which make a run for each leader, these are marked as belonging together. Collective over the world.
     """
     center = place.center
     if place.alone:
@@ -34,9 +35,11 @@ def separate_outputs(trainer: pl.Trainer, place: Place, run_name: str) -> None:
             if center.is_leader:
                 mark_run(logger, run_name, center.name)
             continue
-        folder = str(Path(logger.log_dir).resolve())
-        if _collides(place, "logger", folder):
-            rename_version(logger, center.name)
+        # Lightning numbers versions by what lies there: the same moment gives one data center 0 and another 1.
+        topic = Topic(TopicKind.OUTPUT_FOLDERS, detail="logger")
+        version = place.conversation.decide(topic, partial(getattr, logger, "version"))
+        if center.name not in Path(logger.log_dir).resolve().parts:
+            rename_version(logger, version, center.name)
     for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint):
             # ModelCheckpoint.setup, which runs after this, fills in the logger's folder if there is one.
