@@ -233,7 +233,7 @@ class CoLearning(Callback):
             folder.writes_shared, folder.lock = writes_shared, lock
             if lock is not None:
                 remove_leftovers(path)
-            separate_outputs(trainer, place)
+            separate_outputs(trainer, place, path.resolve().name)
             if trainer.progress_bar_callback is not None and place.center.index != 0:
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
