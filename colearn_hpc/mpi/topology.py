@@ -91,9 +91,10 @@ class Topology:
         if len(set(names)) != len(names):
             raise TopologyError(f"data centers need different names, found {names}")
         for name in names:
-            if not _NAME.fullmatch(name):
+            if not _NAME.fullmatch(name) or len(name) > 100:
                 raise TopologyError(
-                    f"a data center is named {name!r}; a name becomes a folder, so use letters, digits, '.', '_', '-'"
+                    f"a data center is named {name[:110]!r}; a name becomes a folder, so use letters, digits, '.', "
+                    "'_', '-', and at most 100 of them"
                 )
 
     @classmethod

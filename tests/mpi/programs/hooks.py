@@ -28,6 +28,9 @@ LONGEST = 100.0  # s for a case on a machine that other work keeps busy; 60 are 
 class Model(toy.Toy):
     """With a scheduler, so that its hooks are called."""
 
+    def __init__(self):
+        super().__init__(toy.network(0))
+
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
         return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)]
