@@ -38,7 +38,7 @@ from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import check_trainer, join_trainer, joined_center
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
-from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning
+from colearn_hpc.trainer.fingerprint import check_data, check_lengths, check_unchanged, fingerprint, meaning
 from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
     callbacks_of,
@@ -283,6 +283,7 @@ class CoLearning(Callback):
             if self.settings.optimizer_state == "reset":
                 reset_state(trainer.optimizers)
             skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
+        check_lengths(trainer, self._placed)
         run.note(data=check_data(trainer, dict(run.state.data)))
         if self._fit.loaded is not None:
             self._fit.loaded = None
