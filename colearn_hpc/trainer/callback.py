@@ -175,7 +175,8 @@ class CoLearning(Callback):
     def log(self, function: Any) -> None:
         # Lightning sets this right before it prepares data; no hook comes as early.
         vars(self)["log"] = function
-        self._before_data(function.__self__.trainer)
+        if isinstance(module := getattr(function, "__self__", None), pl.LightningModule):
+            self._before_data(module.trainer)
 
     def _before_data(self, trainer: pl.Trainer) -> None:
         """Collective over the world where it has not joined yet."""
