@@ -244,8 +244,11 @@ class ColearnCLI(LightningCLI):
 
     def _check_name(self) -> None:
         name, checkpoint = self._setting("name"), self._setting("ckpt_path")
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        parts = Path(name).parts  # none of "." and ""
+        if not parts or Path(name).is_absolute() or ".." in parts or not name.isprintable():
             raise ConfigurationError(f"name {name!r} must be that of a folder in runs={self._setting('runs')}")
+        if max(len(os.fsencode(part)) for part in parts) > 200:  # temporary names are longer, and 255 is the end
+            raise ConfigurationError(f"name {name[:40]!r}... has {len(name)} characters; use 200 at most")
         special = ("last", "best", "hpc")
         if checkpoint and checkpoint not in special and "://" not in checkpoint and not Path(checkpoint).exists():
             raise ConfigurationError(

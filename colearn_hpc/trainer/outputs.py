@@ -61,20 +61,21 @@ def claim_folder(folder: Path, place: Place) -> tuple[bool, WriterLock | None]:
     """
     conversation, center = place.conversation, place.center
 
-    def held() -> WriterLock | None:
-        return hold(folder, center.start, lambda text: conversation.progress(lambda: text))
+    def held(start: str) -> WriterLock | None:
+        return hold(folder, start, lambda text: conversation.progress(lambda: text))
 
     lock: WriterLock | None = None
 
-    def take() -> None:
+    def take() -> str:
         nonlocal lock
-        lock = held()
+        lock = held(center.start)
+        return center.start
 
-    conversation.decide(Topic(TopicKind.RUN_FOLDER), take)
-    attendance = conversation.meet(Topic(TopicKind.FOLDER_SEEN), is_held_by(folder, center.start))
+    start = conversation.decide(Topic(TopicKind.RUN_FOLDER), take)
+    attendance = conversation.meet(Topic(TopicKind.FOLDER_SEEN), is_held_by(folder, start))
     writes_shared = center.index == 0 or not attendance.contents[center.index]
     if writes_shared and center.is_leader and not conversation.presides:
-        lock = held()  # on a file system of its own
+        lock = held(start)  # on a file system of its own
     return writes_shared, lock
 
 
