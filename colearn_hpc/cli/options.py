@@ -71,3 +71,22 @@ OPTIONS = (
         "Folder of the site's certificate and key; left out: a folder of its name beside federation.yaml.",
     ),
 )
+
+# What `validate`, `test` and `predict` take beside a run folder: command -> (option, what it means).
+EVALUATION = {
+    "validate": (
+        (
+            "--cross-site",
+            "Every data center's own model and the shared one, on every data center's validation data, as a matrix. "
+            "Models then travel to the other data centers.",
+        ),
+    ),
+    "test": (),
+    "predict": (
+        (
+            "--out FILE",
+            "Where to write, .h5 or .csv; {center} becomes the data center's name. "
+            "(default: RUN/centers/NAME/predictions.h5)",
+        ),
+    ),
+}

@@ -14,6 +14,7 @@ from typing import Any
 
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
 from colearn_hpc.protocol.contract import Contract, Verdict, is_digest, verify
+from colearn_hpc.protocol.messages import plural
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,7 +103,8 @@ def _of_chain(verdict: Verdict, lines: Sequence[dict[str, Any]], head: str | Non
         text = f"rounds {_span(verdict.unchained)} were written before there was a chain, so nothing is known of them"
         yield Finding(WARN if len(verdict.unchained) < len(lines) else FAIL, "chain", text)
     if not verdict.problems and verdict.head:
-        yield Finding(OK, "chain", f"{len(lines) - len(verdict.unchained)} rounds follow from it; head {verdict.head}")
+        count = plural(len(lines) - len(verdict.unchained), "round")
+        yield Finding(OK, "chain", f"{count} in it, each after the one before; head {verdict.head}")
     if head is not None and head != verdict.head:
         text = f"the head is {verdict.head or '(none)'}, and elsewhere it is {head[:80]}: the two folders tell two runs"
         yield Finding(FAIL, "chain", text)

@@ -7,7 +7,7 @@ who have long gone on. :class:`Remembered` stands between it and them: it writes
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -40,7 +40,6 @@ class Remembered:
         self._inner = inner
         self.index, self.names, self.carries = inner.index, inner.names, inner.carries
         self.separate, self.may_preside = inner.separate, inner.may_preside
-        self.agreed = inner.agreed
         self.remembers = False
         self._gap = False  # something was heard that cannot be replayed
         self._begun_before = False  # a mean is under way that began before the last resume point
@@ -119,6 +118,10 @@ class Remembered:
         self._begun_before = False
 
     # --- what it passes on ------------------------------------------------------------------------------
+
+    @property
+    def agreed(self) -> Mapping[str, str]:
+        return self._inner.agreed
 
     @property
     def meanwhile(self) -> Callable[[], object]:

@@ -42,6 +42,10 @@ class CenterReport:
     model: str = ""
     loss: float = math.nan
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.loss):
+            object.__setattr__(self, "loss", math.nan)  # this one NaN, so that reports can be equal
+
     def to_plain(self) -> dict[str, Any]:
         """As plain data, for a meeting or a file."""
         return asdict(self)

@@ -58,8 +58,6 @@ class Meetings(Protocol):
 
     Attributes:
         index, names: of this data center, and all names in the order of the mean.
-        agreed: what the members agreed on before they met, as readable pairs (a federation's roster); part of the
-            run's contract.
         replays: the next meeting is answered from memory, and asks nobody (see ``journal.py``).
         separate: the data centers share no folder and no launcher. Each writes a run folder of its own, stops and fails
             alone, and brings what it would decide; what the first one present brings counts.
@@ -71,8 +69,12 @@ class Meetings(Protocol):
     names: tuple[str, ...]
     separate: bool
     may_preside: frozenset[int] | None
-    agreed: Mapping[str, str]
     meanwhile: Callable[[], object]
+
+    @property
+    def agreed(self) -> Mapping[str, str]:
+        """What the members agreed on before they met, as readable pairs (a federation's roster); the run's contract
+        has it."""
 
     @property
     def replays(self) -> bool: ...
@@ -81,7 +83,7 @@ class Meetings(Protocol):
         """Wait for all members.
 
         Raises:
-            RoundTimeoutError: some data center did not come, and cannot be done without.
+            RoundTimeoutError: a data center that is needed did not come.
         """
 
     def tell(self, text: Callable[[], str], now: bool = False) -> None:

@@ -207,6 +207,8 @@ REPAIR = "from colearn_hpc._torchvision import make_torchvision_importable as re
         (f"{REPAIR}; from colearn_hpc import CoLearning; CoLearning(rounds=1)", ["mpi4py.MPI"]),
         ("from colearn_hpc.cli import main; main(['--help'])", ["mpi4py", "torch", "numpy"]),
         ("from colearn_hpc.cli.launch import main", ["mpi4py", "torch", "numpy"]),
+        ("import colearn_hpc.cli.federation, colearn_hpc.cli.federation_doctor", ["mpi4py", "torch", "grpc", "numpy"]),
+        ("import colearn_hpc.cli.verify", ["mpi4py", "torch", "pytorch_lightning"]),
     ],
 )
 def test_imports_are_lazy(statement, absent):

@@ -139,3 +139,10 @@ def test_completion(script, line, offered):
 
 def test_completion_knows_every_command(script):
     assert all(f"    {command})" in script.read_text() for command in COMMANDS)
+
+
+def test_a_mistyped_command(capsys):
+    assert main(["lanch"]) == 2
+    assert capsys.readouterr().err == "colearn-hpc: error: no command 'lanch'; did you mean launch?\n"
+    assert main(["xyz"]) == 2
+    assert "no command 'xyz'; there are fit, validate, " in capsys.readouterr().err
