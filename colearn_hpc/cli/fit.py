@@ -126,7 +126,7 @@ class ColearnCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Join the data centers, and check what was set. Collective over the world."""
         centers, self.notice = self._data_centers()
-        self.membership = self._read_membership(centers)
+        self.membership = self._read_membership(centers) if self.subcommand == "fit" else None
         if self.membership is not None:  # all ranks of this world are one site's
             os.environ[CENTER_VARIABLE], centers = self.membership.name, None
         environment = DataCenterEnvironment(centers)
