@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from colearn_hpc.between import Connection
 from colearn_hpc.mpi.roll_call import end_world
-from colearn_hpc.mpi.topology import CentersSpec, DataCenter
+from colearn_hpc.mpi.topology import CentersSpec, DataCenter, start_command
 
-__all__ = ["CentersSpec", "DataCenter", "connect", "end_world"]
+__all__ = ["CentersSpec", "DataCenter", "connect", "end_world", "start_command"]
 
 
 def connect(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import kinds
 from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.trainer.lightning_gaps import callbacks_of, rename_version
@@ -28,14 +26,15 @@ def separate_outputs(trainer: pl.Trainer, place: Place) -> None:
     center = place.center
     if place.alone:
         return
+    writers = kinds("loggers", "CSVLogger") + kinds("loggers", "TensorBoardLogger")
     for logger in trainer.loggers:
-        if not isinstance(logger, CSVLogger | TensorBoardLogger):
+        if not isinstance(logger, writers):
             continue  # services such as MLflow or W&B make a run of its own for each leader
         folder = str(Path(logger.log_dir).resolve())
         if _collides(place, "logger", folder) and center.index != 0:
             rename_version(logger, center.name)
     for callback in callbacks_of(trainer):
-        if isinstance(callback, ModelCheckpoint):
+        if isinstance(callback, kinds("callbacks", "ModelCheckpoint")):
             # ModelCheckpoint.setup, which runs after this, fills in the logger's folder if there is one.
             folder = str(callback.dirpath or (Path(trainer.default_root_dir).resolve() if not trainer.loggers else ""))
             if folder and _collides(place, "checkpoints", folder) and center.index != 0:
