@@ -105,6 +105,8 @@ class IdentityError(ConfigurationError):
 class LaunchError(ColearnError, RuntimeError):
     """What :func:`colearn_hpc.launch` started has failed; the message has the traceback of the rank that did."""
 
+    key = "launch"
+
 
 class Interrupted(SystemExit):
     """The run was asked to stop, every data center has a resume point, and the next start continues.

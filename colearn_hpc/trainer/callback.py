@@ -82,9 +82,10 @@ class CoLearning(Callback):
     Start one process per GPU with ``mpirun`` or ``srun``. With one process per data center nothing else is
     needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
 
-    The arguments come in five groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
+    The arguments come in six groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
     (``optimizer_state`` to ``kept_model``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
-    ``resume_points``), and failures (``round_timeout`` to ``share_tracebacks``).
+    ``resume_points``), failures (``round_timeout`` to ``share_tracebacks``), and the Trainer's day (``validation`` to
+    ``warmup_steps``).
 
     Args:
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
@@ -244,7 +245,6 @@ class CoLearning(Callback):
         validation = Validation(self.settings, place)
         limit, seen = trainer.max_epochs, self._fit.examples
         self._fit = _Fit(folder, self._averager_of(place), validation, limit=limit, examples=seen)
-        validation.prepare(trainer)
         if place.alone and self._centers is None and environment_of(trainer) is None:
             log.warning(
                 "there is one data center, and nothing is averaged: was mpirun forgotten? (%s)", start_command(5)
@@ -260,6 +260,7 @@ class CoLearning(Callback):
             if trainer.progress_bar_callback is not None and place.center.index != 0:
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
+        validation.prepare(trainer)
         expect_epochs(trainer, self._known_epochs)
         start = EpochStart(self._start_epoch, self._start_batch)
         corrector = getattr(self._fit.averager, "corrector", None)
