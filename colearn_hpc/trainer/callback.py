@@ -258,7 +258,8 @@ class CoLearning(Callback):
                 remove_leftovers(path)
             separate_outputs(trainer, place)
             if trainer.progress_bar_callback is not None and place.center.index != 0:
-                trainer.progress_bar_callback.disable()  # one bar for the run
+                with contextlib.suppress(NotImplementedError):  # a bar of the user's own may not know how
+                    trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
         validation.prepare(trainer)
         expect_epochs(trainer, self._known_epochs)

@@ -1,7 +1,7 @@
 """Every flag of the Trainer and every built-in callback, with rounds: the rows of docs/lightning.md. Run on 2 ranks.
 
-Prints "ROW name: works", "ROW name: differently" or "ROW name: refused: message"; a row whose check fails prints
-"ROW name: wrong: why". usage: lightning_table.py OUT [NAME ...]
+Writes OUT/rows.json: name -> "works", "differently", "refused: message", or "wrong: why" of a row whose check fails.
+usage: lightning_table.py OUT [NAME ...]
 """
 
 import toy  # first: makes torchvision importable
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 from torch import nn
+from torch.utils.data import DataLoader
 
 from colearn_hpc import CoLearning, DataCenter, DataCenterEnvironment
 
@@ -40,7 +41,7 @@ class Row:
         rounds: lines of rounds.jsonl at the end.
         check: (Trainer, callbacks, lines) -> whether it did what the table says.
         alike: all data centers hold one model at the end.
-        loaders: further arguments of ``fit``.
+        loaders: ``fit`` is given them; otherwise the module makes them.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Row:
     rounds: int = 2
     check: Any = lambda trainer, callbacks, lines: True
     alike: bool = True
+    loaders: bool = True
 
 
 class Saw(pl.Callback):
@@ -78,6 +80,23 @@ class Tuned(toy.Toy):
         return torch.optim.SGD(list(self.net.parameters()), lr=0.1)
 
 
+class Searched(toy.Toy):
+    """With what the two searches may change."""
+
+    def __init__(self):
+        super().__init__(toy.network(CENTER.index))
+        self.lr, self.batch_size = 0.1 + 0.1 * CENTER.index, 4
+
+    def train_dataloader(self):
+        return DataLoader(toy.data(CENTER.index), batch_size=self.batch_size)
+
+    def val_dataloader(self):
+        return toy.loader(CENTER.index)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
 class Unfreezes(CB.BaseFinetuning):
     def freeze_before_training(self, pl_module):
         self.freeze(pl_module.net[0])
@@ -103,6 +122,11 @@ def saw(what, number):
 def logs(trainer, callbacks, lines):
     folders = WORLD.allgather(trainer.loggers[0].log_dir)
     return len(set(folders)) == 2 or folders
+
+
+def one_rate(trainer, callbacks, lines):
+    rates = WORLD.allgather(trainer.optimizers[0].param_groups[0]["lr"])
+    return rates[0] == rates[1] or rates
 
 
 def kept(trainer, callbacks, lines):
@@ -172,9 +196,14 @@ CALLBACKS = {
     ),
     "BaseFinetuning": Row(callbacks=lambda: [Unfreezes()], module=lambda: toy.Toy(toy.network(0)), differs=True),
     "BasePredictionWriter": Row(callbacks=lambda: [Writes("epoch")]),
-    "BatchSizeFinder": Row(callbacks=lambda: [CB.BatchSizeFinder(steps_per_trial=1, max_trials=1)]),
+    "BatchSizeFinder": Row(
+        callbacks=lambda: [CB.BatchSizeFinder(steps_per_trial=1, max_trials=1)],
+        module=Searched,
+        loaders=False,
+        differs=True,
+    ),
     "Callback": Row(callbacks=lambda: [CB.Callback()]),
-    "Checkpoint": Row(callbacks=lambda: [CB.Checkpoint()]),
+    "Checkpoint": Row({"enable_checkpointing": True}, callbacks=lambda: [CB.Checkpoint()]),
     "DeviceStatsMonitor": Row({"logger": pl.loggers.CSVLogger(HERE)}, lambda: [CB.DeviceStatsMonitor(cpu_stats=False)]),
     "EarlyStopping": Row(
         {"max_epochs": 20},
@@ -187,7 +216,14 @@ CALLBACKS = {
         callbacks=lambda: [CB.GradientAccumulationScheduler({2: 2})], check=lambda t, c, lines: t.global_step == 12
     ),
     "LambdaCallback": Row(callbacks=lambda: [CB.LambdaCallback()]),
-    "LearningRateFinder": Row(callbacks=lambda: [CB.LearningRateFinder(num_training_steps=3)]),
+    "LearningRateFinder": Row(
+        callbacks=lambda: [CB.LearningRateFinder(num_training_steps=20)],
+        rules={"learning_rate": None},
+        module=Searched,
+        loaders=False,
+        differs=True,
+        check=one_rate,
+    ),
     "LearningRateMonitor": Row({"logger": pl.loggers.CSVLogger(HERE)}, lambda: [CB.LearningRateMonitor()]),
     "ModelCheckpoint": Row(
         {"enable_checkpointing": True},
@@ -221,7 +257,7 @@ def tried(name: str, row: Row) -> str:
     made, module = row.callbacks(), row.module()
     try:
         trainer = toy.trainer(CENTER, colearning, *made, Saw(), **row.settings)
-        trainer.fit(module, toy.loader(CENTER.index), toy.loader(CENTER.index))
+        trainer.fit(module, *([toy.loader(CENTER.index)] * 2 if row.loaders else ()))
     except Exception as error:
         own = type(error).__module__.startswith("colearn_hpc")
         return f"refused: {error}" if own else f"wrong: {traceback.format_exc()}"
@@ -237,11 +273,13 @@ def tried(name: str, row: Row) -> str:
 
 
 toy.quiet()
+found = {}
 for name, row in (FLAGS | CALLBACKS).items():
     if len(sys.argv) > 2 and name not in sys.argv[2:]:
         continue
     pl.seed_everything(1, verbose=False)
     answers = WORLD.gather(tried(name, row))
     if answers:
-        worst = next((answer for answer in answers if answer.startswith("wrong")), answers[0])
-        print(f"ROW {name}: {json.dumps(worst)}", flush=True)
+        found[name] = next((answer for answer in answers if answer.startswith("wrong")), answers[0])
+if CENTER.is_first:
+    (OUT / "rows.json").write_text(json.dumps(found, indent=1))
