@@ -49,7 +49,7 @@ def run(python, code, *arguments, **env):
 REPAIR = "from colearn_hpc._torchmetrics import import_torchmetrics; import_torchmetrics()\n"
 FIT = """
 quiet = dict(max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-colearning = CoLearning(rounds=1, local_epochs=1, run_dir="run")
+colearning = CoLearning(rounds=1, local_epochs=1, schedule="none", run_dir="run")
 environment = DataCenterEnvironment(1)
 trainer = L.Trainer(callbacks=[colearning], plugins=[environment], enable_checkpointing=False, **quiet)
 trainer.fit(Boring())

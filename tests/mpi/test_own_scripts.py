@@ -18,7 +18,7 @@ from pytorch_lightning.demos.boring_classes import BoringModel
 from colearn_hpc import CoLearning, DataCenterEnvironment
 
 environment = DataCenterEnvironment()
-colearning = CoLearning(rounds=2, local_epochs=1, local_epochs_rule="fle", run_dir="mine")
+colearning = CoLearning(rounds=2, local_epochs=1, local_epochs_rule="fle", schedule="none", run_dir="mine")
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 arguments = environment.trainer_arguments(accelerator="cpu")
 trainer = pl.Trainer(max_epochs=-1, limit_train_batches=2, callbacks=[colearning], **arguments, **quiet)
