@@ -30,6 +30,15 @@ $(VENV)/.base: constraints.txt setup.py
 # are there, and torch must stay as it is.
 EXAMPLES := transformers peft monai accelerate psutil regex tokenizers
 
+# Lightning by its other name: a second environment with that package alone, and all else from the first. Tests find it
+# by COLEARN_LIGHTNING_PYTHON.
+SITE := import sysconfig; print(sysconfig.get_path('purelib'))
+build/lightning/.done: .venv-dev/.done
+	$(DEV)/python -m venv build/lightning
+	build/lightning/bin/pip install --quiet --no-deps "$$(grep '^lightning==' constraints.txt)"
+	$(DEV)/python -c "$(SITE)" > "$$(build/lightning/bin/python -c "$(SITE)")/everything_else.pth"
+	touch $@
+
 # -- what people type -----------------------------------------------------------------------------
 
 # Five data centers, real handwritten digits, about a minute.

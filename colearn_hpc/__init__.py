@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from colearn_hpc.algorithm.outer import DelayedNesterov, FedAdam, FedYogi, OuterSGD
     from colearn_hpc.join import DataCenter
+    from colearn_hpc.launching import launch
     from colearn_hpc.trainer.callback import CoLearning
     from colearn_hpc.trainer.environment import DataCenterEnvironment
 
@@ -52,6 +53,7 @@ _HOMES = {
     "QuadraticEpochs": "colearn_hpc.algorithm.local_epochs",
     "Scaffold": "colearn_hpc.algorithm.local_correction",
     "WarmUp": "colearn_hpc.algorithm.learning_rate",
+    "launch": "colearn_hpc.launching",
 }
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "Scaffold",
     "WarmUp",
     "__version__",
+    "launch",
 ]
 
 

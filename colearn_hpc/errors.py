@@ -115,6 +115,12 @@ class LeftBehindError(RoundTimeoutError):
     key = "federation"
 
 
+class LaunchError(ColearnError, RuntimeError):
+    """What :func:`colearn_hpc.launch` started has failed; the message has the traceback of the rank that did."""
+
+    key = "launch"
+
+
 class Interrupted(SystemExit):
     """The run was asked to stop, every data center has a resume point, and the next start continues.
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from colearn_hpc.between import Connection
 from colearn_hpc.errors import TopologyError
 from colearn_hpc.mpi.roll_call import end_world
-from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec, DataCenter
+from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec, DataCenter, start_command
 
 if TYPE_CHECKING:
     from colearn_hpc.federation.link import Membership
 
-__all__ = ["CentersSpec", "DataCenter", "as_site", "connect", "end_world", "read_membership"]
+__all__ = ["CentersSpec", "DataCenter", "as_site", "connect", "end_world", "read_membership", "start_command"]
 
 
 def connect(

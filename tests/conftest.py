@@ -97,7 +97,8 @@ def _processes(marker: str) -> list[int]:
 def launch() -> Iterator[Launch]:
     """``launch(ranks, program, *arguments, timeout=…, env=…)`` under mpirun.
 
-    ``program`` is a file of programs/, or ``-m NAME``; ``during`` is called with the running mpirun.
+    ``program`` is a file of programs/, or ``-m NAME``, for the Python ``python``; ``during`` is called with the running
+    mpirun.
     """
     mpirun = find_mpirun()
     if mpirun is None or shutil.which(mpirun) is None:
@@ -109,6 +110,7 @@ def launch() -> Iterator[Launch]:
         *arguments: object,
         timeout: float = 240,
         env: dict[str, str] | None = None,
+        python: str = sys.executable,
         during: Callable[[subprocess.Popen[str]], None] | None = None,
     ) -> Finished:
         marker = f"COLEARN_TEST={uuid.uuid4().hex}"
@@ -117,7 +119,7 @@ def launch() -> Iterator[Launch]:
         environment.pop("COLEARN_CENTER", None)
         target = ["-m", program[3:]] if program.startswith("-m ") else [str(PROGRAMS / program)]
         options = ["--oversubscribe", "--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
-        command = [mpirun, *options, "-n", str(ranks), sys.executable, *target, *map(str, arguments)]
+        command = [mpirun, *options, "-n", str(ranks), python, *target, *map(str, arguments)]
         with session_folder() as variables:
             process = subprocess.Popen(
                 command,

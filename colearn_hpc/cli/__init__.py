@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module("colearn_hpc.trainer.signals").listen()
     if lightning:
         import_torchmetrics()  # before Lightning does: with a torchvision that does not load, and without scipy.signal
+        importlib.import_module("colearn_hpc.cli.lightning_name").settle(arguments)
     try:
         module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
     except ColearnError as error:  # an extra that is not installed

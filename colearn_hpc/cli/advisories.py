@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import InvalidVersion, Version
 
+from colearn_hpc._lightning import STOLEN
 from colearn_hpc._torchvision import make_torchvision_importable
 
 LIGHTNING = ("pytorch-lightning", "lightning")  # two names of one code
-_STOLEN = ("2.6.2", "2.6.3")
 _SAFE = Version("2.6.6")
 
 
@@ -32,7 +32,7 @@ def hostile(find: Callable[[str], str] = installed) -> list[str]:
         f"{package} {found} is a release that thieves published; importing it sends passwords and keys away "
         "(GHSA-w37p-236h-pfx3, CVE-2026-44484): remove it, and change every secret that this account could read"
         for package in LIGHTNING
-        if (found := find(package)) in _STOLEN
+        if (found := find(package)) in STOLEN
     ]
 
 
@@ -46,7 +46,7 @@ def vulnerable(find: Callable[[str], str] = installed) -> list[str]:
         f"{package} {found}: load_from_checkpoint runs code that a checkpoint names, weights_only or not "
         f"(CVE-2026-58659): install {_SAFE} or newer, and load no checkpoint of strangers before"
         for package in LIGHTNING
-        if (found := find(package)) != "missing" and found not in _STOLEN and _older(found, _SAFE)
+        if (found := find(package)) != "missing" and found not in STOLEN and _older(found, _SAFE)
     ]
 
 

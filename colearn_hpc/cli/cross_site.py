@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Callback
 from colearn_hpc.errors import CheckpointError, ConfigurationError
 from colearn_hpc.mpi.copies import copy_to_all
 from colearn_hpc.protocol.messages import Topic, TopicKind

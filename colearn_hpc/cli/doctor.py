@@ -23,12 +23,12 @@ from pathlib import Path
 from colearn_hpc.cli import describe
 from colearn_hpc.cli.cuda_aware import cuda_aware
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
-from colearn_hpc.cli.gpus import choose
 from colearn_hpc.cli.rank_report import Rank, look_around
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi import probe
 from colearn_hpc.mpi.startup import launched_as, leave_together
 from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.trainer.gpus import choose
 
 _SLOW_LINK = 50e6  # bytes/s: a model of 100 MB then takes seconds a round
 _FORKS_BADLY = [(3, 11, micro) for micro in range(10)]  # CPython's gh-112275

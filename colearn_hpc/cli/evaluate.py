@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningCLI
-
+from colearn_hpc._lightning import LightningCLI, LightningDataModule, LightningModule, Trainer
 from colearn_hpc.cli import cross_site, fit
 from colearn_hpc.cli.predictions import PredictionFile
 from colearn_hpc.errors import ConfigurationError

@@ -24,14 +24,18 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import colearn_hpc.data
 import colearn_hpc.models
-from colearn_hpc.cli.devices import trainer_devices, unused_gpus
+from colearn_hpc._lightning import (
+    CSVLogger,
+    LightningArgumentParser,
+    LightningCLI,
+    LightningModule,
+    MisconfigurationException,
+    TensorBoardLogger,
+    Trainer,
+)
 from colearn_hpc.cli.method import arrange
 from colearn_hpc.cli.options import OPTIONS, SET_BY_US
 from colearn_hpc.cli.usage import in_one_line
@@ -44,6 +48,7 @@ from colearn_hpc.protocol.failures import is_lost_peer
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
+from colearn_hpc.trainer.devices import trainer_devices, unused_gpus
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.inject import FaultInjector
 from colearn_hpc.trainer.lightning_gaps import group_run
@@ -434,7 +439,7 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
     rank, size = launched_as()
     session = Session()
     # K leaders believe they are rank zero; only one of them speaks, and of what concerns the run.
-    for library in ("pytorch_lightning", "lightning_fabric"):
+    for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.ERROR if rank else logging.WARNING)
     # Lightning 2.6 against a newer torch, and a hint to use srun where mpirun was meant: nothing to do for a user.
     warnings.filterwarnings("ignore", ".*(LeafSpec|`srun` command is available).*")

@@ -110,8 +110,7 @@ def _yaml(value: object) -> str:
 def trainer_page() -> str:
     """The options of Lightning's Trainer, as jsonargparse describes them."""
     import_torchmetrics()  # before Lightning does
-    from pytorch_lightning import Trainer
-    from pytorch_lightning.cli import LightningArgumentParser
+    from colearn_hpc._lightning import LightningArgumentParser, Trainer
 
     parser = LightningArgumentParser(
         usage="colearn-hpc fit --config FILE [options]", description="What Lightning's Trainer takes.", add_help=False

@@ -60,6 +60,9 @@ def main(argv: Sequence[str]) -> int:
             f"{command[0]}: neither a command of colearn-hpc ({', '.join(COMMANDS)}), nor a script (*.py), nor a "
             "program on PATH"
         )
+    if command[0] not in COMMANDS and arguments.ranks_per_center > 1:
+        # A script that says nothing of its own would take each rank for a data center.
+        environment[rank_start.RANKS] = str(arguments.ranks_per_center)
     if arguments.dry_run:
         print(shlex.join(mpirun_command(mpirun, ranks, command, arguments.centers)))
         return 0

@@ -10,11 +10,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Callback
 from colearn_hpc.between import TensorSite
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.trainer.ensemble import evaluated_indices

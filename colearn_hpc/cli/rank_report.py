@@ -16,9 +16,9 @@ from typing import Any
 
 from colearn_hpc._version import __version__
 from colearn_hpc.cli.advisories import hostile, installed, unloadable, vulnerable
-from colearn_hpc.cli.gpus import visible_gpus
 from colearn_hpc.errors import DataError
 from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.trainer.gpus import visible_gpus
 
 _PACKAGES = ("torch", "pytorch-lightning", "mpi4py", "h5py", "numpy", "torchmetrics")
 _PATIENCE = 5.0  # s for a quota: a file server may not answer

@@ -9,6 +9,7 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+RANKS = "COLEARN_LAUNCHED_RANKS"  # ranks per data center, of a program that is not told by its arguments
 
 
 def die_with_parent(number: int) -> None:
@@ -18,4 +19,7 @@ def die_with_parent(number: int) -> None:
 
 if __name__ == "__main__":
     die_with_parent(signal.SIGKILL)
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK")
+    if RANKS in os.environ and rank is not None:
+        os.environ.setdefault("COLEARN_CENTER", f"dc{int(rank) // int(os.environ[RANKS])}")
     os.execvp(sys.argv[1], sys.argv[1:])

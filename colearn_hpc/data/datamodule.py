@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import colearn_hpc._lightning as pl
 from colearn_hpc.data.images import CropDecoder
 from colearn_hpc.data.paths import expanded, is_center_name
 from colearn_hpc.data.pooled import PooledShards, pooled, pooled_info, require_alike

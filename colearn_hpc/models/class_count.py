@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_warn
-
+from colearn_hpc._lightning import rank_zero_warn
 from colearn_hpc.errors import ConfigurationError
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from colearn_hpc._lightning import Callback, LightningModule, Trainer
 
 FILE = "confusion.json"
 

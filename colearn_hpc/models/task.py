@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from colearn_hpc._lightning import LightningModule
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.models.class_count import class_count
 from colearn_hpc.models.optimizer import SGDSettings

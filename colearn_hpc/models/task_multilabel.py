@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 from torchmetrics import MeanMetric
 
+from colearn_hpc._lightning import LightningModule
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.models.class_count import class_count
 from colearn_hpc.models.optimizer import SGDSettings

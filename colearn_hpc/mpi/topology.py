@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -128,6 +129,13 @@ class Topology:
         """
         world_size = len(declarations)
         names = [declaration.center for declaration in declarations]
+        wanted = spec if isinstance(spec, int) else len(spec) if isinstance(spec, list | tuple) else 1
+        if world_size == 1 and wanted > 1:
+            ranks = spec[0] if isinstance(spec, list | tuple) and len(set(spec)) == 1 else 1
+            raise TopologyError(
+                f"centers={spec} means {wanted} data centers, and this process was started alone "
+                f"({_by_host(declarations)}); type `{start_command(wanted, ranks)}`"
+            )
         sizes = _sizes(spec, world_size)
         if any(names):
             if not all(names):
@@ -406,7 +414,24 @@ def _by_host(declarations: Sequence[Declaration]) -> str:
     )
 
 
+def start_command(centers: int, ranks: int = 1) -> str:
+    """What to type to start this program, or one like it, in so many data centers of so many ranks."""
+    more = f" --ranks-per-center {ranks}" if ranks > 1 else ""
+    path, *arguments = sys.argv or [""]
+    if Path(path).name == "colearn-hpc" or path.endswith("colearn_hpc/__main__.py"):
+        program = f"{arguments[0]} ..." if arguments else "fit ..."
+    else:
+        program = f"python {Path(path).name if path.endswith('.py') else 'train.py'}"
+    return f"colearn-hpc launch --centers {centers}{more} -- {program}"
+
+
 def _check_one_world(world_size: int, environ: Mapping[str, str]) -> None:
+    processes = environ.get("WORLD_SIZE", "")
+    if world_size == 1 and "TORCHELASTIC_RUN_ID" in environ and processes.isdigit() and int(processes) > 1:
+        raise TopologyError(
+            f"torchrun started {processes} processes, and MPI, by which data centers talk, knows of 1; start them with "
+            f"`{start_command(int(processes))}`"
+        )
     # `srun` without the right --mpi silently starts as many worlds of one rank as there are tasks:
     # that would train as many separate models.
     tasks = int(environ.get("SLURM_STEP_NUM_TASKS", "1") or 1)

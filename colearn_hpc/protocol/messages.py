@@ -34,6 +34,7 @@ class TopicKind(Enum):
     NO_MEAN = "no mean"
     UNDER_WAY = "under way"
     GOING_ON = "going on"
+    METRICS = "metrics"
     REPORT = "report"
     EVALUATION = "evaluation"
     STOP = "stop"

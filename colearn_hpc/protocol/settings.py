@@ -13,12 +13,14 @@ from colearn_hpc.errors import ConfigurationError
 
 OptimizerState: TypeAlias = Literal["reset", "keep", "average"]
 OnFailure: TypeAlias = Literal["stop", "continue_without"]
+ValidationMode: TypeAlias = Literal["round", "epoch", "lightning"]
 
 _CHOICES = {
     "optimizer_state": ("reset", "keep", "average"),
     "weighting": ("uniform", "examples"),
     "combine": ("weights", "predictions"),
     "on_failure": ("stop", "continue_without"),
+    "validation": ("round", "epoch", "lightning"),
 }
 
 
@@ -48,6 +50,8 @@ class Settings:
         on_failure: what comes after that.
         resume_points: whether they are written.
         federated: the data centers are sites of a federation, and share no MPI world.
+        validation: when the validation loop runs, and monitors are asked.
+        warmup_epochs, warmup_steps: of the run, at its beginning, with rates below the schedule's.
 
     Raises:
         ConfigurationError: a value is impossible, or two contradict each other.
@@ -73,6 +77,9 @@ class Settings:
     on_failure: OnFailure = "stop"
     resume_points: bool = True
     federated: bool = False
+    validation: ValidationMode = "round"
+    warmup_epochs: int = 0
+    warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -80,6 +87,8 @@ class Settings:
                 raise ConfigurationError(f"{name} must be one of {', '.join(choices)}; found {getattr(self, name)!r}")
         _check_whole("rounds", self.rounds, 1, or_none="None")
         _check_whole("restarts", self.restarts, 0)
+        _check_whole("warmup_epochs", self.warmup_epochs, 0)
+        _check_whole("warmup_steps", self.warmup_steps, 0)
         _check_whole("exchange: lanes", self.lanes, 1, or_none="null")
         if not isinstance(self.overlap, bool):
             raise ConfigurationError(f"exchange: overlap must be true or false; found {self.overlap!r}")
@@ -119,6 +128,8 @@ class Settings:
         """What all data centers must have in common, as text."""
         new = {"local_correction": describe(self.local_correction), "kept_model": describe(self.kept_model)}
         new |= {"local_layers": str(self.local_layers), "overlap": str(self.overlap)}
+        new["validation"] = "None" if self.validation == "lightning" else self.validation
+        new["warmup_steps"] = str(self.warmup_steps or None)
         # A run that an earlier version began knows nothing of them.
         return {key: text for key, text in new.items() if text not in ("None", "False")} | {
             "rounds": str(self.rounds),
@@ -187,6 +198,16 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         lambda s: s.learning_rate is not None and s.schedule is None,
         'schedule="none" leaves rates to the optimizer, but learning_rate={s.learning_rate} is set; drop one of the '
         'two (schedule="constant" holds a rate)',
+    ),
+    (
+        lambda s: s.schedule is None and bool(s.warmup_epochs or s.warmup_steps),
+        'schedule="none" leaves rates to the optimizer\'s own scheduler, but a warm-up is set (warmup_epochs='
+        "{s.warmup_epochs}, warmup_steps={s.warmup_steps}); let that scheduler warm up, or drop schedule",
+    ),
+    (
+        lambda s: bool(s.warmup_epochs and s.warmup_steps),
+        "warmup_epochs={s.warmup_epochs} and warmup_steps={s.warmup_steps} are one thing in two units; drop one of the "
+        "two",
     ),
     (
         lambda s: _with_outer(s) and _with_predictions(s),

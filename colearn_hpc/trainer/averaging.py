@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from colearn_hpc._lightning import LightningModule, Trainer
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,
     batch_norm_names,

@@ -15,28 +15,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Callback
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.combine import Combine, combiner_of
 from colearn_hpc.algorithm.kept_model import KeptModel
-from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, schedule_of
+from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, WarmUp, schedule_of
 from colearn_hpc.algorithm.local_correction import LocalCorrection
-from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, local_epochs_rule_of
+from colearn_hpc.algorithm.local_epochs import FixedEpochs, LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted, PeerError
-from colearn_hpc.join import CentersSpec, DataCenter, as_site, end_world, read_membership
+from colearn_hpc.join import CentersSpec, DataCenter, as_site, end_world, read_membership, start_command
 from colearn_hpc.protocol.contract import Contract, digest_of_texts, texts_of
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
 from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_elsewhere, describe_error
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
-from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
-from colearn_hpc.trainer.announce import announce
+from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings, ValidationMode
+from colearn_hpc.trainer.announce import announce, introduce
 from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
 from colearn_hpc.trainer.correcting import CorrectsGradients
 from colearn_hpc.trainer.deciding import decider
@@ -54,9 +54,11 @@ from colearn_hpc.trainer.fingerprint import (
 )
 from colearn_hpc.trainer.keeping import KeptModelAverager
 from colearn_hpc.trainer.lightning_gaps import (
+    LOCAL,
     average_from_here,
     callbacks_of,
     check_callbacks,
+    expect_epochs,
     note_found_rate,
     pass_over_empty_hooks,
     set_callbacks,
@@ -77,6 +79,7 @@ from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
+from colearn_hpc.trainer.validation import Validation
 from colearn_hpc.trainer.writing import remove_leftovers
 
 
@@ -86,9 +89,10 @@ class CoLearning(Callback):
     Start one process per GPU with ``mpirun`` or ``srun``. With one process per data center nothing else is
     needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
 
-    The arguments come in five groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
+    The arguments come in six groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
     (``optimizer_state`` to ``kept_model``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
-    ``resume_points``), and failures (``round_timeout`` to ``share_tracebacks``).
+    ``resume_points``), failures (``round_timeout`` to ``share_tracebacks``), and the Trainer's day (``validation`` to
+    ``warmup_steps``).
 
     Args:
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
@@ -136,6 +140,12 @@ class CoLearning(Callback):
             one of them. ``round_timeout`` and ``on_failure`` are then the file's. Or a membership that was read.
         site: name of this site; None: as its certificate says.
         identity: folder of the site's certificate and key; None: a folder of its name beside the file.
+        validation: ``"round"``: the validation loop runs at rounds' ends, on the shared model, and ``val_...``,
+            loggers, ``ModelCheckpoint(monitor=...)`` and ``EarlyStopping`` see nothing else; ``"epoch"``: the local
+            model is validated between means too, as ``local/val_...``; ``"lightning"``: as the Trainer says, whichever
+            model there is (with ``combine="predictions"`` always). See ``trainer/validation.py``.
+        warmup_epochs, warmup_steps: so many local epochs, or optimizer steps, of the run have rates below the
+            schedule's, rising along a line; composes with any schedule but ``"none"``.
 
     Attributes:
         settings: all of this, as one frozen value.
@@ -172,12 +182,16 @@ class CoLearning(Callback):
         federation: Any = None,
         site: str | None = None,
         identity: str | Path | None = None,
+        validation: ValidationMode = "round",
+        warmup_epochs: int = 0,
+        warmup_steps: int = 0,
     ) -> None:
         self._membership = _membership_of(federation, site, identity)
         if self._membership is not None:
             round_timeout, on_failure = _agreed(self._membership, round_timeout, on_failure)
+        rates = schedule_of(schedule, decay)
         self.settings = Settings(
-            schedule=schedule_of(schedule, decay),
+            schedule=WarmUp(rates, warmup_epochs) if rates is not None and _is_positive(warmup_epochs) else rates,
             rule=local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs),
             rounds=rounds,
             learning_rate=learning_rate,
@@ -194,6 +208,9 @@ class CoLearning(Callback):
             on_failure=on_failure,
             resume_points=resume_points,
             federated=self._membership is not None,
+            validation="lightning" if combine == "predictions" else validation,
+            warmup_epochs=warmup_epochs,
+            warmup_steps=warmup_steps,
             **_exchange_settings(exchange),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
@@ -244,7 +261,13 @@ class CoLearning(Callback):
         folder = RunFolder(path, center.name, place.conversation.presides, center.is_leader, center.start)
         state = RunState.new(place.center.name, self.settings.rule.first())
         self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
-        self._fit = _Fit(folder, self._averager_of(place), examples=self._fit.examples)
+        validation = Validation(self.settings, place)
+        limit, seen = trainer.max_epochs, self._fit.examples
+        self._fit = _Fit(folder, self._averager_of(place), validation, limit=limit, examples=seen)
+        if place.alone and self._centers is None and environment_of(trainer) is None:
+            log.warning(
+                "there is one data center, and nothing is averaged: was mpirun forgotten? (%s)", start_command(5)
+            )
         if restarted:
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)
@@ -254,9 +277,12 @@ class CoLearning(Callback):
                 remove_leftovers(path)
             separate_outputs(trainer, place, path.resolve().name)
             if trainer.progress_bar_callback is not None and not place.conversation.is_first:
-                trainer.progress_bar_callback.disable()  # one bar for the run
+                with contextlib.suppress(NotImplementedError):  # a bar of the user's own may not know how
+                    trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
-        start = EpochStart(self._start_epoch, self._first_batch)
+        validation.prepare(trainer)
+        expect_epochs(trainer, self._known_epochs)
+        start = EpochStart(self._start_epoch, self._start_batch)
         corrector = getattr(self._fit.averager, "corrector", None)
         corrects = [] if corrector is None else [CorrectsGradients(corrector)]
         end = EpochEnd(
@@ -266,6 +292,7 @@ class CoLearning(Callback):
             self.standing,
             self._close_epoch,
             self._report_trained,
+            validation.ends,
             self._fit.losses,
             self.settings.resume_points,
         )
@@ -276,8 +303,10 @@ class CoLearning(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
         self._supervisor.fit_begins(pl_module)
+        trainer.fit_loop.max_epochs = fit.limit
         check_scheduler(trainer, pl_module, settings.schedule)
         self._after_tuning(trainer)
+        fit.validation.prepare_schedulers(trainer)
         fit.rates = BaseRates(trainer.optimizers, settings.learning_rate)
         fit.averager.watch(pl_module)
         if fit.loaded is not None:
@@ -345,6 +374,9 @@ class CoLearning(Callback):
         run.note(data=check_data(trainer, dict(run.state.data)))
         # Others see the digest alone (`data` in rounds.jsonl); here a site can tell what it stands for.
         log.info("trains on %s: %s", digest_of_texts(run.state.data) or "unnamed data", dict(run.state.data))
+        if self._supervisor.attempt.number == 0:
+            introduce(trainer, self.standing())
+        self._fit.validation.shows(trainer, bool(run.state.unlogged))
         if self._fit.loaded is not None:
             self._fit.loaded = None
             self._follow(run.resumed(), trainer)
@@ -359,9 +391,12 @@ class CoLearning(Callback):
             self._report_trained()
             self._fit.averager.end_epoch(pl_module)
             self._follow(self._run.epoch_trained(), trainer)
+            self._fit.validation.shows(trainer, bool(self._run.state.unlogged))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._fit.metrics.before_validation(trainer)
+        if trainer.state.fn == "fit":
+            self._fit.metrics.before_validation(trainer)
+            self._fit.validation.begins(trainer, bool(self._run.state.unlogged))
 
     def on_validation_batch_end(
         self,
@@ -372,10 +407,15 @@ class CoLearning(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self._fit.validation.count(batch_size(batch), dataloader_idx)
         if dataloader_idx == 0 and self._run.state.mean_is_taken:
             self._fit.averager.predict(trainer, pl_module, batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
         shared = bool(self._run.state.unlogged) and self._fit.averager.shares_model
         self._fit.metrics.after_validation(trainer, shared)
 
@@ -384,11 +424,15 @@ class CoLearning(Callback):
         self._report_trained()
         self._follow(run.epoch_trained(), trainer)  # a training_step that returns -1 skips the last batch's hook
         local, shared = fit.metrics.split(trainer)
-        run.report(local_metrics=local)
+        run.report(local_metrics={name.removeprefix(LOCAL): value for name, value in local.items()})
         run.report_shared(shared)
         if run.state.mean_is_taken and (found := fit.averager.shared_metrics(trainer, pl_module)) is not None:
             run.report_shared(found)
         run.count_epoch()
+        fit.validation.ask_monitors(trainer, bool(run.state.unlogged))
+        if run.state.unlogged:
+            round_ = run.state.unlogged[0]
+            fit.validation.agree(trainer, round_.index, shared, local, round_.report.examples)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report_trained()
@@ -402,6 +446,8 @@ class CoLearning(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":
             return
+        if self._fit.folder is not None:
+            self._fit.leave(trainer)
         if self._fit.finished:  # on_fit_end, a logger's last words: nothing is left to be done again, or to be told
             with contextlib.suppress(AttributeError):
                 exception.everywhere = exception.after_the_end = True  # type: ignore[attr-defined]
@@ -429,6 +475,7 @@ class CoLearning(Callback):
             return
         self._fit.folder.close()
         self._fit.folder.release()
+        self._fit.leave(trainer)
         fit, alone = self._fit, self._placed.alone
         if fit.began and not fit.trains and fit.loaded is None and not alone and not trainer.interrupted:
             # Lightning passes over a fit without a batch in silence; the others would wait for ever.
@@ -488,6 +535,12 @@ class CoLearning(Callback):
         # Inside this world alone: a site knows by itself from where it can go on, and the coordinator the rest.
         center = as_site(center, self._membership)
         return find_resume_point(self._run_dir, Place.of(center, patience=self.settings.round_timeout))
+
+    @property
+    def _known_epochs(self) -> int | None:
+        """Local epochs of the run, where rounds and T say so beforehand."""
+        rounds, rule = self.settings.rounds, self.settings.rule
+        return rounds * rule.initial if rounds is not None and isinstance(rule, FixedEpochs) else None
 
     @property
     def round(self) -> int:
@@ -610,6 +663,7 @@ class CoLearning(Callback):
         run, fit, place = self._run, self._fit, self._placed
         state, round_ = run.state, run.state.unlogged[0]
         assert round_.decision is not None, "a round whose mean is there is decided on"
+        fit.validation.agree(trainer, round_.index, {}, {}, 0)  # where no epoch's end has come before
         leaves |= state.over or state.leaving
         said = place.conversation.meet(Topic(TopicKind.REPORT, round_.index), [round_.report.to_plain(), leaves])
         reports, anyone_leaves = [], False
@@ -631,31 +685,47 @@ class CoLearning(Callback):
         fit.folder_.append(report)
         step = run.round_logged(anyone_leaves)
         self._summarize("running")
-        announce(trainer, report, run.state.stop is not None)
+        announce(trainer, report, run.state.stop is not None, place.conversation.presides)
         fit.averager.show_local(trainer.lightning_module)
-        fit.metrics = MetricsSplit()
+        fit.metrics.end_round(fit.validation.by_rounds)
         return step
 
     def _start_epoch(self, trainer: pl.Trainer) -> None:
         """The rate of a local epoch. Called by :class:`EpochStart`, before any other callback can read it."""
-        run, schedule = self._run, self.settings.schedule
+        run = self._run
         run.start_epoch(_limit(trainer))
         if run.state.epoch == 0:
             self._fit.losses.reset()
-        self._fit.factor = None
-        if schedule is not None:
-            state = run.state
-            position = EpochPosition(state.round.index, state.epoch, state.round.epochs, state.epochs_done)
-            self._fit.factor = schedule.factor(position)
-            self._fit.rates_.apply(self._fit.factor)
+        self._fit.validation.begin_epoch(trainer)
+        self._fit.factor = self._factor()
+        self._apply_rate(trainer)
         run.rate(first_rate(trainer.optimizers))
         self._fit.clock = time.monotonic()
 
-    def _first_batch(self, trainer: pl.Trainer) -> None:
-        """What is trained in this local epoch, now that all hooks of its beginning have frozen and unfrozen."""
-        self._fit.averager.begin_epoch(trainer.lightning_module)
-        if self._fit.factor is not None:
-            self._fit.rates_.apply(self._fit.factor)  # groups that have been added since
+    def _start_batch(self, trainer: pl.Trainer, first: bool) -> bool:
+        """Called by :class:`EpochStart` before the first batch of a local epoch, and before each one as long as this
+        says so: the rate rises from step to step."""
+        if first:  # all hooks of the epoch's beginning have frozen and unfrozen
+            self._fit.averager.begin_epoch(trainer.lightning_module)
+        elif self._fit.factor is None and self.settings.warmup_steps:  # resumed in the middle of an epoch
+            self._fit.factor = self._factor()
+        return self._apply_rate(trainer)
+
+    def _factor(self) -> float | None:
+        """The schedule's, of this local epoch; None without one."""
+        state, schedule = self._run.state, self.settings.schedule
+        if schedule is None:
+            return None
+        return schedule.factor(EpochPosition(state.round.index, state.epoch, state.round.epochs, state.epochs_done))
+
+    def _apply_rate(self, trainer: pl.Trainer) -> bool:
+        """Set the rate of the next step, in all groups, also those that have been added since; returns whether the step
+        after that has another."""
+        if self._fit.factor is None:
+            return False
+        share = min((trainer.global_step + 1) / (self.settings.warmup_steps + 1), 1.0)
+        self._fit.rates_.apply(self._fit.factor * share)
+        return share < 1.0
 
     def _close_epoch(self, trainer: pl.Trainer) -> None:
         self._follow(self._run.close_epoch(), trainer)
@@ -807,12 +877,14 @@ class _Fit:
     Attributes:
         folder: the run's.
         averager: what a round's end does to models.
+        validation: when it runs, and what monitors find.
         rates: the optimizers' base rates.
         metrics: which metrics speak of which model.
         loaded: the averager's state, from a checkpoint.
         factor: of the schedule in this epoch; None without one.
         clock: when the epoch began, or when what was trained in it was last reported.
         batches, batch_examples: trained since then.
+        limit: the Trainer's ``max_epochs``.
         examples: that this process has trained on since it began.
         losses: of this rank in the round.
         steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
@@ -821,6 +893,7 @@ class _Fit:
 
     folder: RunFolder | None = None
     averager: Averager = field(default=None)  # type: ignore[assignment]
+    validation: Validation = field(default=None)  # type: ignore[assignment]
     rates: BaseRates | None = None
     metrics: MetricsSplit = field(default_factory=MetricsSplit)
     loaded: Mapping[str, Any] | None = None
@@ -832,6 +905,7 @@ class _Fit:
     losses: LossTally = field(default_factory=LossTally)
     steps_now: Callable[[], int] = lambda: 0
     steps: int = 0
+    limit: int | None = None
     began: bool = False
     trains: bool = False
     finished: bool = False
@@ -851,6 +925,11 @@ class _Fit:
         self.batches += 1
         self.batch_examples += examples
         self.examples += examples
+
+    def leave(self, trainer: pl.Trainer) -> None:
+        """Leave the Trainer as it was found."""
+        self.validation.end(trainer)
+        trainer.fit_loop.max_epochs = self.limit
 
     def uncount(self) -> None:
         """What was counted is reported, or lost."""
@@ -914,6 +993,10 @@ def _check_same_run(place: Place, run_id: str) -> None:
             f"this site's resume point is of run {run_id[:8]}, and the coordinator holds run {str(held)[:8]}; begin "
             "anew (`--overwrite`), or give the coordinator the --state folder of that run"
         ).on_all_ranks()
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int) and number > 0  # what is no number, Settings refuses
 
 
 def _limit(trainer: pl.Trainer) -> int | None:

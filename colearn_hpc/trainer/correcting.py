@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Callback
 from colearn_hpc.algorithm.local_correction import LocalCorrection, Variates
 from colearn_hpc.algorithm.shared_model import trainable_parameters
 from colearn_hpc.errors import ConfigurationError, ParticipantError

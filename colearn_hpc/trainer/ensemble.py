@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import LightningModule
 from colearn_hpc.algorithm.shared_model import FlatModel, infinite_buffers
 from colearn_hpc.between import Offer, Vector
 from colearn_hpc.errors import ConfigurationError

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import socket
 from collections import Counter
+from typing import Any
 
-import pytorch_lightning as pl
-from lightning_fabric.plugins.environments import ClusterEnvironment
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
-
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import ClusterEnvironment, in_use, kinds, package_of
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.join import CentersSpec, DataCenter
+from colearn_hpc.trainer.devices import trainer_devices
 from colearn_hpc.trainer.process_group import Sockets, is_initialized, leave_process_group, open_sockets
 
 log = logging.getLogger("colearn_hpc")
@@ -35,6 +35,8 @@ class DataCenterEnvironment(ClusterEnvironment):
 
     def __init__(self, centers: CentersSpec | DataCenter = None) -> None:
         super().__init__()
+        for one in kinds("plugins.environments", "ClusterEnvironment"):
+            one.register(type(self))  # of a name that was imported meanwhile
         self.center = centers if isinstance(centers, DataCenter) else DataCenter.join(centers)
         # All collectives happen here: Lightning reads the properties below on some ranks and not on others.
         _check_equal_nodes(self.center)
@@ -54,6 +56,24 @@ class DataCenterEnvironment(ClusterEnvironment):
         self._address: tuple[str, int] = self.center.comm.bcast(address, 0)
         if self.center.nodes == 1:
             self._address = ("127.0.0.1", self._address[1])
+
+    def trainer_arguments(self, accelerator: str = "auto") -> dict[str, Any]:
+        """What a Trainer needs to know of this data center: ``Trainer(**environment.trainer_arguments(), ...)``.
+        Collective over the data center.
+
+        Args:
+            accelerator: as of the Trainer.
+
+        Returns:
+            ``plugins`` (this environment), ``num_nodes``, ``strategy``, ``accelerator`` and ``devices``: on GPUs the
+            data center's own of this host, so that two data centers on one machine do not take the same.
+
+        Raises:
+            ConfigurationError: several ranks of one data center would have to share a GPU.
+        """
+        strategy = "ddp" if self.center.size > 1 else "auto"
+        given = {"plugins": [self], "num_nodes": self.center.nodes, "strategy": strategy, "accelerator": accelerator}
+        return given | trainer_devices(self.center, accelerator)
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -136,7 +156,13 @@ def check_trainer(trainer: pl.Trainer, center: DataCenter) -> None:
     Raises:
         ConfigurationError: where it cannot, which may be in one data center only; the others have to be told.
     """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    if (name := package_of(trainer).__name__) not in in_use():
+        raise ConfigurationError(
+            f"this Trainer is of {name}, and colearn_hpc was made for {', '.join(in_use())}, which alone had been "
+            f"imported before it; import {name} before colearn_hpc"
+        )
+    whole = kinds("strategies", "SingleDeviceStrategy") + kinds("strategies", "DDPStrategy")
+    if not isinstance(trainer.strategy, whole):
         raise ConfigurationError(
             f"CoLearning averages whole models; the strategy is {type(trainer.strategy).__name__}, which may "
             'hold only a part of it on each rank. Use strategy="ddp" (or one device)'

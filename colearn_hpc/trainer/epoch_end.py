@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Checkpoint
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,
     first_non_finite,
@@ -59,6 +59,7 @@ class EpochEnd(Checkpoint):
         standing: tells how the run stands.
         close_epoch: closes the epoch; called in ``on_train_epoch_end``.
         report_trained: gives the run what was trained since the epoch's start, for a point in its middle.
+        end_validation: what is to be done when all have seen what a validation found.
         losses: of this rank in the round.
         resume_points: whether they are written.
     """
@@ -73,11 +74,13 @@ class EpochEnd(Checkpoint):
         standing: Callable[[], Standing],
         close_epoch: Callable[[pl.Trainer], None],
         report_trained: Callable[[], None],
+        end_validation: Callable[[pl.Trainer], None],
         losses: LossTally,
         resume_points: bool,
     ) -> None:
         self._place, self._folder, self._supervisor = place, folder, supervisor
         self._standing, self._close_epoch, self._report_trained = standing, close_epoch, report_trained
+        self._end_validation = end_validation
         self._losses, self._writes = losses, resume_points
         self._heartbeat = Heartbeat(place, standing, folder)
         self._trainer: pl.Trainer | None = None
@@ -169,6 +172,7 @@ class EpochEnd(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._heartbeat.trains(trainer)
+        self._end_validation(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close_epoch(trainer)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
-
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Callback
 from colearn_hpc.trainer.lightning_gaps import pass_over_empty_hooks
 
 
@@ -16,11 +15,12 @@ class EpochStart(Callback):
 
     Args:
         start: what is to be done when it begins.
-        first_batch: what is to be done when all others have had their say, and its first batch is to be trained.
+        start_batch: what is to be done when all others have had their say, and a batch is to be trained, the first one
+            or not; returns whether it is wanted at the next one too.
     """
 
-    def __init__(self, start: Callable[[pl.Trainer], None], first_batch: Callable[[pl.Trainer], None]) -> None:
-        self._start, self._first_batch = start, first_batch
+    def __init__(self, start: Callable[[pl.Trainer], None], start_batch: Callable[[pl.Trainer, bool], bool]) -> None:
+        self._start, self._start_batch = start, start_batch
         pass_over_empty_hooks(self)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -30,6 +30,5 @@ class EpochStart(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == 0:
-            self._first_batch(trainer)
-        self.on_train_batch_start = None  # type: ignore[assignment, method-assign]  # Lightning passes over it
+        if not self._start_batch(trainer, batch_idx == 0):
+            self.on_train_batch_start = None  # type: ignore[assignment, method-assign]  # Lightning passes over it

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sized
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch.nn.parameter import UninitializedParameter
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import package_of
 from colearn_hpc._version import NUMERICS, PROTOCOL
 from colearn_hpc.errors import ConfigurationError, DataError, FingerprintError
 from colearn_hpc.trainer.lightning_gaps import callbacks_of
@@ -26,7 +27,7 @@ def fingerprint(trainer: pl.Trainer, module: pl.LightningModule, settings: dict[
     items = {
         "protocol version": str(PROTOCOL),
         "numerics version": str(NUMERICS),
-        "pytorch_lightning version": pl.__version__,
+        "Lightning version": package_of(trainer).__version__,
         "torch version": torch.__version__.split("+")[0],  # CPU and CUDA builds may meet
         "numpy major version": np.__version__.split(".")[0],
     }
@@ -46,7 +47,7 @@ def fingerprint(trainer: pl.Trainer, module: pl.LightningModule, settings: dict[
 
 
 # What a run may be resumed with: more rounds, a later Trainer limit, other libraries.
-_MAY_CHANGE = ("CoLearning(rounds)", "CoLearning(on_failure)", "Trainer(", "version")
+_MAY_CHANGE = ("CoLearning(rounds)", "CoLearning(on_failure)", "CoLearning(validation)", "Trainer(", "version")
 
 
 def check_unchanged(before: dict[str, str], now: dict[str, str]) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
+import colearn_hpc._lightning as pl
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.run_folder import RunFolder, jsonable
 from colearn_hpc.trainer.standing import Standing

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 
+import colearn_hpc._lightning as pl
 from colearn_hpc import faults
+from colearn_hpc._lightning import Callback
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.trainer.standing import Standing
 

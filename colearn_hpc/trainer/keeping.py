@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from colearn_hpc._lightning import LightningModule
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.averaging import MeanAverager, MeanResult
 from colearn_hpc.trainer.place import Place

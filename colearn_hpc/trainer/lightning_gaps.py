@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning_fabric.utilities.data import _set_sampler_epoch
-from lightning_fabric.utilities.types import _Stateful
-from pytorch_lightning.callbacks import (
-    BatchSizeFinder,
-    Callback,
-    LearningRateFinder,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
-from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.loops.fetchers import _DataLoaderIterDataFetcher
-from pytorch_lightning.utilities.parsing import lightning_hasattr, lightning_setattr
 from torch import Tensor
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Callback, CSVLogger, TensorBoardLogger, fabric_of, kinds
 from colearn_hpc.errors import CheckpointError, ConfigurationError
 from colearn_hpc.trainer.writing import opened_new
 
@@ -64,16 +55,18 @@ def check_callbacks(trainer: pl.Trainer) -> None:
     Raises:
         ConfigurationError: there is one.
     """
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks_of(trainer)):
+    refused = kinds("callbacks", "StochasticWeightAveraging")
+    if any(isinstance(callback, refused) for callback in callbacks_of(trainer)):
         raise ConfigurationError(
             "StochasticWeightAveraging sets rates of its own and ends with an average of one data center's weights. "
             "Leave it out; to average over rounds use CoLearning(outer_optimizer=OuterSGD(0.5, 0.0, nesterov=False))"
         )
 
 
-def tuners(trainer: pl.Trainer) -> list[Callback]:
+def tuners(trainer: pl.Trainer) -> list[Any]:
     """Callbacks that train a few steps when a fit begins, and put everything back from a checkpoint of their own."""
-    return [one for one in callbacks_of(trainer) if isinstance(one, BatchSizeFinder | LearningRateFinder)]
+    searches = kinds("callbacks", "BatchSizeFinder") + kinds("callbacks", "LearningRateFinder")
+    return [one for one in callbacks_of(trainer) if isinstance(one, searches)]
 
 
 def drop_tuners(trainer: pl.Trainer) -> None:
@@ -82,15 +75,25 @@ def drop_tuners(trainer: pl.Trainer) -> None:
 
 
 def note_found_rate(trainer: pl.Trainer) -> None:
-    """Have the module remember the rate that its optimizer has now: what :class:`LearningRateFinder` found in another
-    data center. Optimizers are made anew after a failure."""
-    finder = next((one for one in tuners(trainer) if isinstance(one, LearningRateFinder)), None)
+    """Have the module remember the rate that its optimizer has now: what ``LearningRateFinder`` found in another data
+    center. Optimizers are made anew after a failure."""
+    finders = kinds("callbacks", "LearningRateFinder")
+    finder = next((one for one in tuners(trainer) if isinstance(one, finders)), None)
     if finder is not None and trainer.optimizers:
         module = trainer.lightning_module
+        parsing: Any = import_module(f"{pl.package_of(trainer).__name__}.utilities.parsing")
         names = [finder._attr_name] if finder._attr_name else ["lr", "learning_rate"]
         for name in names:
-            if lightning_hasattr(module, name):
-                lightning_setattr(module, name, float(trainer.optimizers[0].param_groups[0]["lr"]))
+            if parsing.lightning_hasattr(module, name):
+                parsing.lightning_setattr(module, name, float(trainer.optimizers[0].param_groups[0]["lr"]))
+
+
+def expect_epochs(trainer: pl.Trainer, epochs: int | None) -> None:
+    """Let ``trainer.estimated_stepping_batches`` know how many epochs a run has, while optimizers are made; afterwards
+    the Trainer's own limit has to be put back."""
+    limit = trainer.max_epochs
+    if epochs is not None and (limit is None or limit == -1 or limit > epochs):
+        trainer.fit_loop.max_epochs = epochs
 
 
 def average_from_here(trainer: pl.Trainer) -> None:
@@ -98,7 +101,7 @@ def average_from_here(trainer: pl.Trainer) -> None:
     and the end of ``fit`` are to speak. Its average is private in 2.6."""
     for callback in callbacks_of(trainer):
         average = getattr(callback, "_average_model", None)
-        if isinstance(callback, WeightAveraging) and average is not None:
+        if isinstance(callback, kinds("callbacks", "WeightAveraging")) and average is not None:
             average.module.load_state_dict(trainer.lightning_module.state_dict())
 
 
@@ -110,7 +113,7 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: 
     user's own plugin for checkpoints is left its way.
     """
     io = trainer.strategy.checkpoint_io
-    if type(io) is not TorchCheckpointIO:
+    if type(io) not in kinds("plugins.io", "TorchCheckpointIO"):
         trainer.save_checkpoint(path, weights_only=weights_only)
         return
     problem: OSError | None = None
@@ -140,7 +143,7 @@ def rename_version(logger: CSVLogger | TensorBoardLogger, version: int | str, su
     logger._experiment = None
 
 
-def group_run(logger: Logger, run_name: str, center: str) -> None:
+def group_run(logger: Any, run_name: str, center: str) -> None:
     """Have a service show the runs of all data centers as one group, before 2.6 makes this one: it does so before a
     callback's first hook. What the user has set stays, but for the data center's name at the end of the run's.
 
@@ -149,20 +152,20 @@ def group_run(logger: Logger, run_name: str, center: str) -> None:
         run_name: of the run folder.
         center: the data center's name.
     """
-    if isinstance(logger, WandbLogger) and logger._experiment is None:
+    if isinstance(logger, kinds("loggers", "WandbLogger")) and logger._experiment is None:
         settings = logger._wandb_init
         settings["group"] = settings.get("group") or run_name
         settings["name"] = logger._name = f"{settings.get('name') or run_name}-{center}"
-    elif isinstance(logger, MLFlowLogger) and not logger._initialized and logger._run_id is None:
+    elif isinstance(logger, kinds("loggers", "MLFlowLogger")) and not logger._initialized and logger._run_id is None:
         logger._run_name = f"{logger._run_name or run_name}-{center}"
 
 
-def mark_run(logger: Logger, run_name: str, center: str) -> None:
+def mark_run(logger: Any, run_name: str, center: str) -> None:
     """Write into a service's run to which run and data center it belongs, so that the user can group by it there."""
     marks = {"colearn_run": run_name, "data_center": center}
-    if isinstance(logger, WandbLogger):
+    if isinstance(logger, kinds("loggers", "WandbLogger")):
         logger.experiment.config.update(marks, allow_val_change=True)
-    elif isinstance(logger, MLFlowLogger) and logger.run_id is not None:
+    elif isinstance(logger, kinds("loggers", "MLFlowLogger")) and logger.run_id is not None:
         for key, value in marks.items():
             logger.experiment.set_tag(logger.run_id, key, value)
 
@@ -177,7 +180,8 @@ def wants_stop(trainer: pl.Trainer) -> bool:
 def can_skip_batches(trainer: pl.Trainer) -> bool:
     """Whether a resumed epoch can find its place: its length is known, and not ``training_step`` itself fetches."""
     fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and fetcher.length is not None and not isinstance(fetcher, _DataLoaderIterDataFetcher)
+    in_step = kinds("loops.fetchers", "_DataLoaderIterDataFetcher")
+    return fetcher is not None and fetcher.length is not None and not isinstance(fetcher, in_step)
 
 
 def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
@@ -191,7 +195,8 @@ def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
     fetcher = trainer.fit_loop._data_fetcher
     if fetcher is None:
         return
-    stateful = [isinstance(loader, _Stateful) for loader in fetcher.combined_loader.flattened]
+    fabric: Any = fabric_of(trainer)
+    stateful = [isinstance(loader, fabric.utilities.types._Stateful) for loader in fetcher.combined_loader.flattened]
     if all(stateful):
         return
     if any(stateful):
@@ -203,7 +208,7 @@ def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
     loaders = fetcher.combined_loader.flattened
     for loader in loaders:
-        _set_sampler_epoch(loader, trainer.current_epoch)
+        fabric.utilities.data._set_sampler_epoch(loader, trainer.current_epoch)
     starts = [getattr(getattr(loader, "sampler", None), "start_at", None) for loader in loaders]
     if skip and all(starts):
         for start_at in filter(None, starts):
@@ -272,3 +277,83 @@ def add_running_sums(trainer: pl.Trainer, sums: dict[str, dict[str, Tensor]]) ->
             for name, value in before.items():
                 setattr(metric, name, value + getattr(metric, name))
         metric._computed = None
+
+
+# --- who monitors a metric, and what they find (validation.py) ------------------------------------------
+
+LOCAL = "local/"  # in front of the names of what was measured of the local model
+
+
+class _Metrics(dict[str, Any]):
+    """A Trainer's metrics, of which some stay as they are, whatever Lightning has measured meanwhile: 2.6 puts its own
+    values back at each look."""
+
+    fixed: frozenset[str] = frozenset()
+
+    def update(self, found: Mapping[str, Any]) -> None:  # type: ignore[override]
+        super().update({name: value for name, value in found.items() if name not in self.fixed})
+
+
+def fix_metrics(trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+    """Let ``trainer.callback_metrics`` hold these, until they are released; loggers keep what was measured."""
+    found = _Metrics(trainer.callback_metrics)
+    for name, value in values.items():
+        like = found.get(name, torch.zeros(()))
+        found[name] = torch.tensor(value, dtype=like.dtype if like.is_floating_point() else None, device=like.device)
+    found.fixed = frozenset(values)
+    trainer._logger_connector._callback_metrics = found
+
+
+def release_metrics(trainer: pl.Trainer) -> None:
+    """Let Lightning's own values take the place of those that were fixed, as they are measured."""
+    if isinstance(found := trainer._logger_connector._callback_metrics, _Metrics):
+        found.fixed = frozenset()
+
+
+def name_as_local(trainer: pl.Trainer, local: bool) -> None:
+    """Have Lightning put :data:`LOCAL` in front of every name that the validation loop logs, or no more."""
+    results: Any = trainer.fit_loop.epoch_loop.val_loop._results
+    vars(results).pop("metrics", None)
+    if local:
+        measured = results.metrics
+
+        def renamed(on_step: bool) -> dict[str, dict[str, Any]]:
+            found = measured(on_step)
+            return {where: {f"{LOCAL}{name}": one for name, one in found[where].items()} for where in found}
+
+        results.metrics = renamed
+
+
+def stop_at_epoch_end(trainer: pl.Trainer, now: bool) -> None:
+    """Whether EarlyStopping looks at its metric in ``on_train_epoch_end``; otherwise it does in ``on_validation_end``,
+    which is past by then. 2.6 settles that in its ``setup``."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, kinds("callbacks", "EarlyStopping")):
+            callback._check_on_train_epoch_end = now
+
+
+def saves_by_step(callback: Any) -> bool:
+    """Whether a ModelCheckpoint saves between two epochs' ends."""
+    return bool(callback._every_n_train_steps) or callback._train_time_interval is not None
+
+
+def save_where_validated(callback: Any) -> None:
+    """Have a ModelCheckpoint save at the ends of those epochs alone that the Trainer validates."""
+    callback._save_on_train_epoch_end = None
+
+
+def plateau_schedulers(trainer: pl.Trainer) -> list[Any]:
+    """The configurations of schedulers that monitor a metric."""
+    return [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+
+
+def step_scheduler(trainer: pl.Trainer, config: Any, value: float) -> None:
+    """Step a scheduler that monitors a metric."""
+    trainer.lightning_module.lr_scheduler_step(config.scheduler, torch.tensor(value))
+
+
+def never_step(trainer: pl.Trainer) -> None:
+    """Keep Lightning from stepping the schedulers that monitor a metric: 2.6 does it after the epoch's resume point is
+    written, and a resumed run would miss the step."""
+    for config in plateau_schedulers(trainer):
+        config.frequency = sys.maxsize

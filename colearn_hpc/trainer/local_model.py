@@ -6,9 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
-
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Callback
 from colearn_hpc.join import DataCenter
 from colearn_hpc.trainer.resume_points import save_atomically
 from colearn_hpc.trainer.standing import Standing

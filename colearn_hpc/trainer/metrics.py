@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor
+
+import colearn_hpc._lightning as pl
 
 
 class MetricsSplit:
@@ -20,6 +21,7 @@ class MetricsSplit:
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
         self._shared: dict[str, float] = {}
+        self._stale: set[str] = set()  # names of the shared models' metrics in earlier rounds
 
     def before_validation(self, trainer: pl.Trainer) -> None:
         self._before = dict(trainer.callback_metrics)
@@ -31,8 +33,16 @@ class MetricsSplit:
 
     def split(self, trainer: pl.Trainer) -> tuple[dict[str, float], dict[str, float]]:
         """(local, shared). To be called on all ranks: metrics may synchronise inside the data center."""
-        local = {k: float(v) for k, v in trainer.callback_metrics.items() if k not in self._shared}
+        past = self._stale | self._shared.keys()
+        local = {k: float(v) for k, v in trainer.callback_metrics.items() if k not in past}
         return local, self._shared
+
+    def end_round(self, by_rounds: bool) -> None:
+        """The round's line is written. What validation said of the shared model is no local metric afterwards, where
+        the local one is not validated under that name."""
+        if by_rounds:
+            self._stale |= self._shared.keys()
+        self._shared = {}
 
 
 def batch_size(batch: Any) -> int:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor
 from torchmetrics import Metric
 
+import colearn_hpc._lightning as pl
 from colearn_hpc.trainer.lightning_gaps import can_skip_batches, running_sums
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytorch_lightning as pl
 from torch import Tensor
 from torch.optim import Optimizer
 
+import colearn_hpc._lightning as pl
 from colearn_hpc.algorithm.learning_rate import LearningRateSchedule
 from colearn_hpc.errors import ConfigurationError
 

@@ -6,10 +6,8 @@ import logging
 from functools import partial
 from pathlib import Path
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import kinds
 from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.trainer.lightning_gaps import callbacks_of, mark_run, rename_version
@@ -30,8 +28,9 @@ def separate_outputs(trainer: pl.Trainer, place: Place, run_name: str) -> None:
     center = place.center
     if place.alone:
         return
+    writers = kinds("loggers", "CSVLogger") + kinds("loggers", "TensorBoardLogger")
     for logger in trainer.loggers:
-        if not isinstance(logger, CSVLogger | TensorBoardLogger):
+        if not isinstance(logger, writers):
             if center.is_leader:
                 mark_run(logger, run_name, center.name)
             continue
@@ -41,7 +40,7 @@ def separate_outputs(trainer: pl.Trainer, place: Place, run_name: str) -> None:
         if center.name not in Path(logger.log_dir).resolve().parts:
             rename_version(logger, version, center.name)
     for callback in callbacks_of(trainer):
-        if isinstance(callback, ModelCheckpoint):
+        if isinstance(callback, kinds("callbacks", "ModelCheckpoint")):
             # ModelCheckpoint.setup, which runs after this, fills in the logger's folder if there is one.
             folder = str(callback.dirpath or (Path(trainer.default_root_dir).resolve() if not trainer.loggers else ""))
             if folder and _collides(place, "checkpoints", folder) and not place.conversation.is_first:

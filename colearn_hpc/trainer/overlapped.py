@@ -23,9 +23,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from colearn_hpc._lightning import LightningModule
 from colearn_hpc.algorithm.overlap import correct
 from colearn_hpc.between import Vector
 from colearn_hpc.protocol.messages import Topic, TopicKind

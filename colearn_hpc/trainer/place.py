@@ -59,8 +59,8 @@ class Place:
         Raises:
             TopologyError: on all ranks, when there cannot be so many lanes.
         """
-        gives_up = (None, lambda: "") if failed is None else (pacing.GRACE, failed)
-        connection = connect(center, lanes, *gives_up, membership)
+        grace = None if failed is None else pacing.GRACE
+        connection = connect(center, lanes, grace, failed or (lambda: ""), membership)
         journal = Remembered(connection.between)
         means = Means(connection.site, journal, patience)
         conversation = Conversation(connection.site, journal, patience, may_miss, means.advance, share_tracebacks)

@@ -11,14 +11,13 @@ import logging
 import warnings
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, GradientAccumulationScheduler
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import Callback, DDPStrategy, kinds
 from colearn_hpc.algorithm.shared_model import float_buffers
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.privacy.accountant import Accountant, check_delta
@@ -241,8 +240,10 @@ def _check_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     Raises:
         ConfigurationError: with the setting and what to do.
     """
-    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer))
-    strategy = PrivateDDPStrategy if trainer.world_size > 1 else SingleDeviceStrategy | PrivateDDPStrategy
+    schedulers = kinds("callbacks", "GradientAccumulationScheduler")
+    scheduled = any(isinstance(callback, schedulers) for callback in callbacks_of(trainer))
+    alone = () if trainer.world_size > 1 else kinds("strategies", "SingleDeviceStrategy")
+    strategies = (PrivateDDPStrategy, *alone)
     for wrong, found, todo in (
         (
             not module.automatic_optimization,
@@ -271,7 +272,7 @@ def _check_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             "leave it out: the data of a run stay the same",
         ),
         (
-            not isinstance(trainer.strategy, strategy),
+            not isinstance(trainer.strategy, strategies),
             f"Trainer(strategy={type(trainer.strategy).__name__})",
             "take strategy=PrivateDDPStrategy() for a site of several ranks, and none for one rank",
         ),

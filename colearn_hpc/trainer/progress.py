@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
+import colearn_hpc._lightning as pl
+from colearn_hpc._lightning import ProgressBar
 from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.trainer.optimizers import first_rate
 from colearn_hpc.trainer.standing import Standing

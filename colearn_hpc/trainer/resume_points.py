@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 
+import colearn_hpc._lightning as pl
 from colearn_hpc import faults
 from colearn_hpc.errors import CheckpointError
 from colearn_hpc.join import DataCenter

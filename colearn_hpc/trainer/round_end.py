@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from colearn_hpc._lightning import LightningModule
 from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite
 from colearn_hpc.errors import ParticipantError
 from colearn_hpc.protocol.reports import CenterReport

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+import colearn_hpc._lightning as pl
 from colearn_hpc.errors import RoundTimeoutError
 from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.conversation import is_everywhere

@@ -25,10 +25,11 @@ ALLOWED = {
         "duplicates of the data center's own communicator",
     ),
     "trainer/environment.py": ({"self.center.comm"}, "the data center's own: where its process group meets"),
-    "cli/devices.py": ({"center.comm"}, "the data center's own: which GPUs its ranks see"),
+    "trainer/devices.py": ({"center.comm"}, "the data center's own: which GPUs its ranks see"),
 }
 UNPICKLERS = {
-    "data/sources/restricted_pickle.py": "CIFAR-10 is published as pickles; it takes arrays and refuses the rest"
+    "data/sources/restricted_pickle.py": "CIFAR-10 is published as pickles; it takes arrays and refuses the rest",
+    "launching.py": "a function and its result, between processes of one user on one machine",
 }
 
 

@@ -1,10 +1,100 @@
-"""Scripts of a user's own: what few of them do works as in plain Lightning, or ends all ranks with one sentence."""
+"""A script, or a notebook's cell, of the user's own: it is told what happens, and what to type."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
+import colearn_hpc
+from colearn_hpc.errors import LaunchError
+
 pytestmark = pytest.mark.mpi
+
+SCRIPT = """
+from colearn_hpc._torchmetrics import import_torchmetrics; import_torchmetrics()
+import pytorch_lightning as pl
+from pytorch_lightning.demos.boring_classes import BoringModel
+from colearn_hpc import CoLearning, DataCenterEnvironment
+
+environment = DataCenterEnvironment()
+colearning = CoLearning(rounds=2, local_epochs=1, local_epochs_rule="fle", schedule="none", run_dir="mine")
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+arguments = environment.trainer_arguments(accelerator="cpu")
+trainer = pl.Trainer(max_epochs=-1, limit_train_batches=2, callbacks=[colearning], **arguments, **quiet)
+colearning.fit(trainer, BoringModel())
+print(environment.center.name, trainer.world_size, flush=True)
+"""
+
+
+def run(*command, **env):
+    without = {k: v for k, v in os.environ.items() if k != "COLEARN_CENTER"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=without | env)
+
+
+def test_a_line_per_round(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    sizes = ["--centers", "2", "--ranks-per-center", "2"]
+    done = run(sys.executable, "-m", "colearn_hpc", "launch", *sizes, "--", "python", "train.py")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "dc0 2", "dc0 2", "dc1 2", "dc1 2"]
+    lines = [line for line in done.stderr.splitlines() if "round " in line or "run folder" in line]
+    assert len(lines) == 3 and lines[0].endswith("2 rounds; run folder mine"), done.stderr
+    assert lines[1].startswith("colearn-hpc: round 0: T=1, rate 0.1, change ") and lines[1].endswith(" MB sent")
+    assert "nothing is averaged" not in done.stderr
+
+
+def test_alone_by_mistake(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = SCRIPT.replace("environment = DataCenterEnvironment()", "").replace("environment.center.name", "0")
+    script = script.replace("arguments = environment.trainer_arguments", "arguments = dict").replace(
+        "BoringModel()", "BoringModel()"
+    )
+    (tmp_path / "train.py").write_text(script)
+    done = run(sys.executable, "train.py")
+    assert done.returncode == 0 and "nothing is averaged: was mpirun forgotten?" in done.stderr, done.stderr
+    assert "colearn-hpc launch --centers 5 -- python train.py" in done.stderr
+
+
+JOIN = "from colearn_hpc import DataCenter; DataCenter.join({})"
+
+
+@pytest.mark.parametrize(
+    ("spec", "env", "says"),
+    [
+        ("5", {}, "started alone"),
+        ("[2, 2]", {}, "`colearn-hpc launch --centers 2 --ranks-per-center 2 -- python "),
+        ("", {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4"}, "torchrun started 4 processes"),
+    ],
+)
+def test_one_line_says_what_to_type(spec, env, says):
+    done = run(sys.executable, "-c", JOIN.format(spec), **env)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and says in last and "colearn-hpc launch --centers" in last, done.stderr
+
+
+def test_a_function_in_several_data_centers(capfd):
+    factor = 3  # a notebook's function sees what is around it
+
+    def squared(number, more=0):
+        center = colearn_hpc.DataCenter.join()
+        print("here is", center.name, center.rank)
+        return center.index * factor + number + more
+
+    assert colearn_hpc.launch(squared, 10, centers=2, ranks_per_center=2, more=100) == [110, 113]
+    said = capfd.readouterr().out
+    assert all(f"here is dc{k} {rank}" in said for k in (0, 1) for rank in (0, 1)), said
+
+
+def test_an_error_comes_back():
+    def fails():
+        if colearn_hpc.DataCenter.join().index == 1:
+            raise KeyError("lost")
+
+    with pytest.raises(LaunchError, match=r"(?s)data center dc1, rank 0: .*in fails.*KeyError: 'lost'"):
+        colearn_hpc.launch(fails, centers=2)
 
 
 @pytest.mark.parametrize("kind", ["joined and ended", "asked and ended"])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from colearn_hpc.cli import devices, gpus
 from colearn_hpc.cli.cuda_aware import ask, cuda_aware, loaded_libraries
-from colearn_hpc.cli.devices import OwnGPU, trainer_devices, unused_gpus
-from colearn_hpc.cli.gpus import choose
 from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.trainer import devices, gpus
+from colearn_hpc.trainer.devices import OwnGPU, trainer_devices, unused_gpus
+from colearn_hpc.trainer.gpus import choose
 
 ALL = ("uuid-a", "uuid-b")
 

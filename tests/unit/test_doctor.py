@@ -195,7 +195,9 @@ def test_alone(capsys, tmp_path, monkeypatch):
 def test_impossible_centers_alone(capsys, monkeypatch):
     monkeypatch.delenv("COLEARN_CENTER", raising=False)
     assert main(["doctor", "--centers", "3"]) == 1
-    assert capsys.readouterr().out.startswith("FAIL  centers    centers=3 cannot share 1 rank")
+    assert capsys.readouterr().out.startswith(
+        "FAIL  centers    centers=3 means 3 data centers, and this process was started alone"
+    )
 
 
 def test_on_a_terminal(monkeypatch, capsys):

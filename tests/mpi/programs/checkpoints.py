@@ -41,7 +41,7 @@ def fit(run: Path, net: str, case: str, *callbacks: pl.Callback, ckpt_path: Path
     """Returns the digest of the model that the run ends with."""
     pl.seed_everything(5 + center.world_rank, verbose=False)
     made, shuffle = NETS[net]
-    colearning = CoLearning(rounds=3, epsilon=0.0, run_dir=run, centers=center, **CASES[case])
+    colearning = CoLearning(rounds=3, epsilon=0.0, run_dir=run, centers=center, validation="lightning", **CASES[case])
     trainer = toy.trainer(center, colearning, *callbacks, enable_checkpointing=bool(callbacks), num_sanity_val_steps=0)
     data = {
         "train_dataloaders": toy.loader(center.index, shuffle=shuffle),

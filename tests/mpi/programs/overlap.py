@@ -46,6 +46,7 @@ def train(out: Path, case: str, rounds: int, comm: MPI.Comm) -> list:
     centers, local_epochs, epsilon = case.split(":")
     center = DataCenter.join(int(centers), comm)
     settings = {"local_epochs": int(local_epochs), "epsilon": float(epsilon), "decay": 0.25}
+    settings["validation"] = "lightning"  # every epoch shows its model
     exchange = {"overlap": True, "lanes": center.size}  # as with each rank on a node of its own
     colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, exchange=exchange, **settings)
     trajectory = Trajectory(colearning)

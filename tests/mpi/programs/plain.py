@@ -46,6 +46,7 @@ toy.quiet()
 center = DataCenter.join(1)
 assert (center.nodes, center.node_rank, center.local_rank, center.local_size) == (2, center.rank, 0, 1)
 alone = digest(center)
-with_callback = digest(center, CoLearning(local_epochs=2, schedule="none", epsilon=1.0, run_dir=sys.argv[1]))
+settings = {"local_epochs": 2, "schedule": "none", "epsilon": 1.0, "validation": "lightning"}
+with_callback = digest(center, CoLearning(run_dir=sys.argv[1], **settings))
 rounds = len((Path(sys.argv[1]) / "rounds.jsonl").read_text().splitlines())
 print(f"rank {center.world_rank}: {rounds} rounds, {'equal' if alone == with_callback else 'different'}", flush=True)

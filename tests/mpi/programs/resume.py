@@ -80,6 +80,7 @@ def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", **settings
     )
     module = Noisy(net, pause)
     settings = {"local_epochs": 2, "epsilon": 0.3, "weighting": "examples"} | settings
+    settings = {"validation": "lightning"} | settings  # faults are at validations of local models, too
     settings = {"exchange": {"lanes": 2}} | settings  # as with each rank on a node of its own
     colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
     injector = FaultInjector(faults.split(), colearning.standing)

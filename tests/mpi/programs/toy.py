@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+from importlib import import_module
+from typing import Any
 
 from colearn_hpc._torchmetrics import import_torchmetrics
 
 import_torchmetrics()  # before Lightning
 
-import pytorch_lightning as pl
+# By either of its names: what a user's program imports.
+LIGHTNING = os.environ.get("COLEARN_TEST_LIGHTNING", "pytorch_lightning")
+pl: Any = import_module(LIGHTNING)
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -19,7 +24,7 @@ FEATURES, CLASSES, EXAMPLES, BATCH = 6, 3, 32, 8
 
 
 def quiet() -> None:
-    for library in ("pytorch_lightning", "lightning_fabric"):
+    for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
 

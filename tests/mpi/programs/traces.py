@@ -241,7 +241,7 @@ def fit(center, run, trace, *, optimizer="SGD", trainer=None, callbacks=(), fail
         own: arguments of CoLearning.
     """
     pl.seed_everything(5 + center.world_rank, verbose=False)
-    settings = {"rounds": 3, "local_epochs": 2, "epsilon": 0.0} | own
+    settings = {"rounds": 3, "local_epochs": 2, "epsilon": 0.0, "validation": "lightning"} | own
     colearning = CoLearning(run_dir=run, centers=center, **settings)
     disturbs = Disturbs(center, fails, leaves, stops)
     made = toy.trainer(center, colearning, trace, *(make() for make in callbacks), disturbs, **(trainer or {}))

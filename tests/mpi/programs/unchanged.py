@@ -9,16 +9,20 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from mpi4py import MPI
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from pytorch_lightning.demos.boring_classes import BoringModel, ManualOptimBoringModel
-from pytorch_lightning.demos.transformer import LightningTransformer
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
+
+from importlib import import_module
+
+pl = toy.pl
+demos, transformer = (import_module(f"{toy.LIGHTNING}.demos.{name}") for name in ("boring_classes", "transformer"))
+BoringModel, ManualOptimBoringModel = demos.BoringModel, demos.ManualOptimBoringModel
+LightningTransformer = transformer.LightningTransformer
+EarlyStopping, ModelCheckpoint = pl.callbacks.EarlyStopping, pl.callbacks.ModelCheckpoint
+CSVLogger, TensorBoardLogger = pl.loggers.CSVLogger, pl.loggers.TensorBoardLogger
 
 from colearn_hpc import CoLearning, ConstantLR, DataCenter, FixedEpochs
 
@@ -128,7 +132,7 @@ def limited_batches():
 
 @scenario
 def validation_in_mid_epoch():
-    module, _, _, lines = toy_fit(val_check_interval=0.5)
+    module, _, _, lines = toy_fit(val_check_interval=0.5, validation="lightning")
     assert same_everywhere(module) and "val_loss" in lines[0]["centers"][0]["shared_metrics"]
 
 
@@ -235,7 +239,7 @@ def early_stopping_in_one_center():
     """One data center stops by itself in mid-round: the round is averaged, and all end."""
     stopper = EarlyStopping("val_loss", patience=0, min_delta=1e9) if CENTER.index == 1 else None
     module, trainer, colearning, lines = toy_fit(
-        rounds=None, max_epochs=50, local_epochs=7, callbacks=[stopper] if stopper else []
+        rounds=None, max_epochs=50, local_epochs=7, validation="lightning", callbacks=[stopper] if stopper else []
     )
     assert len(lines) == 1 and same_everywhere(module), lines
     assert trainer.current_epoch == (2 if CENTER.index else 7)

@@ -31,6 +31,15 @@ CASES = [
         '(schedule="constant" holds a rate)',
     ),
     (
+        {"schedule": "none", "warmup_steps": 9},
+        'schedule="none" leaves rates to the optimizer\'s own scheduler, but a warm-up is set (warmup_epochs=0, '
+        "warmup_steps=9); let that scheduler warm up, or drop schedule",
+    ),
+    (
+        {"warmup_epochs": 2, "warmup_steps": 9},
+        "warmup_epochs=2 and warmup_steps=9 are one thing in two units; drop one of the two",
+    ),
+    (
         OUTER | PREDICTIONS,
         'outer_optimizer steps from one shared model to the next, and with combine="predictions" there is none; drop '
         "one of the two",

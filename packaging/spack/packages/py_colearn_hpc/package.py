@@ -22,6 +22,7 @@ class PyColearnHpc(PythonPackage):
 
     with default_args(type=("build", "run")):  # as in setup.py
         depends_on("python@3.11:")
+        depends_on("py-cloudpickle@3.0:")
         depends_on("py-h5py@3.10:~mpi")
         depends_on("py-jinja2@3.1:")
         depends_on("py-jsonargparse@4.40:+signatures")
@@ -30,7 +31,7 @@ class PyColearnHpc(PythonPackage):
         depends_on("py-numpy@1.26:")
         depends_on("py-packaging@23:")
         depends_on("py-pillow@10:")
-        depends_on("py-pytorch-lightning@2.6")
+        depends_on("py-pytorch-lightning@2.6.6:2.6")
         depends_on("py-pyyaml@6:")
         depends_on("py-rich@13.7:")
         depends_on("py-scikit-learn@1.4:")

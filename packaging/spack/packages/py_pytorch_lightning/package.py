@@ -9,7 +9,7 @@ class PyPytorchLightning(Builtin):
     """PyTorch Lightning 2.6."""
 
     version(
-        "2.6.1",
-        sha256="ba08f8901cf226fcca473046ad9346f414e99117762dc869c76e650d5b3d7bdc",
-        url="https://files.pythonhosted.org/packages/source/p/pytorch-lightning/pytorch_lightning-2.6.1.tar.gz",
+        "2.6.6",
+        sha256="52c52b20522dd3d3feb3bb3aae2dbe3f291e8e836d4111a74cfd72e9df018834",
+        url="https://files.pythonhosted.org/packages/source/p/pytorch-lightning/pytorch_lightning-2.6.6.tar.gz",
     )

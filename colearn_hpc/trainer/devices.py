@@ -1,15 +1,15 @@
-"""What ``fit`` hands to the Trainer as devices."""
+"""What a data center's Trainer gets as devices."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from pytorch_lightning.accelerators import CUDAAccelerator
 
-from colearn_hpc.cli.gpus import choose, visible_gpus
+from colearn_hpc._lightning import CUDAAccelerator
 from colearn_hpc.errors import ConfigurationError
-from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.join import DataCenter
+from colearn_hpc.trainer.gpus import choose, visible_gpus
 
 
 class OwnGPU(CUDAAccelerator):
