@@ -36,7 +36,7 @@ from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_els
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings, ValidationMode
-from colearn_hpc.trainer.announce import announce, introduce
+from colearn_hpc.trainer.announce import announce, introduce, say
 from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
 from colearn_hpc.trainer.correcting import CorrectsGradients
 from colearn_hpc.trainer.deciding import decider
@@ -264,10 +264,8 @@ class CoLearning(Callback):
         validation = Validation(self.settings, place)
         limit, seen = trainer.max_epochs, self._fit.examples
         self._fit = _Fit(folder, self._averager_of(place), validation, limit=limit, examples=seen)
-        if place.alone and self._centers is None and environment_of(trainer) is None:
-            log.warning(
-                "there is one data center, and nothing is averaged: was mpirun forgotten? (%s)", start_command(5)
-            )
+        if place.alone and place.center.is_leader and self._centers is None and environment_of(trainer) is None:
+            say(f"one data center: nothing is averaged: was mpirun forgotten? ({start_command(5)})")
         if restarted:
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)

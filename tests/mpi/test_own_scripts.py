@@ -71,8 +71,8 @@ JOIN = "from colearn_hpc import DataCenter; DataCenter.join({})"
 )
 def test_one_line_says_what_to_type(spec, env, says):
     done = run(sys.executable, "-c", JOIN.format(spec), **env)
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode and says in last and "colearn-hpc launch --centers" in last, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "TopologyError: " in line]
+    assert done.returncode and says in line and "`colearn-hpc launch --centers" in line, done.stderr
 
 
 def test_a_function_in_several_data_centers(capfd):
