@@ -27,7 +27,14 @@ from colearn_hpc.algorithm.local_correction import LocalCorrection
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
-from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted, PeerError
+from colearn_hpc.errors import (
+    CenterBrokenError,
+    CheckpointError,
+    ColearnError,
+    ConfigurationError,
+    Interrupted,
+    PeerError,
+)
 from colearn_hpc.join import CentersSpec, DataCenter, as_site, end_world, read_membership, start_command
 from colearn_hpc.protocol.contract import Contract, digest_of_texts, texts_of
 from colearn_hpc.protocol.conversation import is_everywhere
@@ -463,7 +470,7 @@ class CoLearning(Callback):
         failure = Failure.of(exception, place.center.rank, where, restartable, state.mean_is_taken)
         verdict = self._supervisor.judge(exception, place, trainer, failure)
         if verdict.action == "stop":
-            self._ended_by(exception)
+            self._ended_by(exception, verdict.elsewhere)
             place.conversation.fail(exception, verdict.text, verdict.elsewhere)
             if isinstance(exception, SystemExit):  # whatever its code is, this run has not succeeded
                 raise PeerError(f"{verdict.text}\n(sys.exit() in a run ends it for all data centers)") from exception
@@ -796,23 +803,25 @@ class CoLearning(Callback):
             center, names = self._placed.center, list(self._placed.between.names)
             self._fit.folder.summarize(self._run.state, names, center.world_size, status=status, **content)
 
-    def _ended_by(self, exception: BaseException) -> None:
+    def _ended_by(self, exception: BaseException, elsewhere: str = "") -> None:
+        """Note the end; ``elsewhere``: what others hear of it, where this rank only noticed another one's error."""
         if self._fit.folder is not None:
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
             trained = self._fit.trains or self._supervisor.attempt.number > 0
             if trained or not (self._fit.folder.folder / "summary.json").exists():  # that of the start before stays
-                self._summarize(status, error=self._brief(exception))
+                self._summarize(status, error=self._brief(exception, elsewhere))
             log.info("%s: %s", status, describe_error(exception))
             self._fit.folder.release()
 
-    def _brief(self, error: BaseException) -> str:
+    def _brief(self, error: BaseException, elsewhere: str) -> str:
         """For the summary, which others may read."""
         place = self._place
         shares = self._shares_tracebacks if place is None else place.conversation.shares_tracebacks
         with contextlib.suppress(Exception):  # its own __str__ fails
-            if shares or isinstance(error, ColearnError | SystemExit):
+            noticed = isinstance(error, CenterBrokenError)  # it says what the other rank's error said
+            if shares or (isinstance(error, ColearnError | SystemExit) and not noticed):
                 return str(error) or type(error).__name__
-        return describe_elsewhere(error)
+        return elsewhere or describe_elsewhere(error)
 
     def _averager_of(self, place: Place) -> Averager:
         if self.settings.combine == "predictions":

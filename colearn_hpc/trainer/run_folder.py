@@ -77,7 +77,10 @@ class RunFolder:
         if writes_center:
             private_folder(self.center_folder)
             remove_leftovers(self.center_folder)
-            self._handler = logging.FileHandler(_own_log(self.center_folder / "log.txt"))
+            for old in [one for one in log.handlers if isinstance(one, _RunLog)]:
+                log.removeHandler(old)  # of a run in this process that failed, and was not torn down
+                old.close()
+            self._handler = _RunLog(_own_log(self.center_folder / "log.txt"))
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             log.addHandler(self._handler)
             if log.level == logging.NOTSET:
@@ -241,6 +244,10 @@ def read_contracts(path: Path) -> list[Contract]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be read (%s); it begins anew", path, error)
         return []
+
+
+class _RunLog(logging.FileHandler):
+    """The log of a data center. A process writes one at a time."""
 
 
 def _own_log(path: Path) -> Path:
