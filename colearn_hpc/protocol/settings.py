@@ -49,6 +49,7 @@ class Settings:
         restarts: how often in one round a data center that failed begins again.
         on_failure: what comes after that.
         resume_points: whether they are written.
+        share_tracebacks: what an exception says is told to other data centers; each may decide for itself.
         federated: the data centers are sites of a federation, and share no MPI world.
         validation: when the validation loop runs, and monitors are asked.
         warmup_epochs, warmup_steps: of the run, at its beginning, with rates below the schedule's.
@@ -76,6 +77,7 @@ class Settings:
     restarts: int = 3
     on_failure: OnFailure = "stop"
     resume_points: bool = True
+    share_tracebacks: bool = False
     federated: bool = False
     validation: ValidationMode = "round"
     warmup_epochs: int = 0

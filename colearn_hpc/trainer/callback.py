@@ -214,6 +214,7 @@ class CoLearning(Callback):
             restarts=restarts,
             on_failure=on_failure,
             resume_points=resume_points,
+            share_tracebacks=share_tracebacks,
             federated=self._membership is not None,
             validation="lightning" if combine == "predictions" else validation,
             warmup_epochs=warmup_epochs,
@@ -221,7 +222,6 @@ class CoLearning(Callback):
             **_exchange_settings(exchange),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
-        self._shares_tracebacks = share_tracebacks
         self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
         self._preparation = Preparation()
         self._place: Place | None = None
@@ -816,7 +816,7 @@ class CoLearning(Callback):
     def _brief(self, error: BaseException, elsewhere: str) -> str:
         """For the summary, which others may read."""
         place = self._place
-        shares = self._shares_tracebacks if place is None else place.conversation.shares_tracebacks
+        shares = self.settings.share_tracebacks if place is None else place.conversation.shares_tracebacks
         with contextlib.suppress(Exception):  # its own __str__ fails
             noticed = isinstance(error, CenterBrokenError)  # it says what the other rank's error said
             if shares or (isinstance(error, ColearnError | SystemExit) and not noticed):
@@ -852,7 +852,7 @@ class CoLearning(Callback):
                 settings.round_timeout,
                 settings.may_miss,
                 failed,
-                self._shares_tracebacks,
+                self.settings.share_tracebacks,
                 self._membership,
             )
         return self._place
