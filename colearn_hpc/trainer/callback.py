@@ -248,6 +248,8 @@ class CoLearning(Callback):
         if trainer.state.fn != "fit":
             return
         center = join_trainer(trainer, self._centers)
+        if self._centers is None and environment_of(trainer) is None and center.world_size == 1:
+            say(f"one data center: nothing is averaged: was mpirun forgotten? ({start_command(5)})")
         if not isinstance(self._centers, DataCenter):
             self._centers = center
         if len(center.topology.centers) > 1:
@@ -271,8 +273,6 @@ class CoLearning(Callback):
         validation = Validation(self.settings, place)
         limit, seen = trainer.max_epochs, self._fit.examples
         self._fit = _Fit(folder, self._averager_of(place), validation, limit=limit, examples=seen)
-        if place.alone and place.center.is_leader and self._centers is None and environment_of(trainer) is None:
-            say(f"one data center: nothing is averaged: was mpirun forgotten? ({start_command(5)})")
         if restarted:
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)
