@@ -36,12 +36,12 @@ def network():
 def epochs_after(name, i, done, losses, changes, epochs):
     """T of round i, from those before it."""
     if i == 0:
-        return {"plateau": 1, "post-local": 1, "adacomm": 4, "decaying": 4}.get(name, 2)
+        return {"plateau": 1, "post-local": 1, "adacomm": 4, "decaying": 12}.get(name, 2)
     if name == "adacomm":  # Wang and Joshi: ⌈T_0 √(F/F_0)⌉, or half of it where that is no less
         wanted = math.ceil(4 * math.sqrt(losses[-1] / losses[0])) if i > 1 else epochs
         return wanted if wanted < epochs or i == 1 else math.ceil(0.5 * epochs)
     if name == "decaying":  # Mills et al.: ⌈T_0 ∛(F/F_0)⌉
-        return math.ceil(4 * min(losses[-1] / losses[0], 1.0) ** (1 / 3)) if i > 1 else epochs
+        return math.ceil(12 * min(losses[-1] / losses[0], 1.0) ** (1 / 3)) if i > 1 else epochs
     if name == "post-local":
         return 1 if done < 2 else 2
     if name == "plateau":  # of two rounds with this T the second changed the model no less

@@ -18,7 +18,7 @@ SCENARIOS = {
     "fedavg": FIXED,
     "plateau": FIXED | {"local_epochs_rule": PlateauEpochs(1, window=2)},
     "adacomm": FIXED | {"local_epochs_rule": AdaptiveEpochs(4)},
-    "decaying": FIXED | {"local_epochs_rule": DecayingEpochs(4, by="loss")},
+    "decaying": FIXED | {"local_epochs_rule": DecayingEpochs(12, by="loss")},
     "post-local": FIXED | {"local_epochs_rule": PostLocalEpochs(switch=2, after=2)},
     "fedprox": FIXED | {"local_correction": FedProx(0.5)},
     "scaffold": FIXED | {"local_correction": Scaffold()},
