@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from colearn_hpc.protocol.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class CenterReport:
         shared_metrics: metrics of the shared model, from this data center's validation after averaging.
         absent: why it gave nothing to the round's mean, empty if it did.
         steps: optimizer steps it took in the round: as often synchronous training would have exchanged gradients.
+        epsilon: ε of differential privacy that it has spent in the run so far; None where it does not train privately.
     """
 
     name: str
@@ -34,6 +38,20 @@ class CenterReport:
     shared_metrics: dict[str, float] = field(default_factory=dict)
     absent: str = ""
     steps: int = 0
+    epsilon: float | None = None
+
+    def to_be_told(self, settings: Settings) -> CenterReport:
+        """What the others may know of it: with secure sums, nothing that was measured on this data center's data."""
+        if not settings.secure or settings.share_metrics:
+            return self
+        shared = self.shared_metrics if settings.public_validation else {}
+        return replace(self, examples=0, steps=0, divergence=math.nan, local_metrics={}, shared_metrics=dict(shared))
+
+    def private_text(self) -> str:
+        """For the data center's own log: what it does not tell."""
+        metrics = {f"local {key}": value for key, value in self.local_metrics.items()} | self.shared_metrics
+        found = {"examples": self.examples, "divergence": self.divergence} | metrics
+        return ", ".join(f"{key} {value:.6g}" for key, value in found.items())
 
     def to_plain(self) -> dict[str, Any]:
         """As plain data, for a meeting or a file."""
@@ -65,7 +83,8 @@ class CenterReport:
             isinstance(plain[key], dict) and all(isinstance(value, int | float) for value in plain[key].values())
             for key in ("local_metrics", "shared_metrics")
         )
-        if not (texts and numbers and metrics):
+        spent = plain["epsilon"] is None or isinstance(plain["epsilon"], int | float)
+        if not (texts and numbers and metrics and spent):
             raise ValueError(f"no report of a data center: {plain!r:.200}")
         return cls(**plain)
 

@@ -52,10 +52,12 @@ from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rat
 from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_shared_model
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.privacy_budget import check_monitors, epochs_left, epsilon_of
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
-from colearn_hpc.trainer.round_end import RoundEnd
+from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
+from colearn_hpc.trainer.sums import Hiding, WholeSums
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
 
 
@@ -91,7 +93,13 @@ class CoLearning(Callback):
         exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``,
             see ``algorithm/codec.py``;
             ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``;
-            ``{"lanes": 1}``: by leaders alone instead of a rank per node, see ``mpi/lanes.py``.
+            ``{"lanes": 1}``: by leaders alone instead of a rank per node, see ``mpi/lanes.py``;
+            ``{"sums": "float64" | "fixed32" | "fixed64"}``: whole numbers of the steps instead of float64 of the
+            weights, see ``algorithm/fixed_point.py``.
+        privacy: who may know what: ``{"secure": True}`` hides each data center's model under masks, so that only the
+            sum can be known (whole numbers; three or more data centers), and keeps at home what it measures on its own
+            data; ``"share_metrics": True`` lets that travel all the same, ``"public_validation": True`` says that
+            everyone may know the validation data. See ``docs/privacy.md``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``run_folder.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
         resume_points: write a resume point at every local epoch's end, and one where SIGUSR1 or SIGTERM stops the run.
@@ -124,6 +132,7 @@ class CoLearning(Callback):
         outer_optimizer: OuterOptimizer | None = None,
         combine: Literal["weights", "predictions", "trimmed_mean", "median"] | Combine = "weights",
         exchange: dict[str, Any] | None = None,
+        privacy: dict[str, Any] | None = None,
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
         resume_points: bool = True,
@@ -145,13 +154,14 @@ class CoLearning(Callback):
             restarts=restarts,
             on_failure=on_failure,
             resume_points=resume_points,
-            **_exchange_settings(exchange),
+            **_exchange_settings(exchange, privacy),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
         self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
         self._place: Place | None = None
         self._run = Run(RunState.new("", self.settings.rule.first()), rounds=rounds, overlap=False)
         self._fit = _Fit()
+        self._hiding: Hiding | None = None  # it outlives attempts, for the others know its keys
         pass_over_empty_hooks(self)
 
     # --- Lightning's hooks, in the order in which they run ------------------------------------------------
@@ -168,6 +178,12 @@ class CoLearning(Callback):
         path = self._run_dir or Path(trainer.default_root_dir) / "colearn"
         folder = RunFolder(path, place.center.name, place.conversation.presides, place.center.is_leader)
         restarted = self._supervisor.attempt.number > 0
+        if self.settings.secure:
+            check_monitors(trainer, self.settings)
+            if not restarted:
+                from colearn_hpc.trainer.secure_sums import SecureSums  # of the extra "privacy"
+
+                self._hiding = SecureSums(place, self.settings, folder.center_folder)
         state = RunState.new(place.center.name, self.settings.rule.first())
         self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
         self._fit = _Fit(folder, self._averager_of(place), examples=self._fit.examples)
@@ -222,6 +238,8 @@ class CoLearning(Callback):
                 place.between.broadcast(tensors)
             place.site.copy_to_all(tensors)
             fit.averager.start_from(pl_module)
+        if self._hiding is not None:
+            self._hiding.join(run.state.run_id)
         state = run.state
         start = f"run {state.run_id[:8]}, round {state.rounds_done} of T={state.round.chosen}"
         check_same_place(start if resumed else "the start", place)
@@ -436,7 +454,8 @@ class CoLearning(Callback):
         run, state, module = self._run, self._run.state, trainer.lightning_module
         place = run.place(_limit(trainer), leaving=False)
         decide = self._decider(state.round, state.epochs_done + (not state.over))
-        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent)
+        left = None if absent else epochs_left(trainer)
+        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, left)
         return self._taken(self._fit.averager.take(end), place, trainer)
 
     def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -448,7 +467,8 @@ class CoLearning(Callback):
         if state.travelling is not None and not self._placed.center.is_leader:
             report = replace(report, examples=0)  # the leader's is the data center's sum
         decide = self._decider(round_, epochs_done)
-        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide)
+        left = epochs_left(trainer)
+        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, epochs_left=left)
         found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
 
@@ -460,7 +480,8 @@ class CoLearning(Callback):
             skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
         average_from_here(trainer)
         step = self._run.mean_taken(found.decision, found.report, others)
-        self._save_model(trainer)
+        if not found.void:  # the module is this data center's own
+            self._save_model(trainer)
         return step
 
     def _finish_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -491,7 +512,11 @@ class CoLearning(Callback):
         state, round_ = run.state, run.state.unlogged[0]
         assert round_.decision is not None, "a round whose mean is there is decided on"
         leaves |= state.over or state.leaving
-        said = place.conversation.meet(Topic(TopicKind.REPORT, round_.index), [round_.report.to_plain(), leaves])
+        mine = replace(round_.report, epsilon=epsilon_of(trainer))
+        if self.settings.secure and place.center.is_leader:
+            log.info("round %d, of this data center alone: %s", round_.index, mine.private_text())
+        told = mine.to_be_told(self.settings)
+        said = place.conversation.meet(Topic(TopicKind.REPORT, round_.index), [told.to_plain(), leaves])
         reports, anyone_leaves = [], False
         for name, brought in zip(place.between.names, said.brought, strict=True):
             if brought.content is None:
@@ -555,14 +580,22 @@ class CoLearning(Callback):
 
     # --- small things -------------------------------------------------------------------------------------
 
-    def _decider(self, round_: Round, epochs_done: int) -> Callable[[float, bool], Any]:
-        """What the presiding leader does when the mean of ``round_`` is there: (relative change of eq. 4, somebody
-        leaves) -> the decision, as plain data."""
+    def _decider(self, round_: Round, epochs_done: int) -> Decide:
+        """What the presiding leader does when the mean of ``round_`` is there."""
 
-        def decide(change: float, leaves: bool) -> Any:
+        def decide(change: float, leaves: bool, epochs_left: int | None) -> Any:
             rate = round_.rates[-1] if round_.rates else 0.0
             outcome = RoundOutcome(round_.index, round_.chosen, change, epochs_done, rate)
             chosen = checked_epochs(self.settings.rule.next(outcome))
+            if epochs_left is not None and chosen > max(epochs_left, 1):
+                log.warning(
+                    "round %d: T would be %d, and a data center's privacy budget allows %d more local epochs: T is %d",
+                    round_.index + 1,
+                    chosen,
+                    epochs_left,
+                    max(epochs_left, 1),
+                )
+                chosen = max(epochs_left, 1)
             return self._run.decision(round_, change, chosen, leaves).to_plain()
 
         return decide
@@ -595,9 +628,11 @@ class CoLearning(Callback):
     def _averager_of(self, place: Place) -> Averager:
         if self.settings.combine == "predictions":
             return EnsembleAverager(place, self.settings)
+        whole = self.settings.whole_numbers and not place.alone
+        sums = WholeSums(place, self.settings, self._hiding) if whole else None
         if self.settings.overlap and not place.alone:
-            return OverlappedAverager(place, self.settings)
-        return MeanAverager(place, self.settings)
+            return OverlappedAverager(place, self.settings, sums)
+        return MeanAverager(place, self.settings, sums)
 
     @property
     def _late_averager(self) -> OverlappedAverager:
@@ -673,17 +708,23 @@ class _Fit:
         self.batches = self.batch_examples = 0
 
 
-def _exchange_settings(exchange: Any) -> dict[str, Any]:
-    """``exchange={"codec": name, "overlap": bool, "lanes": number}`` as arguments of :class:`Settings`.
+def _exchange_settings(exchange: Any, privacy: Any) -> dict[str, Any]:
+    """``exchange={"codec": name, …}`` and ``privacy={"secure": bool, …}`` as arguments of :class:`Settings`.
 
     Raises:
-        ConfigurationError: it is no such mapping.
+        ConfigurationError: one is no such mapping.
     """
-    keys = ("codec", "overlap", "lanes")
-    if exchange is not None and (not isinstance(exchange, dict) or set(exchange) - set(keys)):
-        known = ", ".join(f'"{key}"' for key in keys)
-        raise ConfigurationError(f"exchange must be a mapping with the keys {known}, or None; found {exchange!r}")
-    found = dict(exchange or {})
+    groups = {
+        "exchange": (exchange, ("codec", "overlap", "lanes", "sums")),
+        "privacy": (privacy, ("secure", "share_metrics", "public_validation")),
+    }
+    for name, (given, keys) in groups.items():
+        if given is not None and (not isinstance(given, dict) or set(given) - set(keys)):
+            known = ", ".join(f'"{key}"' for key in keys)
+            raise ConfigurationError(f"{name} must be a mapping with the keys {known}, or None; found {given!r}")
+    found = dict(exchange or {}) | dict(privacy or {})
+    if found.get("secure") is True:
+        found.setdefault("sums", "fixed32")
     try:
         found["codec"] = codec_of(found.get("codec", "fp32"))
     except ValueError as error:

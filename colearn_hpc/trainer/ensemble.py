@@ -89,7 +89,7 @@ class EnsembleAverager:
         given, end = arrive(self._place, self._settings, model, None, end)
         self._round, self._probabilities, self._targets = given.place.round, [], []
         decision = self._place.conversation.decide(
-            Topic(TopicKind.NO_MEAN, end.place.round), lambda: end.decide(math.nan, given.leaves)
+            Topic(TopicKind.NO_MEAN, end.place.round), lambda: end.decide(math.nan, given.leaves, given.epochs_left)
         )
         self._place.conversation.settled()
         return MeanResult(replace(end.report, divergence=math.nan), Decision.from_plain(decision), given.place)

@@ -31,10 +31,11 @@ from colearn_hpc.between import Vector
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import MeanResult, SharedModelAverager, take_mean
+from colearn_hpc.trainer.averaging import MeanResult, SharedModelAverager
 from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import RoundEnd, arrive
+from colearn_hpc.trainer.sums import Void, WholeSums
 
 # Chunks that can move from one batch's end to the next.
 GATHERING = 16
@@ -50,14 +51,16 @@ class OverlappedAverager(SharedModelAverager):
     Args:
         place: this process's.
         settings: of the run.
+        sums: where means are taken of whole numbers.
     """
 
-    def __init__(self, place: Place, settings: Settings) -> None:
-        super().__init__(place, settings)
+    def __init__(self, place: Place, settings: Settings, sums: WholeSums | None = None) -> None:
+        super().__init__(place, settings, sums)
         # What was sent, or the local model while the module is the shared one. Its memory is kept between rounds.
         self._local: Tensor | None = None
         self._sent = False
         self._shows_shared = False
+        self._epochs_left: int | None = None  # as all said when the mean was begun
 
     def state_dict(self) -> dict[str, Any]:
         kept = self._local if self._sent or self._shows_shared else None
@@ -97,11 +100,13 @@ class OverlappedAverager(SharedModelAverager):
         if end.place.last or given.leaves:
             model.unpack(sent)
             self._shows_shared = False
-            return take_mean(self._place, self._settings, self.shared, model, given, end)
-        self._sent = True
+            return self._take_mean(model, given, end)
+        prepared = self._prepare(model, Vector(sent), given, end)
+        assert not isinstance(prepared, Void), "only secure sums are void, and those do not overlap"
+        self._sent, self._epochs_left = True, given.epochs_left
         self.shared.begin_round()
         if self._place.means.carries:
-            offer = self.shared.offer(model, Vector(sent), given.weights, GATHERING)
+            offer = self.shared.offer(model, prepared.source, given.weights, prepared.encoding, GATHERING)
             self._place.means.begin(offer, given.present)
         return MeanResult(end.report, None, given.place)
 
@@ -127,7 +132,7 @@ class OverlappedAverager(SharedModelAverager):
         seconds = time.monotonic() - clock
         decision = conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: end.decide(self.shared.change(model, result, facts, round_index), False),
+            lambda: end.decide(self.shared.change(model, result, facts, round_index), False, self._epochs_left),
         )
 
         clock = time.monotonic()
@@ -136,7 +141,7 @@ class OverlappedAverager(SharedModelAverager):
         self._sent, self._shows_shared = False, True
         if facts is not None:
             report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
-            self.shared.commit(result, None)
+            self.shared.commit(model, result, None)
         if self._settings.optimizer_state == "reset":
             reset_state(end.optimizers)
         conversation.settled()

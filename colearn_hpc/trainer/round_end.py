@@ -20,8 +20,8 @@ from colearn_hpc.protocol.run import RoundPlace
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.place import Place
 
-# (relative change of eq. 4, some data center leaves) -> the decision, as plain data
-Decide = Callable[[float, bool], Any]
+# (relative change of eq. 4, some data center leaves, the most local epochs that may follow) -> the decision, plain data
+Decide = Callable[[float, bool, int | None], Any]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class RoundEnd:
         place: where this data center is.
         decide: called on the presiding leader; its answer is everyone's.
         absent: why this data center takes the mean without giving to it; empty if it gives.
+        epochs_left: local epochs that its privacy budget still allows; None: any number.
     """
 
     module: LightningModule
@@ -43,6 +44,7 @@ class RoundEnd:
     place: RoundPlace
     decide: Decide
     absent: str = ""
+    epochs_left: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,24 @@ class Contribution:
         examples: training examples it went through in the round.
         place: where it is.
         layout: digest of the names of the tensors in the vector, in order.
+        epochs_left: local epochs that its privacy budget still allows; None: any number.
     """
 
     size: int
     examples: int
     place: RoundPlace
     layout: str = ""
+    epochs_left: int | None = None
 
     def to_plain(self) -> Any:
-        return [self.size, self.examples, self.place.to_plain(), self.layout]
+        return [self.size, self.examples, self.place.to_plain(), self.layout, self.epochs_left]
 
     @classmethod
     def from_plain(cls, plain: Any) -> Contribution:
         """Raises ValueError where ``plain`` is no contribution."""
         match plain:
-            case [int(size), int(examples), place, str(layout)]:
-                return cls(size, examples, RoundPlace.from_plain(place), layout)
+            case [int(size), int(examples), place, str(layout), None | int() as epochs_left]:
+                return cls(size, examples, RoundPlace.from_plain(place), layout, epochs_left)
         raise ValueError(f"no contribution to a mean: {plain!r:.200}")
 
 
@@ -98,6 +102,11 @@ class Contributions:
     def leaves(self) -> bool:
         """Whether some data center takes part in no further round."""
         return any(one.place.leaving for one in self.by_center.values())
+
+    @property
+    def epochs_left(self) -> int | None:
+        """Local epochs that everyone's privacy budget still allows; None: any number."""
+        return min((one.epochs_left for one in self.by_center.values() if one.epochs_left is not None), default=None)
 
     @property
     def weights(self) -> list[float]:
@@ -135,8 +144,13 @@ def arrive(
             f"round {round_index}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
             "was not taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
         )
+    if settings.hides_examples and place.center.is_leader and not end.absent and not examples:
+        raise ParticipantError(
+            f'round {round_index}: weighting="examples", but no batch size could be read; use "uniform"'
+        )
     clock = time.monotonic()
-    mine = Contribution(model.size, examples, end.place, layout_of(model))
+    told = 0 if settings.secure else examples
+    mine = Contribution(model.size, told, end.place, layout_of(model), end.epochs_left)
     attendance = place.conversation.arrive(round_index, mine.to_plain(), end.absent)
     why_absent = getattr(attendance.brought[place.center.index], "why", "")
     waited = time.monotonic() - clock
@@ -146,7 +160,8 @@ def arrive(
         raise ParticipantError(
             f"round {round_index}: no data center has anything to give to the mean; see centers/*/log.txt"
         ).on_all_ranks()
-    found = Contributions(given, attendance.present, len(names), settings.weighting)
+    weighting = "uniform" if settings.secure else settings.weighting  # n_k is then a factor that stays at home
+    found = Contributions(given, attendance.present, len(names), weighting)
     if len({one.size for one in given.values()}) > 1:
         sizes = ", ".join(f"{names[index]}: {one.size}" for index, one in given.items())
         raise ParticipantError(
@@ -160,7 +175,7 @@ def arrive(
             f"round {found.place.round}: the data centers have trained different parameters since the last mean "
             f"({', '.join(names[k] for k in given)}); freeze and unfreeze the same ones everywhere, in the same epochs"
         ).on_all_ranks()
-    if settings.weighting == "examples" and not all(one.examples for one in given.values()):
+    if found.weighting == "examples" and not all(one.examples for one in given.values()):
         raise ParticipantError(
             f'round {found.place.round}: weighting="examples", but no batch size could be read; use "uniform"'
         ).on_all_ranks()
