@@ -74,7 +74,7 @@ def mean(
     for rank, offer in enumerate(offers):
         offer.encoding.prepare(offer.parameter_size)
         pipeline = Pipeline(Leaders(count, rank, wire), offer, weights)  # type: ignore[arg-type]
-        pipeline._testall = lambda requests: all([request.Test() for request in requests])  # type: ignore[assignment]
+        pipeline._testall = lambda requests: all(request.Test() for request in requests)  # type: ignore[assignment]
         pipelines.append(pipeline)
     waiting, number = set(range(count)), 0
     while waiting:

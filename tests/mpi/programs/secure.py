@@ -1,4 +1,4 @@
-"""Trains the toy with whole numbers, plain and under masks, with three and five data centers; tells what each ended with.
+"""Trains the toy with whole numbers, plain and under masks; tells what it ended with.
 
 usage: secure.py OUT CASE KILL_AT
 
