@@ -2,12 +2,12 @@
 
     python benchmarks/attacks.py docs/pictures/attack_digit.svg
 
-**A record from a step.** A site trains one step on one digit. The step of a first layer is the outer product of an error
-and the record, so every row of it shows the record, up to a factor (Zhu et al. 2019, arXiv 1906.08935, section 2; Geiping
-et al. 2020, arXiv 2003.14053). The attacker is another leader of the run: it looks at what it was sent.
+**A record from a step.** A site trains one step on one digit. The step of a first layer is the outer product of an
+error and the record, so every row of it shows the record, up to a factor (Zhu et al. 2019, arXiv 1906.08935; Geiping et
+al. 2020, arXiv 2003.14053). The attacker is another leader of the run: it looks at what it was sent.
 
-**Membership.** A model that was trained for long knows its records: their loss is lower than that of others (Yeom et al.
-2018, arXiv 1709.01604). The attacker has the model and a record, and guesses by the loss.
+**Membership.** A model that was trained for long knows its records: their loss is lower than that of others (Yeom et
+al. 2018, arXiv 1709.01604). The attacker has the model and a record, and guesses by the loss.
 """
 
 from __future__ import annotations
@@ -201,9 +201,9 @@ def main() -> None:
     x, _ = digits()
     seen = sent_in_one_exchange(victim, others)
     titles = {
-        "plain": "plain: what it was sent",
-        "masked": "secure: what it was sent",
-        "sum": "secure: the sum of five",
+        "plain": "plain: as it came",
+        "masked": "secure: as it came",
+        "sum": "the sum of five",
     }
     figure, axes = pyplot.subplots(1, 4, figsize=(8, 2.4))
     pictures = {"the record": x[victim]} | {titles[name]: record_from(step) for name, step in seen.items()}

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from colearn_hpc.between import Offer
-from colearn_hpc.mpi.pipeline import Pipeline
+from colearn_hpc.mpi.pipeline import _TO_OWNER, Pipeline
+
+TO_OWNER = _TO_OWNER
 
 
 @dataclass

@@ -35,6 +35,7 @@ class Kept:
         exponents: of the scales of the vector that was sent last.
         bits: of its numbers.
         factor: f_k with which it was written.
+        numbers: digest of the numbers.
     """
 
     run: str
@@ -42,6 +43,7 @@ class Kept:
     exponents: tuple[int, ...] = ()
     bits: int = 32
     factor: float = 1.0
+    numbers: str = ""
 
 
 class KeptSum:
@@ -92,7 +94,7 @@ class KeptSum:
             found = np.fromfile(path, np.dtype(f"<i{kept.bits // 8}"))
         except OSError as error:
             raise PrivacyError(f"{path} cannot be read ({error}); the sum cannot be taken again") from error
-        if digest_of(found) != kept.state.vector:
+        if digest_of(found) != kept.numbers:
             raise PrivacyError(f"{path} is not the vector that was sent; the sum cannot be taken again")
         return found
 
@@ -104,6 +106,7 @@ class KeptSum:
         numbers: NDArray[Any],
         exponents: tuple[int, ...],
         factor: float = 1.0,
+        vector: str = "",
     ) -> None:
         """Before the first chunk goes out. When this returns, all of it is on disk.
 
@@ -114,11 +117,14 @@ class KeptSum:
             numbers: the vector before it is masked, signed whole numbers of shape (n,).
             exponents: of its scales.
             factor: f_k.
+            vector: digest of what the numbers say, however it is scaled: one vector on two scales is still one. Empty:
+                of the numbers.
 
         Raises:
             PrivacyError: the rules of ``roster.py`` forbid this sum.
         """
-        state, vector = self._kept.state, digest_of(numbers)
+        state, written = self._kept.state, digest_of(numbers)
+        vector = vector or written
         if round_ < state.round:
             # The run was set back behind a sum whose vector is not kept any more. The very same sum tells nothing new.
             if state.rosters.get(vector) != roster:
@@ -131,11 +137,16 @@ class KeptSum:
             if state.phase in ("open", "sending"):
                 state = state.finish() if state.phase == "sending" else state.give_up()
             state = state.next_round()
+        if state.phase == "sending" and written != self._kept.numbers:
+            raise PrivacyError(
+                f"round {round_} was begun with other numbers: the difference of the two sums could show this site's "
+                "vector; send what is kept, or give the round up"
+            )
         state = state.begin(self._site, roster, vector, attempt)
         self._folder.mkdir(parents=True, exist_ok=True)
-        if self._kept.state.vector != vector or not (self._folder / _NUMBERS).exists():
+        if self._kept.numbers != written or not (self._folder / _NUMBERS).exists():
             _write(self._folder / _NUMBERS, np.ascontiguousarray(numbers).data)
-        self._kept = Kept(self._kept.run, state, exponents, numbers.itemsize * 8, factor)
+        self._kept = Kept(self._kept.run, state, exponents, numbers.itemsize * 8, factor, written)
         _write(self._folder / _STATE, json.dumps(_to_plain(self._kept)).encode())
 
 
@@ -151,19 +162,22 @@ def _to_plain(kept: Kept) -> dict[str, Any]:
         "exponents": list(kept.exponents),
         "bits": kept.bits,
         "factor": kept.factor,
+        "numbers": kept.numbers,
     }
 
 
 def _from_plain(plain: dict[str, Any]) -> Kept:
     state = RosterState.from_state_dict(plain["state"])
-    return Kept(
-        str(plain["run"]), state, tuple(map(int, plain["exponents"])), int(plain["bits"]), float(plain["factor"])
-    )
+    exponents, bits = tuple(map(int, plain["exponents"])), int(plain["bits"])
+    return Kept(str(plain["run"]), state, exponents, bits, float(plain["factor"]), str(plain["numbers"]))
 
 
 def _write(path: Path, content: Any) -> None:
-    """Under a temporary name in the folder where it belongs, on disk, then renamed, and the name on disk too."""
+    """Under a temporary name in the folder where it belongs, on disk, then renamed, and the name on disk too. For its
+    user's eyes only."""
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch(0o600)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

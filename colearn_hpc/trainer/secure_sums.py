@@ -9,6 +9,7 @@ makes it hold over failures: one vector is never summed with two rosters.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.sums import Mean, Sent
+
+_BLOCK = 1 << 19  # elements that are fetched from the model at a time
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,10 @@ class SecureSums:
         masks = self._exchange_keys(transcript, mean, acts)
         if self._kept is not None and acts and whole is not None and whole.numbers is not None:
             # On disk before anything of it is sent, the number of examples included.
-            self._kept.begin(mean.round, roster, attempt, whole.numbers.numpy(), scales.exponents, whole.factor)
+            before = self._kept.begun(mean.round)
+            vector = _digest(mean) if before is None else before.state.vector
+            numbers = whole.numbers.numpy()
+            self._kept.begin(mean.round, roster, attempt, numbers, scales.exponents, whole.factor, vector)
         divisor = float(len(roster))
         if self._settings.hides_examples:
             divisor = self._sum_of_examples(mean, whole, masks)
@@ -153,6 +159,16 @@ class SecureSums:
                 raise PeerError(f"data center {self._place.between.names[k]} told no number of examples under masks")
             total += int.from_bytes(told[k], "little")
         return float(total % 2**64)
+
+
+def _digest(mean: Mean) -> str:
+    """SHA-256 of a data center's vector, in hexadecimal."""
+    digest, scratch = hashlib.sha256(), torch.empty(min(_BLOCK, mean.source.size), dtype=mean.source.dtype)
+    for start in range(0, mean.source.size, _BLOCK):
+        values = mean.source.read(start, min(start + _BLOCK, mean.source.size), scratch)
+        mean.source.wait()
+        digest.update(values.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _signed(name: str, plain: Any) -> SignedKey:

@@ -1,4 +1,4 @@
-"""Means of whole numbers between real processes: masks change no bit, over kills too, and nothing shows through them."""
+"""Means of whole numbers between real processes: masks change no bit, over kills too, and hide what is sent."""
 
 import json
 
@@ -32,13 +32,13 @@ def test_secure_is_plain_to_the_bit(runs, case):
     assert changes[0] == changes[1] and len(changes[0]) == 4
 
 
-@pytest.mark.exhaustive
+@pytest.mark.exhaustive(sample=0)
 def test_sixteen(launch, tmp_path):
     launch(16, "secure.py", tmp_path, "-", "16:fixed32", "16:fixed32-secure", timeout=600).ok()
     assert models(tmp_path / "16-fixed32", 16) == models(tmp_path / "16-fixed32-secure", 16)
 
 
-@pytest.mark.parametrize("at", ["1:exchange", pytest.param("2:decision", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("at", ["1:exchange", pytest.param("2:decision", marks=pytest.mark.exhaustive(sample=0))])
 def test_killed_and_started_again_with_the_bits_of_the_undisturbed_run(runs, launch, tmp_path, at):
     assert launch(3, "secure.py", tmp_path, at, "3:fixed32-secure").code != 0
     kept = json.loads((tmp_path / "3-fixed32-secure" / "centers" / "dc0" / "sum.json").read_text())

@@ -18,7 +18,7 @@ def _many_chunks(monkeypatch):
     monkeypatch.setattr(pipeline, "SLICE", 32)
 
 
-SITES = [3, 5, pytest.param(16, marks=pytest.mark.exhaustive)]
+SITES = [3, 5, 16]
 
 
 @pytest.mark.parametrize("bits", [32, 64])
