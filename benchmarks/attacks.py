@@ -94,7 +94,7 @@ class Losses:
         return float((self.members < self.others.quantile(false_alarms)).double().mean())
 
 
-def membership(seed: int, epsilon: float | None, records: int = 100, epochs: int = 60) -> tuple[Losses, float, float]:
+def membership(seed: int, epsilon: float | None, records: int = 60, epochs: int = 150) -> tuple[Losses, float, float]:
     """Train on few records, of which every fifth has a wrong label, until it knows them.
 
     Args:
@@ -220,7 +220,7 @@ def main() -> None:
             ("AUC", [losses.advantage for losses, _, _ in runs]),
             ("found at 10 % false alarms", [losses.found() for losses, _, _ in runs]),
             ("accuracy", [right for _, right, _ in runs]),
-            ("ε", [spent for *_, spent in runs]),
+            ("ε spent", [0.0 if epsilon is None else spent for *_, spent in runs]),
         ):
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             print(f"budget {epsilon}: {name} {statistics.mean(values):.3f} ± {deviation:.3f}")

@@ -15,7 +15,7 @@ from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.privacy.accountant import Accountant
 from colearn_hpc.protocol.reports import CenterReport
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.studies.run_folder import RunFolder
+from colearn_hpc.studies.run_folder import read_run
 from colearn_hpc.studies.run_report import _facts
 from colearn_hpc.trainer.privacy_budget import check_monitors, epochs_left, epsilon_of
 from colearn_hpc.trainer.private_training import PrivateTraining
@@ -92,7 +92,7 @@ def test_watch_and_report_show_it(run):
     folder, private, _ = run
     page = view(folder, 0.0)
     assert "ε spent" in page and f"{private.epsilon():.4f}" in page
-    facts = {fact.name: fact.text for fact in _facts(RunFolder(folder), "")}
+    facts = {fact.name: fact.text for fact in _facts(read_run(folder), "")}
     assert facts["differential privacy"] == f"dc0 spent ε = {private.epsilon():.4g}"
 
 
