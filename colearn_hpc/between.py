@@ -168,8 +168,7 @@ class Between(Meetings, Protocol):
     def begin_mean(self, offer: Offer, present: tuple[int, ...]) -> UnderWay:
         """Begin eq. 2 over the data centers ``present``. Collective over their carriers, but waits for nobody.
 
-        Sums run in float64 in the order of the data centers, so the bits are those of ``algorithm/slice_sums.py``,
-        whatever carries them. To be called right after the meeting whose :class:`Attendance` says who is present.
+        The offer's encoding says how slices are written and summed, so the bits are the same whatever carries them. To be called right after the meeting whose :class:`Attendance` says who is present.
 
         Raises:
             ValueError: all weights are 0, or the offer's result does not fit.
