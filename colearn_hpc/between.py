@@ -168,7 +168,8 @@ class Between(Meetings, Protocol):
     def begin_mean(self, offer: Offer, present: tuple[int, ...]) -> UnderWay:
         """Begin eq. 2 over the data centers ``present``. Collective over their carriers, but waits for nobody.
 
-        The offer's encoding says how slices are written and summed, so the bits are the same whatever carries them. To be called right after the meeting whose :class:`Attendance` says who is present.
+        The offer's encoding says how slices are written and summed, so the bits are the same whatever carries them. To
+        be called right after the meeting whose :class:`Attendance` says who is present.
 
         Raises:
             ValueError: all weights are 0, or the offer's result does not fit.

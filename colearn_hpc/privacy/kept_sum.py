@@ -1,7 +1,7 @@
 """What a site must remember of its sums over any kill: the vector that it sends, and to whom it was sent.
 
-    FOLDER/sum.json          where the site stands (``roster.py``), and the scales of the vector
-    FOLDER/sum-numbers.bin   the whole numbers before they are masked
+    FOLDER/sum.json               where the site stands (``roster.py``), and the scales of the vector
+    FOLDER/sum-round000003.bin    the whole numbers before they are masked, of the round in which it stands
 
 Both are on disk before the first chunk goes out. So a sum that was cut off can be taken again with the very same
 vector, whatever the retrained model is; and a vector that was sent once is known for ever, by its digest.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from colearn_hpc.errors import PrivacyError
 from colearn_hpc.privacy.roster import RosterState
 
-_STATE, _NUMBERS = "sum.json", "sum-numbers.bin"
+_STATE, _NUMBERS = "sum.json", "sum-round{:06d}.bin"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Kept:
         bits: of its numbers.
         factor: f_k with which it was written.
         numbers: digest of the numbers.
+        vectors: round -> digest of the vector that was sent for it.
     """
 
     run: str
@@ -44,6 +45,7 @@ class Kept:
     bits: int = 32
     factor: float = 1.0
     numbers: str = ""
+    vectors: dict[int, str] = field(default_factory=dict)
 
 
 class KeptSum:
@@ -89,7 +91,8 @@ class KeptSum:
         Raises:
             PrivacyError: it is not what was sent.
         """
-        path, kept = self._folder / _NUMBERS, self._kept
+        kept = self._kept
+        path = self._folder / _NUMBERS.format(kept.state.round)
         try:
             found = np.fromfile(path, np.dtype(f"<i{kept.bits // 8}"))
         except OSError as error:
@@ -127,7 +130,7 @@ class KeptSum:
         vector = vector or written
         if round_ < state.round:
             # The run was set back behind a sum whose vector is not kept any more. The very same sum tells nothing new.
-            if state.rosters.get(vector) != roster:
+            if self._kept.vectors.get(round_) != vector or state.rosters[vector] != roster:
                 raise PrivacyError(
                     f"round {round_} was summed before, and now with another vector or roster: the difference of the "
                     "two sums could show this site's vector; go on from a newer resume point, or start a new run"
@@ -144,10 +147,15 @@ class KeptSum:
             )
         state = state.begin(self._site, roster, vector, attempt)
         self._folder.mkdir(parents=True, exist_ok=True)
-        if self._kept.numbers != written or not (self._folder / _NUMBERS).exists():
-            _write(self._folder / _NUMBERS, np.ascontiguousarray(numbers).data)
-        self._kept = Kept(self._kept.run, state, exponents, numbers.itemsize * 8, factor, written)
+        path = self._folder / _NUMBERS.format(round_)
+        if self._kept.state.round != round_ or not path.exists():
+            _write(path, np.ascontiguousarray(numbers).data)
+        vectors = self._kept.vectors | {round_: vector}
+        bits = numbers.itemsize * 8
+        self._kept = Kept(self._kept.run, state, exponents, bits, factor, written, vectors)
         _write(self._folder / _STATE, json.dumps(_to_plain(self._kept)).encode())
+        for older in set(self._folder.glob("sum-round*.bin")) - {path}:
+            older.unlink(missing_ok=True)
 
 
 def digest_of(numbers: NDArray[Any]) -> str:
@@ -163,13 +171,15 @@ def _to_plain(kept: Kept) -> dict[str, Any]:
         "bits": kept.bits,
         "factor": kept.factor,
         "numbers": kept.numbers,
+        "vectors": {str(round_): vector for round_, vector in kept.vectors.items()},
     }
 
 
 def _from_plain(plain: dict[str, Any]) -> Kept:
     state = RosterState.from_state_dict(plain["state"])
     exponents, bits = tuple(map(int, plain["exponents"])), int(plain["bits"])
-    return Kept(str(plain["run"]), state, exponents, bits, float(plain["factor"]), str(plain["numbers"]))
+    vectors = {int(round_): str(vector) for round_, vector in plain["vectors"].items()}
+    return Kept(str(plain["run"]), state, exponents, bits, float(plain["factor"]), str(plain["numbers"]), vectors)
 
 
 def _write(path: Path, content: Any) -> None:

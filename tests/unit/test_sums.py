@@ -218,7 +218,7 @@ def test_only_some_were_killed_before_they_had_stored_theirs(tmp_path):
     world = World(3, settings_of(True), tmp_path)
     world.start()
     before, _ = world.mean(models, previous)
-    for name in ("sum.json", "sum-numbers.bin"):
+    for name in ("sum.json", "sum-round000000.bin"):
         (tmp_path / "b" / name).unlink()
     world.start()
     after, _ = world.mean(models, previous)

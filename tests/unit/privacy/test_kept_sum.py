@@ -52,7 +52,7 @@ def test_a_run_that_is_set_back_sends_nothing_new(tmp_path):
     for round_ in range(3):
         kept.begin(round_, ALL, 0, numbers(round_), (20,))
     kept.begin(1, ALL, 1, numbers(1), (20,))  # the very same sum
-    for roster, vector in ((ALL, numbers(9)), (LESS, numbers(1))):
+    for roster, vector in ((ALL, numbers(9)), (LESS, numbers(1)), (ALL, numbers(2))):
         with pytest.raises(PrivacyError, match="was summed before"):
             kept.begin(1, roster, 1, vector, (20,))
 
@@ -64,7 +64,7 @@ def test_what_another_run_has_left_is_forgotten(tmp_path):
 
 def test_what_cannot_be_read_sends_nothing(tmp_path):
     KeptSum(tmp_path, "a", "run").begin(0, ALL, 0, numbers(), (20,))
-    (tmp_path / "sum-numbers.bin").write_bytes(b"other")
+    (tmp_path / "sum-round000000.bin").write_bytes(b"other")
     with pytest.raises(PrivacyError, match="is not the vector that was sent"):
         KeptSum(tmp_path, "a", "run").numbers()
     (tmp_path / "sum.json").write_text("{")
@@ -78,9 +78,26 @@ def test_it_is_on_disk_before_it_is_sent(tmp_path, monkeypatch):
     replace = type(tmp_path).replace
     monkeypatch.setattr(type(tmp_path), "replace", lambda self, to: written.append(to.name) or replace(self, to))
     KeptSum(tmp_path, "a", "run").begin(0, ALL, 0, numbers(), (20,))
-    assert written == ["sum-numbers.bin", "sum.json"]
+    assert written == ["sum-round000000.bin", "sum.json"]
     assert json.loads((tmp_path / "sum.json").read_text())["state"]["vector"] == digest_of(numbers())
-    assert (tmp_path / "sum-numbers.bin").stat().st_mode & 0o077 == 0, "for its user alone"
+    assert (tmp_path / "sum-round000000.bin").stat().st_mode & 0o077 == 0, "for its user alone"
+
+
+def test_killed_between_the_numbers_and_the_state(tmp_path):
+    """The round before can still be taken again."""
+    kept = KeptSum(tmp_path, "a", "run")
+    kept.begin(0, ALL, 0, numbers(), (20,))
+    before = (tmp_path / "sum.json").read_bytes()
+    first = (tmp_path / "sum-round000000.bin").read_bytes()
+    kept.begin(1, ALL, 0, numbers(1), (20,))
+    assert not (tmp_path / "sum-round000000.bin").exists()
+    (tmp_path / "sum.json").write_bytes(before)
+    (tmp_path / "sum-round000000.bin").write_bytes(first)
+    after = KeptSum(tmp_path, "a", "run")
+    assert np.array_equal(after.numbers(), numbers())
+    after.begin(0, ALL, 1, after.numbers(), (20,))
+    after.begin(1, LESS, 0, numbers(2), (20,))
+    assert np.array_equal(KeptSum(tmp_path, "a", "run").numbers(), numbers(2))
 
 
 def test_a_vector_on_another_scale_is_the_same_vector(tmp_path):
@@ -127,6 +144,7 @@ class Lies(RuleBasedStateMachine):
     @invariant()
     def holds(self):
         assert all(len(rosters) == 1 for rosters in self.seen.values())
+        assert all(len(sums) == 1 for sums in self.rounds.values())
 
 
 def test_no_vector_is_seen_with_two_rosters():
