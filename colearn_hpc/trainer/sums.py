@@ -179,7 +179,9 @@ class WholeSums:
     def __init__(self, place: Place, settings: Settings, hiding: Hiding | None = None) -> None:
         self._place, self._settings, self._hiding = place, settings, hiding
         self._bits = 64 if settings.sums == "fixed64" else 32
-        self._headroom = _HEADROOM + (_ROOM_FOR_EXAMPLES if settings.hides_examples else 0)
+        # By examples: f_k = n_k where there is room for it, so that nobody has to know Σ n to write its numbers.
+        self._counts = settings.weighting == "examples" and self._bits == 64
+        self._headroom = _HEADROOM + (_ROOM_FOR_EXAMPLES if self._counts else 0)
         self._room: Tensor | None = None  # kept between rounds, because fresh pages cost
 
     def prepare(self, mean: Mean) -> Prepared | Void:
@@ -229,7 +231,8 @@ class WholeSums:
         whole = None
         if place.means.carries:
             assert mean.last is not None, "carriers hold the last shared model"
-            whole = WholeNumbers(mean.last, scales, factor, float(len(roster)), numbers if gives else None)
+            divisor = sum(mean.given.weights) if self._counts else float(len(roster))
+            whole = WholeNumbers(mean.last, scales, factor, divisor, numbers if gives else None)
         if hiding is None:
             return Prepared(whole, Vector(numbers))
         hidden = hiding.hide(mean, whole, scales, max(one.attempt for one in said), acts)
@@ -244,6 +247,8 @@ class WholeSums:
         if self._settings.secure:
             return float(mean.examples)
         weights = mean.given.weights
+        if self._counts:
+            return weights[self._place.center.index]
         return len(mean.given.by_center) * weights[self._place.center.index] / sum(weights)
 
     def _numbers(self, size: int) -> Tensor:

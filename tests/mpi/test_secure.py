@@ -9,7 +9,9 @@ CASES = ["3:fixed32", "3:fixed32-secure", "5:fixed32", "5:fixed32-secure", "3:ex
 
 
 def models(folder, centers=3):
-    return [json.loads((folder / f"model-{rank}.json").read_text()) for rank in range(centers)]
+    """Of each rank, without counters of batches, which are its own."""
+    found = [json.loads((folder / f"model-{rank}.json").read_text()) for rank in range(centers)]
+    return [{name: values for name, values in one.items() if "tracked" not in name} for one in found]
 
 
 def lines(folder):

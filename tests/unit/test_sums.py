@@ -138,7 +138,7 @@ def test_secure_and_plain_sums_have_the_same_bits(tmp_path, weighting):
     weights = [float(n) for n in examples] if weighting == "examples" else [1.0] * 4
     exact = weighted_mean([model.pack() for model in models], weights)
     assert torch.allclose(found[0], exact, atol=1e-6) and torch.allclose(found[1], exact, atol=1e-6)
-    assert torch.equal(*found) or weighting == "examples"  # K n_k / Σ n is rounded, n_k is not
+    assert torch.equal(*found)
 
 
 def test_numbers_of_examples_are_told_to_nobody(tmp_path):
