@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEV    := .venv-dev/bin
 
-.PHONY: demo test test-all lint clean dist wheelhouse
+.PHONY: demo test test-all lint docs clean dist wheelhouse
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ $(VENV)/.base: constraints.txt setup.py
 .venv-dev/.done: constraints.txt setup.py
 	test -x $(DEV)/python || $(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(DEV)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,privacy,dev]"
+	$(DEV)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,privacy,federation,dev]"
 	touch $@
 
 # -- what people type -----------------------------------------------------------------------------
@@ -46,6 +46,14 @@ lint: .venv-dev/.done
 	$(DEV)/ruff check .
 	$(DEV)/ruff format --check .
 	$(DEV)/mypy
+
+# The documentation site, in build/site; a warning or a dead link is an error.
+docs: .venv-dev/.docs
+	$(DEV)/python docs/site/build.py
+
+.venv-dev/.docs: .venv-dev/.done
+	$(DEV)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 # -- for a release (packaging/RELEASING.md) -------------------------------------------------------
 

@@ -49,7 +49,11 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["colearn_hpc", "colearn_hpc.*"]),
-    package_data={"colearn_hpc": ["py.typed"], "colearn_hpc.studies": ["*.mplstyle", "templates/*"]},
+    package_data={
+        "colearn_hpc": ["py.typed"],
+        "colearn_hpc.cli": ["*.md"],
+        "colearn_hpc.studies": ["*.mplstyle", "templates/*"],
+    },
     cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.11",
     # Ranges are honest (what the code is written for); constraints.txt pins what is tested.
@@ -80,6 +84,10 @@ setup(
         "timm": ["timm>=1.0", "torchvision>=0.19"],
         # Differential privacy and masked sums (docs/privacy.md).
         "privacy": ["cryptography>=42", "opacus>=1.6,<1.7"],
+        # Sites that share no MPI world (docs/federation.md).
+        "federation": ["cryptography>=42", "grpcio>=1.60", "msgpack>=1.0"],
+        # The documentation site (`make docs`).
+        "docs": ["mkdocstrings-python>=2.0", "zensical>=0.0.73"],
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",

@@ -1,4 +1,4 @@
-"""Random faults on 4 data centers x 2 ranks: does every run end with the bits of one in which nothing happened?
+"""Random faults on 4 data centers x 2 ranks: does every run end with the bits of an undisturbed one?
 
     python benchmarks/chaos.py [--faults 5] [--seed 0] [--kinds raise@step ...] [--json FILE]
 

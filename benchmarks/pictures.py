@@ -1,4 +1,4 @@
-"""Pictures of docs/performance.md from the JSON of the benchmarks: stacked bars as SVG, in the style of the reports.
+"""Pictures of the documentation from the JSON of the benchmarks: SVG, in the style of the reports.
 
 python benchmarks/pictures.py benchmarks/results docs/pictures
 """
@@ -59,16 +59,68 @@ def peers(rows: list[dict[str, Any]]) -> str:
     return bars("peers", title, shown, "s", "seconds, on one machine of 2 cores")
 
 
+def changes(rounds: dict[str, list[dict[str, Any]]], epsilon: float) -> str:
+    """The relative change in every round of two runs, and where T doubled.
+
+    Args:
+        rounds: name of a run -> its rounds, as in ``choosing.json``.
+        epsilon: ε of the run in which T doubles.
+    """
+    title = "Relative change of the shared model"
+    with canvas(height=3.2, width=7.5) as figure:
+        axis = figure.subplots()
+        for name, lines in rounds.items():
+            epochs = [line["epochs_done"] for line in lines]
+            axis.plot(epochs, [line["relative_change"] for line in lines], marker="o", markersize=3, label=name)
+            before = lines[0]["local_epochs"]
+            for line in lines:
+                if line["local_epochs"] != before:
+                    above = (line["epochs_done"], line["relative_change"])
+                    axis.annotate(f"T = {line['local_epochs']}", above, (0, 7), textcoords="offset points", ha="center")
+                before = line["local_epochs"]
+        axis.axhline(epsilon, linestyle="--", color="C2", label=f"ε = {epsilon}")
+        axis.set(yscale="log", xlabel="local epochs so far", ylabel="relative change (log)")
+        axis.set_yticks(ticks := [0.1, 0.05, 0.02, 0.01, 0.005, 0.002], [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.legend()
+        return alone(picture(figure, "choosing", title))
+
+
+def overview(lines: list[dict[str, Any]]) -> str:
+    """A whole run: accuracy of the shared model, local epochs of every round, and the rate, over local epochs.
+
+    Args:
+        lines: rounds of ``rounds.jsonl``; of the metrics ``val_acc``.
+    """
+    with canvas(height=4.2, width=7.5) as figure:
+        accuracy, local, rate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+        ends = [line["epochs_done"] for line in lines]
+        accuracy.plot(ends, [100 * line["val_acc"] for line in lines], marker="o", markersize=3)
+        accuracy.set(title="Five data centers learn to read digits", ylabel="test accuracy, %")
+        local.step([0, *ends], [lines[0]["local_epochs"], *(line["local_epochs"] for line in lines)], color="C1")
+        local.set(ylabel="T", ylim=(0, None))
+        rates = [rate for line in lines for rate in line["learning_rates"]]
+        rate.step(range(len(rates) + 1), [rates[0], *rates], color="C2")
+        rate.set(
+            ylabel="rate", ylim=(0, None), xlabel="local epochs; a dot above is a round's end, when models are averaged"
+        )
+        return alone(picture(figure, "quickstart", "The quickstart, round by round"))
+
+
 def main() -> None:
     """Draw what there are figures for."""
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    options.add_argument("results", type=Path, help="folder with exchange.json and peers.json")
+    options.add_argument("results", type=Path, help="folder with exchange.json, peers.json, choosing.json")
     options.add_argument("pictures", type=Path, help="folder for the SVGs")
     chosen = options.parse_args()
     for name, draw in (("exchange", stages), ("peers", peers)):
         path = chosen.results / f"{name}.json"
         if path.exists():
             (chosen.pictures / f"{name}.svg").write_text(draw(json.loads(path.read_text())["rows"]))
+    if (path := chosen.results / "quickstart.json").exists():
+        (chosen.pictures / "quickstart.svg").write_text(overview(json.loads(path.read_text())))
+    if (path := chosen.results / "choosing.json").exists():
+        (chosen.pictures / "choosing.svg").write_text(changes(**json.loads(path.read_text())))
 
 
 if __name__ == "__main__":

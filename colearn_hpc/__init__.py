@@ -12,37 +12,71 @@ from typing import TYPE_CHECKING, Any
 from colearn_hpc._version import __version__
 
 if TYPE_CHECKING:
-    from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, ExponentialLR
-    from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, QuadraticEpochs
-    from colearn_hpc.algorithm.outer import OuterSGD
+    from colearn_hpc.algorithm.kept_model import LatestMean
+    from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, ExponentialLR, LinearLR, WarmUp
+    from colearn_hpc.algorithm.local_correction import FedProx, Scaffold
+    from colearn_hpc.algorithm.local_epochs import (
+        AdaptiveEpochs,
+        DecayingEpochs,
+        FixedEpochs,
+        IncreasingEpochs,
+        PlateauEpochs,
+        PostLocalEpochs,
+        QuadraticEpochs,
+    )
+    from colearn_hpc.algorithm.outer import DelayedNesterov, FedAdam, FedYogi, OuterSGD
     from colearn_hpc.join import DataCenter
     from colearn_hpc.trainer.callback import CoLearning
     from colearn_hpc.trainer.environment import DataCenterEnvironment
 
 _HOMES = {
+    "AdaptiveEpochs": "colearn_hpc.algorithm.local_epochs",
     "CoLearning": "colearn_hpc.trainer.callback",
     "ConstantLR": "colearn_hpc.algorithm.learning_rate",
     "CyclicalLR": "colearn_hpc.algorithm.learning_rate",
     "DataCenter": "colearn_hpc.join",
     "DataCenterEnvironment": "colearn_hpc.trainer.environment",
+    "DecayingEpochs": "colearn_hpc.algorithm.local_epochs",
+    "DelayedNesterov": "colearn_hpc.algorithm.outer",
     "ExponentialLR": "colearn_hpc.algorithm.learning_rate",
+    "FedAdam": "colearn_hpc.algorithm.outer",
+    "FedProx": "colearn_hpc.algorithm.local_correction",
+    "FedYogi": "colearn_hpc.algorithm.outer",
     "FixedEpochs": "colearn_hpc.algorithm.local_epochs",
     "IncreasingEpochs": "colearn_hpc.algorithm.local_epochs",
+    "LatestMean": "colearn_hpc.algorithm.kept_model",
+    "LinearLR": "colearn_hpc.algorithm.learning_rate",
     "OuterSGD": "colearn_hpc.algorithm.outer",
+    "PlateauEpochs": "colearn_hpc.algorithm.local_epochs",
+    "PostLocalEpochs": "colearn_hpc.algorithm.local_epochs",
     "QuadraticEpochs": "colearn_hpc.algorithm.local_epochs",
+    "Scaffold": "colearn_hpc.algorithm.local_correction",
+    "WarmUp": "colearn_hpc.algorithm.learning_rate",
 }
 
 __all__ = [
+    "AdaptiveEpochs",
     "CoLearning",
     "ConstantLR",
     "CyclicalLR",
     "DataCenter",
     "DataCenterEnvironment",
+    "DecayingEpochs",
+    "DelayedNesterov",
     "ExponentialLR",
+    "FedAdam",
+    "FedProx",
+    "FedYogi",
     "FixedEpochs",
     "IncreasingEpochs",
+    "LatestMean",
+    "LinearLR",
     "OuterSGD",
+    "PlateauEpochs",
+    "PostLocalEpochs",
     "QuadraticEpochs",
+    "Scaffold",
+    "WarmUp",
     "__version__",
 ]
 

@@ -2,7 +2,8 @@
 
 Every message says three things: what was set, what was found, what to do. All of them are a
 :class:`ColearnError`, so that the command line can tell "your input" from "our bug": the
-former ends with one line on stderr, the latter with a traceback.
+former ends with one line on stderr, the latter with a traceback. Every kind has a key: ``colearn-hpc explain KEY``
+says what lies behind it (cli/troubleshooting.md).
 """
 
 from typing import TypeVar
@@ -18,10 +19,22 @@ class ColearnError(Exception):
     """Base of everything this package raises on purpose.
 
     Attributes:
+        key: names the section of cli/troubleshooting.md about this kind; empty: the text has another error's.
         everywhere: every rank raises this error by itself, from the same facts, so nobody has to be told.
     """
 
+    key = ""
     everywhere = False
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        if self.key:
+            self.add_note(f"({self.more})")  # a traceback ends with it
+
+    @property
+    def more(self) -> str:
+        """Where to read on about this kind of error."""
+        return f"more: colearn-hpc explain {self.key}"
 
     def on_all_ranks(self: E) -> E:
         """Mark the error as raised on every rank alike; returns it."""
@@ -32,37 +45,61 @@ class ColearnError(Exception):
 class ConfigurationError(ColearnError, ValueError):
     """A setting is impossible, or two settings contradict each other."""
 
+    key = "configuration"
+
 
 class TopologyError(ConfigurationError):
     """The ranks do not form the data centers that were declared."""
+
+    key = "ranks"
 
 
 class FingerprintError(ConfigurationError):
     """Two data centers run different models, settings or package versions."""
 
+    key = "differs"
+
 
 class DataError(ColearnError, ValueError):
     """A data file is missing, unreadable, or not what it claims to be."""
+
+    key = "data"
 
 
 class CheckpointError(ColearnError, ValueError):
     """A resume point is missing, damaged, or belongs to another run."""
 
+    key = "resume"
+
 
 class ParticipantError(ColearnError, RuntimeError):
     """A data center delivered weights that must not enter the mean (NaN, Inf)."""
+
+    key = "nan"
 
 
 class RoundTimeoutError(ColearnError, TimeoutError):
     """A data center or one of its ranks did not come in time, or a mean stood still for too long."""
 
+    key = "timeout"
+
 
 class CenterBrokenError(ColearnError, RuntimeError):
     """Another rank of this data center failed; this one cannot go on alone, until all of them begin again."""
 
+    key = "center"
+
 
 class PrivacyError(ColearnError, RuntimeError):
     """What would hide a site's vector does not hold: a key, a mask, or who is summed."""
+
+    key = "privacy"
+
+
+class IdentityError(ConfigurationError):
+    """A certificate, a key or a name does not hold: who comes is not let in, or this site would not be."""
+
+    key = "identity"
 
 
 class Interrupted(SystemExit):

@@ -10,9 +10,10 @@ import torch
 
 
 def lines(run: Path) -> list[dict]:
-    """rounds.jsonl without what a clock measured."""
+    """rounds.jsonl without what a clock measured, and without the chain: it begins with the run's settings."""
     records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     for record in records:
+        record.pop("chain", None)
         for center in record["centers"]:
             for key in ("train_seconds", "wait_seconds", "exchange_seconds"):
                 del center[key]

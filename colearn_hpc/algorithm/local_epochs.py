@@ -378,20 +378,26 @@ class InSteps:
         return self.rule.next(outcome)
 
 
-def local_epochs_rule_of(rule: Any, local_epochs: int, epsilon: float, maximum: int | None) -> LocalEpochsRule:
+def local_epochs_rule_of(rule: Any, local_epochs: int, epsilon: float | str, maximum: int | None) -> LocalEpochsRule:
     """The rule for T_i that a name or an object means.
 
     Args:
         rule: ``"ile"``, ``"fle"``, or an object with ``first`` and ``next``.
         local_epochs: T_0.
-        epsilon: ε of eq. 4, for ``"ile"``.
+        epsilon: ε of eq. 4, for ``"ile"``; ``"auto"``: :class:`PlateauEpochs`.
         maximum: bound for ``"ile"``; None: none.
 
     Raises:
         ConfigurationError: it is neither.
     """
+    if isinstance(epsilon, str) and epsilon != "auto":
+        raise ConfigurationError(f'epsilon must be a number or "auto"; found {epsilon!r}')
     makers = {
-        "ile": lambda: IncreasingEpochs(local_epochs, epsilon, maximum),
+        "ile": lambda: (
+            PlateauEpochs(local_epochs, maximum)
+            if isinstance(epsilon, str)
+            else IncreasingEpochs(local_epochs, epsilon, maximum)
+        ),
         "fle": lambda: FixedEpochs(local_epochs),
     }
     if isinstance(rule, str):

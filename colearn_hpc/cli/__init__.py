@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc._version import __version__
+from colearn_hpc.errors import ColearnError
 
 # command -> (module with a main(argv), what it does)
 COMMANDS = {
@@ -26,7 +28,11 @@ COMMANDS = {
     "report": ("report", "write the report of one run folder"),
     "configs": ("configs", "list the configuration files that come with this package, and copy them"),
     "slurm": ("slurm", "list the scripts for batch systems that come with this package, and copy them"),
+    "explain": ("explain", "say more about an error, by the key at its end, or about an exit code"),
+    "completion": ("completion", "print what lets bash or zsh complete commands and options"),
     "again": ("again", "for batch scripts: whether to start a run again after this exit code"),
+    "verify": ("verify", "check which members, settings and data made a run's shared model"),
+    "federation": ("federation", "who takes part in a run over sites without a common MPI world: keys and roster"),
     "privacy": ("privacy", "plan the noise of differentially private training"),
 }
 
@@ -57,13 +63,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"colearn-hpc {__version__}")
         return 0
     if command not in COMMANDS:
-        print(f"colearn-hpc: error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        hint = importlib.import_module("colearn_hpc.cli.usage").nearest(command, COMMANDS)
+        says = hint or f"there are {', '.join(COMMANDS)}"
+        print(f"colearn-hpc: error: no command {command!r}; {says}", file=sys.stderr)
         return 2
+    if COMMANDS[command][0] == "fit" and _helped(command, arguments[1:]):
+        return 0
     if command == "fit":
         # Before the heavy imports: a warning of the batch system that finds no handler kills.
         importlib.import_module("colearn_hpc.trainer.signals").listen()
     if COMMANDS[command][0] == "fit":
         import_torchmetrics()  # before Lightning does: with a torchvision that does not load, and without scipy.signal
-    module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
+    try:
+        module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
+    except ColearnError as error:  # an extra that is not installed
+        print(f"colearn-hpc: error: {error}", file=sys.stderr)
+        return 2
     # `fit` and its siblings are subcommands of one LightningCLI, which wants to see their name.
     return int(module.main(arguments if COMMANDS[command][0] == "fit" else arguments[1:]))
+
+
+def describe(command: str) -> str:
+    """What a command does, as a sentence."""
+    text = COMMANDS[command][1]
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _helped(command: str, argv: Sequence[str]) -> bool:
+    """Whether help was asked for, which is printed then. Every rank may be asked; the first one answers."""
+    if not (page := importlib.import_module("colearn_hpc.cli.fit_help").asked(command, argv)):
+        return False
+    from colearn_hpc.mpi.startup import launched_as
+
+    if launched_as()[0] == 0:
+        with suppress(BrokenPipeError):  # `| head`
+            print(page(), flush=True)
+    return True

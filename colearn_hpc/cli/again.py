@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import yaml
-
+from colearn_hpc.cli import describe
 from colearn_hpc.cli.launch import may_help, say
+from colearn_hpc.cli.run_folder import run_folder
 from colearn_hpc.errors import RESUME_CODE
 
 _MEMORY = "starts.json"  # in the run folder: the resume points after the last start, and how many starts added none
@@ -25,7 +25,7 @@ _STARTS = 2
 
 def main(argv: Sequence[str]) -> int:
     """Run ``again``; returns 0 for yes, 1 for no."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc again", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc again", description=describe("again"))
     parser.add_argument("code", type=int, help="exit code of the run")
     parser.add_argument("fit", nargs=argparse.REMAINDER, help="-- the arguments of `fit`, which say where the run is")
     arguments = parser.parse_args(argv)
@@ -61,26 +61,6 @@ def start_again(folder: Path, code: int) -> bool:
         say(f"{memory} cannot be written ({error.strerror}); without it a run that stands still would start for ever")
         return False
     return True
-
-
-def run_folder(fit: Sequence[str]) -> Path:
-    """The run folder that arguments of ``fit`` name, by ``--name`` and ``--runs``, or in a ``--config`` file."""
-    found = {"runs": "runs", "name": "run"}
-    words = iter(fit)
-    for word in words:
-        option, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and option in ("config", *found):
-            value = value if equals else next(words, "")
-            found |= _settings(Path(value), found) if option == "config" else {option: value}
-    return Path(found["runs"], found["name"])
-
-
-def _settings(config: Path, wanted: dict[str, str]) -> dict[str, str]:
-    try:
-        content = yaml.safe_load(config.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}  # `fit` has said so
-    return {key: str(content[key]) for key in wanted if isinstance(content, dict) and key in content}
 
 
 def _forget(memory: Path) -> None:

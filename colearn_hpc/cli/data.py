@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.sources import SOURCES, source_class
 from colearn_hpc.errors import ColearnError, DataError
+from colearn_hpc.protocol.messages import describe_error
 
 if TYPE_CHECKING:
     from colearn_hpc.data.pack import Packed, Request
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
                 return _READERS[options.command](expanded(options.folder, "DIR"))
             return _make(options)
     except ColearnError as error:
-        _say(f"colearn-hpc data: {error}", sys.stderr)
+        _say(f"colearn-hpc data: {describe_error(error)}", sys.stderr)
         return 1
     except OSError as error:
         where = error.filename or getattr(options, "out", options.command)
@@ -80,6 +81,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test-fraction", type=float, metavar="F", help="share of each class for test, where the data tell no split"
     )
+    parser.add_argument(
+        "--val-fraction", type=float, metavar="F", help="share of each class of the rest for validation (val.h5)"
+    )
     parser.add_argument("--split-list", metavar="FILE", help="lines NAME train|val|test; all others are for training")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at an unreadable example")
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
@@ -109,6 +113,7 @@ def _request(options: argparse.Namespace) -> Request:
         wishes=Wishes(
             classes=read_classes(options.classes) if options.classes is not None else None,
             test_fraction=options.test_fraction,
+            val_fraction=options.val_fraction,
             split_list=read_split_list(options.split_list) if options.split_list is not None else None,
         ),
         rule=options.partition,

@@ -52,3 +52,13 @@ def trainer_devices(center: DataCenter, accelerator: str) -> dict[str, Any]:
     if len(set(seen)) > 1:
         return {"devices": center.local_size, "accelerator": OwnGPU()}
     return {"devices": indices}
+
+
+def unused_gpus(accelerator: str) -> str:
+    """What to say where this process sees GPUs and trains on CPUs all the same; nothing where it does not."""
+    if accelerator != "cpu" or not (gpus := visible_gpus()):
+        return ""
+    return (
+        f"trainer.accelerator=cpu, and this rank sees {len(gpus)} GPU{'s'[: len(gpus) != 1]}, which will stand idle; "
+        "take them with --trainer.accelerator gpu"
+    )

@@ -3,6 +3,8 @@
 Alone it checks this machine; under ``mpirun``, ``srun`` or ``colearn-hpc launch`` all of them:
 
   srun --mpi=pmix colearn-hpc doctor --centers 5
+
+With --federation it looks at the way from this site to the run's coordinator instead (see federation_doctor.py).
 """
 
 from __future__ import annotations
@@ -15,50 +17,44 @@ import os
 import re
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from colearn_hpc.cli import describe
 from colearn_hpc.cli.cuda_aware import cuda_aware
+from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
 from colearn_hpc.cli.gpus import choose
 from colearn_hpc.cli.rank_report import Rank, look_around
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi import probe
 from colearn_hpc.mpi.startup import launched_as, leave_together
 from colearn_hpc.mpi.topology import DataCenter
-from colearn_hpc.studies.words import printable
 
-OK, WARN, FAIL = "OK", "WARN", "FAIL"
-_COLORS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 _SLOW_LINK = 50e6  # bytes/s: a model of 100 MB then takes seconds a round
 _FORKS_BADLY = [(3, 11, micro) for micro in range(10)]  # CPython's gh-112275
 _LITTLE_DISK = 10e9
 _SKEW = 2.0  # s
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line."""
-
-    level: str
-    topic: str
-    text: str
-
-    def __str__(self) -> str:
-        return printable(f"{self.level:4}  {self.topic:9}  {self.text}")
-
-
 def main(argv: Sequence[str]) -> int:
     """Run ``doctor``; returns 0, 1 where something FAILs, or 2 for wrong usage. Collective over the world."""
     rank, size = launched_as()
-    parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=describe("doctor"))
     parser.add_argument("--centers", type=_centers, help="number of data centers, or their sizes: [4,4,2]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders would be (default runs)")
+    parser.add_argument("--federation", type=Path, help="federation.yaml: check certificates and the coordinator")
+    parser.add_argument("--site", help="with --federation: which site this is")
+    parser.add_argument("--identity", type=Path, help="with --federation: folder of the key (default: beside it)")
     with contextlib.redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):
         arguments = parser.parse_args(argv)
+        if arguments.federation is None and (arguments.site or arguments.identity):
+            parser.error("--site and --identity go with --federation")
+    if arguments.federation is not None:
+        if rank:
+            return 0  # one look is enough
+        from colearn_hpc.cli import federation_doctor
+
+        return _tell(federation_doctor.examine(arguments.federation, arguments.site, arguments.identity))
     try:
         center = DataCenter.join(arguments.centers)
     except TopologyError as error:
@@ -68,29 +64,21 @@ def main(argv: Sequence[str]) -> int:
             leave_together()
         return 1
     findings = examine(center, arguments.runs)
-    if center.is_first:
-        show(findings)
-        failed, warned = (sum(finding.level == level for finding in findings) for level in (FAIL, WARN))
-        print(f"{failed} FAIL, {warned} WARN", flush=True)
+    code = _tell(findings) if center.is_first else _code(findings)
     if size > 1:
         leave_together()
+    return code
+
+
+def _tell(findings: Sequence[Finding]) -> int:
+    show(findings)
+    failed, warned = (sum(finding.level == level for finding in findings) for level in (FAIL, WARN))
+    print(f"{failed} FAIL, {warned} WARN", flush=True)
+    return _code(findings)
+
+
+def _code(findings: Sequence[Finding]) -> int:
     return 1 if any(finding.level == FAIL for finding in findings) else 0
-
-
-def show(findings: Sequence[Finding]) -> None:
-    """Print what was found: in columns and colours on a terminal, a line each elsewhere."""
-    console = Console(highlight=False)
-    # mpirun lets its ranks write to terminals that nobody sees, and that end in a file as likely as not; there is
-    # nothing to read from them.
-    if console.is_terminal and sys.stdin.isatty():
-        table = Table.grid(padding=(0, 2))
-        for finding in findings:
-            level = Text(finding.level, style=_COLORS[finding.level])
-            table.add_row(level, Text(finding.topic), Text(printable(finding.text)))
-        console.print(table)
-    else:
-        print(*findings, sep="\n")
-    sys.stdout.flush()
 
 
 def _centers(text: str) -> int | list[int]:

@@ -8,7 +8,6 @@ gets: devices, folders, loggers, bar; and how errors end a run: one message, eve
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import itertools
 import json
@@ -21,7 +20,7 @@ from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
@@ -33,19 +32,23 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import colearn_hpc.data
 import colearn_hpc.models
 import colearn_hpc.trainer.private_training
-from colearn_hpc.cli.devices import trainer_devices
-from colearn_hpc.cli.method import METHODS, arrange
+from colearn_hpc.cli.devices import trainer_devices, unused_gpus
+from colearn_hpc.cli.method import arrange
+from colearn_hpc.cli.options import OPTIONS, SET_BY_US
+from colearn_hpc.cli.usage import in_one_line
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.protocol.conversation import is_everywhere
+from colearn_hpc.protocol.failures import is_lost_peer
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.inject import FaultInjector
+from colearn_hpc.trainer.outputs import claim_folder
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.progress import RunProgress
-from colearn_hpc.trainer.run_folder import write_atomically
+from colearn_hpc.trainer.writing import private_folder, write_atomically
 
 # Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
 Classifier, MultilabelTask = colearn_hpc.models.Classifier, colearn_hpc.models.MultilabelTask
@@ -55,6 +58,8 @@ PrivateTraining = colearn_hpc.trainer.private_training.PrivateTraining
 
 class UsageError(ConfigurationError):
     """The command line or a configuration file cannot be read."""
+
+    key = "command-line"
 
 
 @dataclass
@@ -94,30 +99,15 @@ class ColearnCLI(LightningCLI):
         return super().init_parser(exit_on_error=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder is RUNS/NAME.")
-        parser.add_argument("--runs", type=str, default="runs", help="Folder of run folders.")
-        parser.add_argument(
-            "--centers",
-            type=int | list[int] | None,
-            default=None,
-            help="Number of equal data centers, or their sizes, e.g. [4, 4, 2]. Left out: COLEARN_CENTER in each "
-            "rank's environment names its data center, or every rank is one.",
-        )
-        parser.add_argument("--resume", type=bool, default=False, nargs="?", const=True, help="Continue RUNS/NAME.")
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, nargs="?", const=True, help="Start anew in an existing RUNS/NAME."
-        )
-        parser.add_argument(
-            "--method",
-            type=Literal[METHODS],
-            default="colearning",
-            help="vanilla: one data center holds all shards; ensemble: no exchange, predictions are averaged; single: "
-            "one data center's data only.",
-        )
+        for option in OPTIONS:
+            switch: dict[str, Any] = {"nargs": "?", "const": True} if option.is_switch else {}
+            parser.add_argument(
+                f"--{option.name}", type=option.type, default=option.default, help=option.help, **switch
+            )
         # For rehearsals (docs/reliability.md); not of every day, so not in the help.
         parser.add_argument("--inject", type=list[str], default=[], help=SUPPRESS)
         self._example = parser
-        parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir"})
+        parser.add_class_arguments(CoLearning, "colearning", skip=set(SET_BY_US))
         # What the command line knows itself goes in when it is built, so that all is checked together.
         parser.add_instantiator(self._make_colearning, CoLearning, subclasses=False)
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.enable_checkpointing": False})
@@ -134,7 +124,8 @@ class ColearnCLI(LightningCLI):
             centers, self.notice = arrange(self.config[self.subcommand])
         environment = DataCenterEnvironment(centers)
         self.center, self.environment = environment.center, environment
-        self.session.place = self.place = Place.of(environment.center)
+        shares = self.subcommand == "fit" and bool(self._setting("colearning")["share_tracebacks"])
+        self.session.place = self.place = Place.of(environment.center, share_tracebacks=shares)
         self.folder = Path(self._setting("runs")) / self._setting("name")
         self.center_folder = self.folder / "centers" / self.center.name
         self._check_name()
@@ -146,6 +137,8 @@ class ColearnCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
         center = self.center
+        if center.is_first and (idle := unused_gpus(settings["accelerator"])):
+            print(f"colearn-hpc: {idle}", file=sys.stderr)
         kwargs |= {
             "plugins": [*_as_list(settings["plugins"]), self.environment],
             "num_nodes": center.nodes,
@@ -196,7 +189,7 @@ class ColearnCLI(LightningCLI):
         if self.center.is_first:
             self._dump_config()
             config = yaml.safe_dump(without_secrets(self.config_dump), sort_keys=False)
-            write_atomically(self.folder / "config.yaml", config)
+            write_atomically(self.folder / "config.yaml", config, self.center.start)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse on every rank, and go on only if all could. Collective over the world."""
@@ -210,8 +203,8 @@ class ColearnCLI(LightningCLI):
         except (ArgumentError, SystemExit) as stop:
             if isinstance(stop, SystemExit) and not stop.code:  # --help, --print_config
                 raise
-            error = str(stop) if isinstance(stop, ArgumentError) else output.getvalue()
-            error += self._nearest(error)
+            said = str(stop) if isinstance(stop, ArgumentError) else output.getvalue()
+            error = in_one_line(said, list(self._example.get_defaults().keys()))
         if errors := all_errors(error):
             raise UsageError("\n".join(errors)).on_all_ranks()
         self._check_same_command()
@@ -234,15 +227,6 @@ class ColearnCLI(LightningCLI):
                 raise UsageError(
                     f"{option} differs between the ranks ({ranks}); start all data centers with the same command"
                 ).on_all_ranks()
-
-    def _nearest(self, error: str) -> str:
-        """The option that was meant, if the error is about one that is unknown."""
-        found = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", error)
-        if not found:
-            return ""
-        known = list(self._example.get_defaults().keys())
-        near = difflib.get_close_matches(found[1] or found[2], known, n=1)
-        return f"; did you mean {near[0]}?" if near else "; `colearn-hpc fit --help` lists what there is"
 
     def _setting(self, name: str) -> Any:
         return self.config[self.subcommand][name]
@@ -295,10 +279,12 @@ class ColearnCLI(LightningCLI):
         """Refuse the folder of another run, and empty it where that is wanted. Collective over the world.
 
         Raises:
-            ConfigurationError: the run is there already or is of other ranks, or the folder cannot be made.
+            ConfigurationError: the run is there already or is of other ranks, another start writes it, or it cannot be
+                made.
         """
         if self._setting("resume") and self._setting("overwrite"):
             raise ConfigurationError("--resume and --overwrite exclude each other").on_all_ranks()
+        claim_folder(self.folder, self.place)  # before anything is removed
         used = (self.folder / "summary.json").exists() or any(self.center_folder.glob("resume-*.ckpt"))
         # A rank's host may see another file system than its leader's.
         resumes = _resumes(self.config[self.subcommand])
@@ -315,16 +301,18 @@ class ColearnCLI(LightningCLI):
             ).on_all_ranks()
         if self._setting("overwrite") and self.center.is_leader:
             old = [*self.center_folder.glob("resume-*.ckpt"), self.center_folder / "faults.jsonl"]
+            old += [self.center_folder / "status.json", self.folder / "status" / f"{self.center.name}.json"]
             if self.center.is_first:
-                old += [self.folder / name for name in ("rounds.jsonl", "summary.json", "shared.ckpt")]
+                old += [self.folder / name for name in ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt")]
             for path in old:
                 path.unlink(missing_ok=True)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.center.is_leader:
+                private_folder(self.center_folder)  # before a logger makes it
         except OSError as error:
             raise ConfigurationError(
-                f"runs={self._setting('runs')}: run folder {self.folder} cannot be made ({error.strerror}); choose "
-                "another --runs"
+                f"runs={self._setting('runs')}: {self.center_folder} cannot be made ({error.strerror}); choose another "
+                "--runs"
             ) from error
 
 
@@ -413,9 +401,19 @@ def main(argv: Sequence[str]) -> int:
         if rank == 0 or getattr(error, "after_the_end", False):
             text = session.place.conversation.verdict if session.place is not None else ""
             print(f"colearn-hpc: error: {text or describe_error(error)}", file=sys.stderr, flush=True)
+        if session.place is not None and _is_kept_here(error, session.place):
+            center = session.place.center
+            said = f"{center.name} ({center.host}), to be read here alone: {describe_error(error)}"
+            print(f"colearn-hpc: {said}", file=sys.stderr, flush=True)
         if size > 1:
             leave_together()
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _is_kept_here(error: BaseException, place: Place) -> bool:
+    """Whether the error is this rank's own, and others have not heard all of it."""
+    ours = isinstance(error, ColearnError | SystemExit) or is_lost_peer(error)
+    return not (ours or place.conversation.shares_tracebacks or getattr(error, "after_the_end", False))
 
 
 def _as_list(value: Any) -> list[Any]:

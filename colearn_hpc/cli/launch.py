@@ -21,8 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from colearn_hpc.cli import COMMANDS, loopback, rank_start
+from colearn_hpc.cli import COMMANDS, describe, loopback, rank_start
+from colearn_hpc.cli.run_folder import run_folder
 from colearn_hpc.errors import ABORT_CODE, RESUME_CODE
+from colearn_hpc.trainer.writer_lock import living_writer, taken
 
 _ENDINGS = "COLEARN_LAUNCH_ENDINGS"  # names the folder in which a rank notes that it ends in order
 _TOGETHER = 2.0  # s; signals closer than this are one request: a terminal and a shell, or a service manager, send two
@@ -30,7 +32,7 @@ _TOGETHER = 2.0  # s; signals closer than this are one request: a terminal and a
 
 def main(argv: Sequence[str]) -> int:
     """Run ``launch``; returns the command's exit code (128 + N after signal N)."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc launch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc launch", description=describe("launch"))
     parser.add_argument("--centers", type=_positive, required=True, help="number of data centers K")
     parser.add_argument("--ranks-per-center", type=_positive, default=1, help="ranks (GPUs) in each (default 1)")
     parser.add_argument("--threads", type=_positive, help="threads per rank (default: cores / ranks, at least 1)")
@@ -62,6 +64,9 @@ def main(argv: Sequence[str]) -> int:
         print(shlex.join(mpirun_command(mpirun, ranks, command, arguments.centers)))
         return 0
 
+    if command[0] == "fit" and (other := living_writer(folder := run_folder(command[1:]))):
+        # Its ranks would find out themselves, after many seconds of imports, in which the other may have come far.
+        parser.exit(1, f"colearn-hpc: error: {taken(folder, other)}\n")
     start = Start(ranks, fit=command[0] == "fit")
     start.listen()
     size = f"{arguments.centers} data centers x {arguments.ranks_per_center}"

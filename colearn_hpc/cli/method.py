@@ -20,8 +20,12 @@ from colearn_hpc.mpi.pooling import declare, declared_names
 from colearn_hpc.mpi.topology import CentersSpec
 from colearn_hpc.protocol.messages import plural
 
-METHODS = ("colearning", "vanilla", "ensemble", "single")
 POOLED = "pooled"  # the name of vanilla's one data center
+_NEEDS_SHARED = {
+    "local_correction": "pull towards",
+    "local_layers": "keep layers out of",
+    "kept_model": "average",
+}
 _INSTEAD = {"schedule": {"clr": "elr"}, "local_epochs_rule": {"ile": "fle"}}
 
 
@@ -41,10 +45,12 @@ def arrange(settings: Any) -> tuple[CentersSpec, str]:
     if method == "colearning":
         return centers, ""
     # What ensemble-learning excludes, Settings says; the other two have one data center.
-    if method != "ensemble" and settings["colearning"]["outer_optimizer"] is not None:
-        raise ConfigurationError(
-            f"method {method} has no shared model for colearning.outer_optimizer to step from; drop one of the two"
-        ).on_all_ranks()
+    if method != "ensemble":
+        for key, does in _NEEDS_SHARED.items():
+            if settings["colearning"].get(key) is not None:
+                raise ConfigurationError(
+                    f"method {method} has no shared model for colearning.{key} to {does}; drop one of the two"
+                ).on_all_ranks()
     replaced = _replace_rules(settings["colearning"])
     if method == "ensemble":
         return centers, f"method ensemble: data centers train alone, predictions are averaged{replaced}"

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs
+from colearn_hpc.cli import describe
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.privacy.planner import Plan, most_epochs, plan_epochs, plan_epsilon, plan_noise
 from colearn_hpc.privacy.sampling import Sampling
+from colearn_hpc.protocol.messages import describe_error
 
 _EPILOG = """Give two of these three, and the third is found:
   --noise, --epsilon, and a length: --epochs, or --rounds with --local-epochs.
@@ -22,7 +24,7 @@ _EPILOG = """Give two of these three, and the third is found:
 
 def main(argv: Sequence[str]) -> int:
     """Run ``privacy``; returns 0, or 2 where the numbers do not make a plan."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc privacy", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc privacy", description=describe("privacy"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     plan = commands.add_parser(
         "plan",
@@ -44,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         print("\n".join(_lines(arguments)))
     except ColearnError as error:
-        print(f"colearn-hpc: error: {error}", file=sys.stderr)
+        print(f"colearn-hpc: error: {describe_error(error)}", file=sys.stderr)
         return 2
     return 0
 

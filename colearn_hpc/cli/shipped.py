@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from colearn_hpc.errors import ColearnError, ConfigurationError
+from colearn_hpc.protocol.messages import describe_error
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -46,7 +47,7 @@ def run(argv: Sequence[str], name: str, what: str) -> int:
         for path in copy(files, arguments.names, arguments.out, arguments.overwrite):
             print(path)
     except ColearnError as error:
-        print(f"colearn-hpc: error: {error}", file=sys.stderr)
+        print(f"colearn-hpc: error: {describe_error(error)}", file=sys.stderr)
         return 1
     return 0
 

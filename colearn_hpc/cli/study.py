@@ -8,10 +8,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from colearn_hpc.cli import describe
 from colearn_hpc.errors import ColearnError, ConfigurationError
+from colearn_hpc.protocol.messages import describe_error
 from colearn_hpc.studies.grid import RunPlan, expand
 from colearn_hpc.studies.launchers import Launcher, make_mpirun_launcher
 from colearn_hpc.studies.progress import GridProgress
@@ -19,13 +22,14 @@ from colearn_hpc.studies.report import write_study_report
 from colearn_hpc.studies.runner import GridRunner, write_plan
 from colearn_hpc.studies.slurm_launcher import SlurmLauncher
 from colearn_hpc.studies.study_file import Study, read_study
+from colearn_hpc.studies.tuning import chosen, tuned_plans, tuning_plans, write_tuning
 
 LAUNCHERS = ("mpirun", "slurm")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``study``; returns 0 done, 1 some run failed, 2 wrong usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc study", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc study", description=describe("study"))
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a study file's grid, then write its report")
     run.add_argument("file", type=Path, help="configs/studies/NAME.yaml")
@@ -49,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _run(arguments) if arguments.command == "run" else _report(arguments.folder)
     except ColearnError as error:
-        print(f"colearn-hpc: error: {error}", file=sys.stderr)
+        print(f"colearn-hpc: error: {describe_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("colearn-hpc: interrupted; the same command continues", file=sys.stderr)
@@ -59,33 +63,52 @@ def main(argv: Sequence[str]) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     study = read_study(arguments.file, arguments.smoke)
     out = arguments.out or Path("runs") / study.name
-    grid = expand(study)
-    plans = _chosen(grid, arguments.only)
-    launcher = _launcher(arguments, plans, study)
-    jobs = arguments.jobs if arguments.jobs is not None else launcher.jobs(plans)
+    grid, tuning = expand(study), [] if study.tune is None else tuning_plans(study)
+    plans, trials = _chosen(grid, arguments.only), _chosen_trials(tuning, arguments.only)
+    launcher = _launcher(arguments, [*trials, *plans], study)
     if arguments.dry_run:
-        for plan in plans:
-            folder = out / "runs" / plan.name
-            print(shlex.join(launcher.command(plan, ["fit", "--config", str(folder / "settings.yaml")], folder)))
+        for folder, several in ((out / "tuning", trials), (out, plans)):
+            for plan in several:
+                run = folder / "runs" / plan.name
+                print(shlex.join(launcher.command(plan, ["fit", "--config", str(run / "settings.yaml")], run)))
+        epochs = sum(plan.settings["trainer"]["max_epochs"] for plan in (*trials, *plans))
+        print(f"{len(trials)} trials and {len(plans)} runs, {epochs} local epochs in all", file=sys.stderr)
         return 0
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(arguments.file, out / "study.yaml")
-    write_plan(out, study, grid)
-    runner = GridRunner(out, launcher, jobs)
-    progress = GridProgress(runner, plans, study.epochs)
     # A batch system's or a parent's SIGTERM ends the runs in order, like Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
-    progress.tell(f"{study.title}: {len(plans)} runs of {study.epochs} local epochs, {jobs} at once; folder {out}")
+    failed: dict[str, str] = {}
+    if study.tune is not None:
+        epochs = study.tune.epochs or study.epochs
+        write_plan(out / "tuning", replace(study, seeds=study.tune.seeds, epochs=epochs), tuning)
+        failed |= _run_all(f"{study.title}: tuning", out / "tuning", launcher, arguments.jobs, trials, epochs)
+        found = chosen(study, out / "tuning")
+        write_tuning(out / "tuning.json", study, found)
+        grid = tuned_plans(study, found)
+        plans = _chosen(grid, arguments.only)
+    write_plan(out, study, grid)
+    failed |= _run_all(study.title, out, launcher, arguments.jobs, plans, study.epochs)
+    code = _report(out)
+    for name, reason in failed.items():
+        print(f"colearn-hpc: failed: {name}: {reason}", file=sys.stderr)
+    if failed and study.prepare:
+        print(f"colearn-hpc: the data of this study are made by: {study.prepare}", file=sys.stderr)
+    return 1 if failed else code
+
+
+def _run_all(
+    title: str, out: Path, launcher: Launcher, jobs: int | None, plans: list[RunPlan], epochs: int
+) -> dict[str, str]:
+    """Run what is not finished; name -> why of what failed."""
+    jobs = jobs if jobs is not None else launcher.jobs(plans)
+    runner = GridRunner(out, launcher, jobs)
+    progress = GridProgress(runner, plans, epochs)
+    progress.tell(f"{title}: {len(plans)} runs of {epochs} local epochs, {jobs} at once; folder {out}")
     try:
-        outcome = runner.run(plans)
+        return runner.run(plans).failed
     finally:
         progress.close()
-    code = _report(out)
-    for name, reason in outcome.failed.items():
-        print(f"colearn-hpc: failed: {name}: {reason}", file=sys.stderr)
-    if outcome.failed and study.prepare:
-        print(f"colearn-hpc: the data of this study are made by: {study.prepare}", file=sys.stderr)
-    return 1 if outcome.failed else code
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -104,6 +127,10 @@ def _chosen(grid: list[RunPlan], only: list[str] | None) -> list[RunPlan]:
     if unknown := [arm for arm in only or [] if arm not in arms]:
         raise ConfigurationError(f"--only {unknown[0]}: the study has no such arm; it has {', '.join(arms)}")
     return [plan for plan in grid if not only or plan.arm in only]
+
+
+def _chosen_trials(tuning: list[RunPlan], only: list[str] | None) -> list[RunPlan]:
+    return [plan for plan in tuning if not only or plan.arm.rpartition("-t")[0] in only]
 
 
 def _report(folder: Path) -> int:

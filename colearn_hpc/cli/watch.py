@@ -17,6 +17,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from colearn_hpc.cli import describe
 from colearn_hpc.studies.records import read_json
 from colearn_hpc.studies.run_folder import read_rounds, read_statuses
 from colearn_hpc.studies.words import duration, printable
@@ -29,7 +30,7 @@ _AS_WIDE_AS_IT_IS = 10_000  # columns: outside a terminal nothing is cut
 
 def main(argv: Sequence[str]) -> int:
     """Run ``watch``; returns 0, or 2 where there is no run and nobody to wait for one."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc watch", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="colearn-hpc watch", description=describe("watch"))
     parser.add_argument("folder", type=Path, help="the run folder, e.g. runs/NAME; on a terminal it may come later")
     parser.add_argument("--once", action="store_true", help="show it once (also: when the output is no terminal)")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (default 2)")

@@ -34,11 +34,13 @@ class Wishes:
         classes: in the order of their numbers. The data may lack some of them, and may hold no others.
         test_fraction: share of each class that becomes the test set.
         split_list: name of an example → ``train``, ``val`` or ``test``; all others are for training.
+        val_fraction: share of each class that becomes the validation set, of what is left for training.
     """
 
     classes: tuple[str, ...] | None = None
     test_fraction: float | None = None
     split_list: Mapping[str, str] | None = None
+    val_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ def _lines(path: Path, option: str) -> list[str]:
 def _split(
     contents: Contents, wishes: Wishes, default: float, where: object
 ) -> tuple[Contents, dict[str, tuple[NDArray[np.int8], NDArray[np.int64]]] | None]:
+    if wishes.val_fraction is not None:
+        _check_val_fraction(contents, wishes, where)
     if wishes.split_list is not None:
         if wishes.test_fraction is not None:
             raise DataError("--split-list and --test-fraction both say what is for test; give one of them.")
@@ -164,13 +168,32 @@ def _split(
             f"--test-fraction: {where} has {_count(contents.labels['test'])} test examples of its own; leave the "
             "option out."
         )
-    if not fraction:
+    if not fraction and not wishes.val_fraction:
         return contents, None
     labels = contents.labels["train"]
-    assert not isinstance(labels, int), "a source with labels of its own has a test set"
+    assert not isinstance(labels, int), "a source with labels of its own has a test set, and no share is taken of it"
     targets = {split: np.full(_count(y), SPLITS.index(split), np.int8) for split, y in contents.labels.items()}
     targets["train"][held_out(labels, fraction)] = SPLITS.index("test")
+    if wishes.val_fraction:
+        left = np.flatnonzero(targets["train"] == SPLITS.index("train"))
+        chosen = held_out(np.asarray(labels)[left], wishes.val_fraction)
+        targets["train"][left[chosen]] = SPLITS.index("val")
     return _moved(contents, targets)
+
+
+def _check_val_fraction(contents: Contents, wishes: Wishes, where: object) -> None:
+    fraction = wishes.val_fraction
+    if fraction is None or not 0 <= fraction < 1:
+        raise DataError(f"--val-fraction: {fraction} was set; choose 0 or more, less than 1.")
+    if wishes.split_list is not None:
+        raise DataError("--split-list and --val-fraction both say what is for validation; give one of them.")
+    if "val" in contents.labels:
+        raise DataError(
+            f"--val-fraction: {where} has {_count(contents.labels['val'])} validation examples of its own; leave the "
+            "option out."
+        )
+    if isinstance(contents.labels["train"], int):
+        raise DataError(f"--val-fraction: {where} has more labels than fit into memory; it keeps its own split.")
 
 
 def _listed(contents: Contents, split_of: Mapping[str, str], where: object) -> dict[str, NDArray[np.int8]]:

@@ -248,6 +248,7 @@ def _write(
         "fingerprint": source.fingerprint(),
         "split": {
             "test_fraction": request.wishes.test_fraction,
+            "val_fraction": request.wishes.val_fraction,
             "listed": len(request.wishes.split_list) if request.wishes.split_list is not None else None,
         },
         "partition": {"rule": request.rule, "alpha": request.alpha, "seed": request.seed},
@@ -304,6 +305,8 @@ def _identity(source: Source, request: Request) -> str:
         "test_fraction": request.wishes.test_fraction,
         "split_list": request.wishes.split_list,
     }
+    if request.wishes.val_fraction is not None:  # otherwise folders of earlier versions are still this data set
+        what["val_fraction"] = request.wishes.val_fraction
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

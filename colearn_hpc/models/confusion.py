@@ -17,7 +17,7 @@ class ConfusionMatrixFile(Callback):
 
     The file is ``confusion.json`` in the Trainer's ``default_root_dir``, under co-learning RUN/centers/NAME. It holds
     ``stage`` (``val`` or ``test``), ``classes`` (names, or numbers where the data module has none) and ``counts``,
-    [true class][predicted class]. At a run's end that is the shared model on this data center's evaluation data.
+    a row for each true class. At a run's end that is the shared model on this data center's evaluation data.
 
     Modules without an attribute ``confusion_matrix`` (several labels at once), or with None there (above 50 classes),
     give no file.

@@ -1,4 +1,4 @@
-"""Image networks written here: a small one for 8×8 digits, and DenseNet-40 (which timm does not have)."""
+"""Image networks written here: small ones for 8×8 digits and for a CPU, and DenseNet-40 (which timm does not have)."""
 
 import torch
 from torch import Tensor, nn
@@ -105,3 +105,55 @@ def _transition(channels: int, dropout: float) -> list[nn.Module]:
 def densenet40(num_classes: int = 10, dropout: float = 0.0, in_channels: int = 3) -> DenseNet:
     """DenseNet-40, k = 12; see :class:`DenseNet`."""
     return DenseNet(num_classes, depth=40, growth=12, dropout=dropout, in_channels=in_channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions around a shortcut: (batch, c, h, w) -> (batch, channels, h/stride, w/stride)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, channels, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            conv = nn.Conv2d(in_channels, channels, kernel_size=1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first_norm(self.first(x)))
+        return torch.relu(self.second_norm(self.second(y)) + self.shortcut(x))
+
+
+@register("resnet8")
+class ResNet8(nn.Module):
+    """A residual network of 8 layers for 32-pixel images on a CPU; 78,042 parameters at 10 classes and 3 channels.
+
+    The 6n + 2 layers of He et al. 2016 (arXiv 1512.03385, section 4.2) with n = 1, and projections as shortcuts.
+    Pictures are laid out channels last, which is faster on CPUs and GPUs alike.
+
+    Shapes: (batch, channels, h, w) -> (batch, classes) logits; h and w at least 4.
+
+    Args:
+        num_classes: Length of the output row.
+        in_channels: Channels of the image.
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_conv_norm_relu(in_channels, 16),
+            ResidualBlock(16, 16, 1),
+            ResidualBlock(16, 32, 2),
+            ResidualBlock(32, 64, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.classifier = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x.contiguous(memory_format=torch.channels_last)))

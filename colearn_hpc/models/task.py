@@ -74,7 +74,7 @@ class Classifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.confusion_matrix: list[list[int]] | None = None
-        """Counts of the last evaluation, [true class][predicted class]; None before it and above 50 classes."""
+        """Counts of the last evaluation, a row for each true class; None before it and above 50 classes."""
         # Not from hparams: under LightningCLI they hold what the configuration says, None for what it leaves out.
         self._network, self._network_args, self._top_k = network, network_args, top_k
         self._num_classes = num_classes

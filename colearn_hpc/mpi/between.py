@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from torch import Tensor
@@ -49,6 +49,7 @@ class MpiBetween:
 
     def __init__(self, center: DataCenter, site: MpiSite, lanes: int | None = 1) -> None:
         self.index, self.names = center.index, tuple(c.name for c in center.topology.centers)
+        self.agreed: Mapping[str, str] = {}  # there is no roster but the ranks that were started
         self.meanwhile: Callable[[], object] = nothing
         self.stop_asked = ""
         self._world, self._leaders = center.world, center.leaders

@@ -16,10 +16,12 @@ With none of them every rank is a data center of its own.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import platform
 import re
+import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from colearn_hpc.errors import TopologyError
+from colearn_hpc.mpi.roll_call import RollCall
 from colearn_hpc.mpi.startup import prepare_environment
 from colearn_hpc.mpi.wire import allgather_plain
 from colearn_hpc.protocol.messages import plural
@@ -156,6 +159,12 @@ class Topology:
         """The data center of a world rank."""
         return next(center for center in self.centers if world_rank in center.world_ranks)
 
+    def describe_rank(self, world_rank: int) -> str:
+        """For people: ``data center dc1 (rank 0, on node7)``."""
+        center = self.center_of(world_rank)
+        rank = center.world_ranks.index(world_rank)
+        return f"data center {center.name} (rank {rank}{f', on {center.hosts[rank]}' if center.hosts else ''})"
+
     def describe(self) -> str:
         """One line for people: ``dc0 (2 ranks), dc1 (2 ranks)``."""
         return ", ".join(f"{c.name} ({plural(len(c.world_ranks), 'rank')})" for c in self.centers)
@@ -176,6 +185,8 @@ class DataCenter:
         host_rank: index on the host among the ranks of all data centers (for dealing out GPUs).
         world, comm, leaders: communicators over all ranks, this data center, and the leaders (None on a
             rank that does not lead).
+        start: a word that all ranks of this start share, and those of no other start.
+        roll_call: of all ranks, at a run's beginning; None in a world of one rank.
     """
 
     topology: Topology
@@ -194,6 +205,8 @@ class DataCenter:
     world: MPI.Intracomm
     comm: MPI.Intracomm
     leaders: MPI.Intracomm | None
+    start: str = ""
+    roll_call: RollCall | None = None
 
     @property
     def is_leader(self) -> bool:
@@ -230,10 +243,10 @@ class DataCenter:
         _check_one_world(world.Get_size(), os.environ)
         host = platform.node()
         spec = list(centers) if isinstance(centers, tuple) else centers
-        said = allgather_plain(world, [host, declared_center(os.environ), _sendable(spec)])
-        declarations = [Declaration(host, name) for host, name, _ in said]
+        said = allgather_plain(world, [host, declared_center(os.environ), _sendable(spec), secrets.token_hex(16)])
+        declarations = [Declaration(host, name) for host, name, _, _ in said]
         hosts = [declaration.host for declaration in declarations]
-        topology = _resolve_together(declarations, [spec for _, _, spec in said]).on_hosts(hosts)
+        topology = _resolve_together(declarations, [spec for _, _, spec, _ in said]).on_hosts(hosts)
         world_rank = world.Get_rank()
         if too_late and len(set(hosts)) > 1 and world_rank == 0:
             log.warning("%s", too_late)
@@ -246,6 +259,11 @@ class DataCenter:
         os.environ[CENTER_VARIABLE] = mine.name
         if abort_on_errors:
             _abort_on_uncaught_errors(world)
+        roll_call = None
+        if world.Get_size() > 1:
+            told = [one.leader for one in topology.centers if one is not mine] if leads else [mine.leader]
+            roll_call = RollCall(world, told, topology.describe_rank)
+            atexit.register(roll_call.leave)
         return cls(
             topology=topology,
             world_rank=world_rank,
@@ -263,6 +281,8 @@ class DataCenter:
             world=world,
             comm=center_comm,
             leaders=leaders if leads else None,
+            start=said[0][3],
+            roll_call=roll_call,
         )
 
 

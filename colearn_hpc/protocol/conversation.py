@@ -40,6 +40,7 @@ from colearn_hpc.protocol.messages import (
     Stopping,
     Topic,
     TopicKind,
+    describe_elsewhere,
     describe_error,
     difference,
     different_topics,
@@ -64,6 +65,7 @@ class Conversation:
         patience: seconds that a leader waits for the others at a meeting; None: for ever.
         may_miss: a round may be taken without a data center that does not arrive in time.
         meanwhile: called while this rank waits, and with every :meth:`progress`.
+        share_tracebacks: what an exception says is told to other data centers; otherwise its class, file and line.
 
     Attributes:
         stops: who was asked to stop.
@@ -78,11 +80,13 @@ class Conversation:
         patience: float | None = None,
         may_miss: bool = False,
         meanwhile: Callable[[], object] = lambda: None,
+        share_tracebacks: bool = False,
     ) -> None:
         self.site, self.between = site, between
         self.stops = StopRequests(site, between)
         self.verdict = ""
         self.waiting = False
+        self.shares_tracebacks = share_tracebacks or len(between.names) == 1
         self._patience, self._may_miss, self._meanwhile = patience, may_miss, meanwhile
         self._looked = 0.0
         # The others count on this data center, from its arrival at a round's end until the mean is in place.
@@ -243,7 +247,18 @@ class Conversation:
         self.stops.regrouped()
         return contents
 
-    def fail(self, error: BaseException, text: str = "") -> None:
+    def told(self, text: str, elsewhere: str) -> str:
+        """What other data centers hear of a failure.
+
+        Args:
+            text: all that is known of it.
+            elsewhere: without what a user's exception says.
+        """
+        if self.shares_tracebacks or text == elsewhere:
+            return text
+        return f"{elsewhere} (more in {self.site.name}'s own output and log; share_tracebacks: true tells all)"
+
+    def fail(self, error: BaseException, text: str = "", elsewhere: str = "") -> None:
         """Tell all others that this data center failed. To be called once, from the handler of ``error``.
 
         Joins the others' next meeting with the error, which then ends them all. If they do not come within
@@ -253,6 +268,7 @@ class Conversation:
         Args:
             error: what happened on this rank.
             text: what happened to the data center, where its ranks have agreed on that (:meth:`regroup`).
+            elsewhere: what other data centers hear of it instead.
         """
         if is_everywhere(error):
             return
@@ -261,9 +277,11 @@ class Conversation:
             try:
                 if not text:
                     self.break_center(error)
-                    mine = "" if isinstance(error, CenterBrokenError) else describe_error(error)
-                    text = next(filter(None, self.regroup(mine, pacing.GRACE)), "a rank failed")
-                self._meet(_FAILURE, Failed(text), pacing.GRACE)
+                    noticed = isinstance(error, CenterBrokenError)
+                    mine = ("", "") if noticed else (describe_error(error), describe_elsewhere(error))
+                    found = [said for said in self.regroup(mine, pacing.GRACE) if said[0]]
+                    text, elsewhere = found[0] if found else ("a rank failed", "a rank failed")
+                self._meet(_FAILURE, Failed(self.told(text, elsewhere or text)), pacing.GRACE)
             except PeerError:
                 # Now all know. An exception of any class takes the mark, ours or not.
                 with contextlib.suppress(AttributeError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from colearn_hpc.errors import CenterBrokenError
-from colearn_hpc.protocol.messages import describe_error
+from colearn_hpc.protocol.messages import describe_elsewhere, describe_error
 from colearn_hpc.protocol.settings import OnFailure
 
 
@@ -26,6 +26,7 @@ class Failure:
         place: round, local epoch and batch in which the rank was.
         restartable: whether this rank could begin again.
         averaged: the round's mean is taken already.
+        elsewhere: what other data centers hear instead of ``text``.
     """
 
     rank: int
@@ -34,6 +35,7 @@ class Failure:
     place: tuple[int, int, int]
     restartable: bool
     averaged: bool = False
+    elsewhere: str = ""
 
     @classmethod
     def of(
@@ -44,7 +46,8 @@ class Failure:
         kind = type(error).__name__
         line = f"{kind} at {frames[-1].filename}:{frames[-1].lineno}" if frames else kind
         noticed = isinstance(error, CenterBrokenError) or is_lost_peer(error)
-        return cls(rank, "" if noticed else describe_error(error), line, place, restartable, averaged)
+        text, elsewhere = ("", "") if noticed else (describe_error(error), describe_elsewhere(error))
+        return cls(rank, text, line, place, restartable, averaged, elsewhere)
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,13 @@ class Verdict:
         action: begin again, miss this round (``on_failure="continue_without"``), or end the run.
         text: what happened, and why this follows.
         number: which restart in this round this is.
+        elsewhere: what other data centers hear instead of ``text``.
     """
 
     action: Literal["restart", "miss the round", "stop"]
     text: str
     number: int = 0
+    elsewhere: str = ""
 
 
 class RestartPolicy:
@@ -82,9 +87,9 @@ class RestartPolicy:
             failures: one per rank of the data center.
         """
         cause = next((f for f in failures if f.text), failures[0])
-        text = cause.text or "a rank was lost"
+        text, elsewhere = cause.text or "a rank was lost", cause.elsewhere or "a rank was lost"
         if not all(f.restartable for f in failures):
-            return Verdict("stop", text)
+            return Verdict("stop", text, elsewhere=elsewhere)
         current = max(f.place[0] for f in failures)
         if current != self._round:
             self._round, self._count, self._last = current, 0, None
@@ -95,10 +100,11 @@ class RestartPolicy:
             reason = f"restarts={self.limit} of round {current} are used up"
         else:
             self._count, self._last = self._count + 1, same
-            return Verdict("restart", text, self._count)
+            return Verdict("restart", text, self._count, elsewhere)
         self._last = None
         goes_on = self.on_failure == "continue_without" and not any(f.averaged for f in failures)
-        return Verdict("miss the round" if goes_on else "stop", f"{text}\n({reason})")
+        action: Literal["miss the round", "stop"] = "miss the round" if goes_on else "stop"
+        return Verdict(action, f"{text}\n({reason})", elsewhere=f"{elsewhere}\n({reason})")
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ who have long gone on. :class:`Remembered` stands between it and them: it writes
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -117,6 +117,10 @@ class Remembered:
         self._begun_before = False
 
     # --- what it passes on ------------------------------------------------------------------------------
+
+    @property
+    def agreed(self) -> Mapping[str, str]:
+        return self._inner.agreed
 
     @property
     def meanwhile(self) -> Callable[[], object]:

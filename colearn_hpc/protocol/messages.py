@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import zip_longest
+from pathlib import PurePath
 from typing import Any, TypeAlias
 
 from colearn_hpc.errors import ColearnError
@@ -254,13 +255,33 @@ def plural(number: int, noun: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """One text for people, never empty: our own errors as they are, anything unforeseen with its traceback."""
+    """One text for people, never empty: our own errors with their key, anything unforeseen with its traceback."""
     if isinstance(error, ColearnError):
-        return str(error) or type(error).__name__
+        text = str(error) or type(error).__name__
+        return f"{text} ({error.more})" if error.key else text
     try:
         return "".join(traceback.format_exception(error)).strip()
     except Exception:  # its own __str__ fails
         return f"{type(error).__name__} (its text cannot be read)"
+
+
+_LIBRARIES = ("site-packages", "dist-packages", str(PurePath(__file__).parents[1]))  # where no user's code is
+
+
+def describe_elsewhere(error: BaseException) -> str:
+    """The same for other organisations: class, file name and line, for a text may quote a patient's row.
+
+    Our own texts name settings, files and counts, and are told as they are.
+    """
+    if isinstance(error, ColearnError):
+        return describe_error(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not any(part in frame.filename for part in _LIBRARIES)]
+    kind = type(error).__name__
+    if not frames:
+        return kind
+    frame = (users or frames)[-1]
+    return f"{kind} at {PurePath(frame.filename).name}:{frame.lineno}"
 
 
 def joined_failures(names: Sequence[str], outcome: Outcome) -> str:

@@ -1,4 +1,4 @@
-"""What a round cost and did: the lines of ``rounds.jsonl``, as data."""
+"""What a round cost and did: the lines of ``rounds.jsonl``, as data. What ties them together: ``contract.py``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class CenterReport:
         absent: why it gave nothing to the round's mean, empty if it did.
         steps: optimizer steps it took in the round: as often synchronous training would have exchanged gradients.
         epsilon: ε of differential privacy that it has spent in the run so far; None where it does not train privately.
+        data: digest of what it trained on, as its data module names it; empty where it names nothing.
+        model: digest of the shared model after the round, where the data center writes it; otherwise empty.
+        loss: mean training loss over the round; NaN (null in the file) where ``training_step`` returned none.
     """
 
     name: str
@@ -39,18 +42,23 @@ class CenterReport:
     absent: str = ""
     steps: int = 0
     epsilon: float | None = None
+    data: str = ""
+    model: str = ""
+    loss: float = math.nan
 
     def to_be_told(self, settings: Settings) -> CenterReport:
         """What the others may know of it: with secure sums, nothing that was measured on this data center's data."""
         if not settings.secure or settings.share_metrics:
             return self
         shared = self.shared_metrics if settings.public_validation else {}
-        return replace(self, examples=0, steps=0, divergence=math.nan, local_metrics={}, shared_metrics=dict(shared))
+        return replace(
+            self, examples=0, steps=0, divergence=math.nan, loss=math.nan, local_metrics={}, shared_metrics=dict(shared)
+        )
 
     def private_text(self) -> str:
         """For the data center's own log: what it does not tell."""
         metrics = {f"local {key}": value for key, value in self.local_metrics.items()} | self.shared_metrics
-        found = {"examples": self.examples, "divergence": self.divergence} | metrics
+        found = {"examples": self.examples, "divergence": self.divergence, "loss": self.loss} | metrics
         return ", ".join(f"{key} {value:.6g}" for key, value in found.items())
 
     def to_plain(self) -> dict[str, Any]:
@@ -66,7 +74,7 @@ class CenterReport:
         """
         if not isinstance(plain, dict) or set(plain) != set(cls.__dataclass_fields__):
             raise ValueError(f"no report of a data center: {plain!r:.200}")
-        texts = all(isinstance(plain[key], str) for key in ("name", "absent"))
+        texts = all(isinstance(plain[key], str) for key in ("name", "absent", "data", "model"))
         numbers = all(
             isinstance(plain[key], int | float)
             for key in (
@@ -77,6 +85,7 @@ class CenterReport:
                 "exchange_seconds",
                 "bytes_sent",
                 "divergence",
+                "loss",
             )
         )
         metrics = all(

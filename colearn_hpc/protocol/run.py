@@ -9,8 +9,9 @@ The table of transitions is in README.md; the numbers in comments are its rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -50,6 +51,41 @@ class StopReason(Enum):
 
 
 @dataclass(frozen=True)
+class PastRound:
+    """What a rule for the local epochs may look back at: a round whose mean is there.
+
+    The same in all data centers, because it travels with the presiding leader's decision.
+
+    Attributes:
+        round: i.
+        local_epochs: T_i as the rule chose it.
+        relative_change: of eq. 4; NaN where no weights travel.
+        epochs_done: local epochs of the run finished at its end.
+        learning_rate: of its last local epoch (first parameter group).
+        loss: mean training loss over the round and the data centers; NaN where it was not measured.
+    """
+
+    round: int
+    local_epochs: int
+    relative_change: float
+    epochs_done: int
+    learning_rate: float
+    loss: float = math.nan
+
+    def to_plain(self) -> Any:
+        return list(astuple(self))
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> PastRound:
+        """Raises PlainError where ``plain`` is no round."""
+        match plain:
+            case [int(index), int(epochs), float() | int() as change, int(done), float() | int() as rate, loss]:
+                if isinstance(loss, float | int):
+                    return cls(index, epochs, float(change), done, float(rate), float(loss))
+        raise PlainError(f"no past round: {plain!r:.200}")
+
+
+@dataclass(frozen=True)
 class Decision:
     """What the presiding leader found and decided when a mean was there.
 
@@ -57,22 +93,33 @@ class Decision:
         change: relative change of eq. 4; NaN where no weights travel.
         next_epochs: T_{i+1}.
         stop: why no round follows; None: one does.
+        past: the round that ended, and before it those that some data center has not heard of, because it was left out;
+            oldest first.
     """
 
     change: float
     next_epochs: int
     stop: StopReason | None = None
+    past: tuple[PastRound, ...] = ()
 
     def to_plain(self) -> Any:
-        return [self.change, self.next_epochs, None if self.stop is None else self.stop.name]
+        stop = None if self.stop is None else self.stop.name
+        return [self.change, self.next_epochs, stop, [one.to_plain() for one in self.past]]
 
     @classmethod
     def from_plain(cls, plain: Any) -> Decision:
-        """Raises PlainError where ``plain`` is no decision."""
+        """What :meth:`to_plain` made, or made before there was a ``past``.
+
+        Raises:
+            PlainError: it is no decision.
+        """
         match plain:
-            case [float() | int() as change, int(epochs), None | str() as stop] if epochs >= 1:
-                if stop is None or stop in StopReason.__members__:
-                    return cls(float(change), epochs, None if stop is None else StopReason[stop])
+            case [float() | int() as change, int(epochs), None | str() as stop, *more] if epochs >= 1:
+                if (stop is None or stop in StopReason.__members__) and len(more) <= 1:
+                    listed = more[0] if more else []
+                    if isinstance(listed, list):
+                        past = tuple(map(PastRound.from_plain, listed))
+                        return cls(float(change), epochs, None if stop is None else StopReason[stop], past)
         raise PlainError(f"no decision: {plain!r:.200}")
 
 
@@ -149,6 +196,7 @@ class RunState:
         run_id: of the run.
         settings: its fingerprint.
         data: what this data center trains on.
+        history: the rounds whose means are there, oldest first; a run that an earlier version began has none of then.
     """
 
     round: Round
@@ -166,6 +214,7 @@ class RunState:
     run_id: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[PastRound, ...] = ()
 
     @classmethod
     def new(cls, name: str, local_epochs: int) -> RunState:
@@ -211,6 +260,7 @@ class RunState:
         for key in ("round", "travelling"):
             plain[key] = _round_to_plain(getattr(self, key))
         plain["unlogged"] = [_round_to_plain(one) for one in self.unlogged]
+        plain["history"] = [one.to_plain() for one in self.history]
         return plain
 
     @classmethod
@@ -223,6 +273,7 @@ class RunState:
         read |= {"round": first, "travelling": _round_from_plain(plain["travelling"]), "unlogged": unlogged}
         read |= {"shown": Shown(plain["shown"]), "due": None if plain["due"] is None else Step(plain["due"])}
         read["stop"] = None if plain["stop"] is None else StopReason[plain["stop"]]
+        read["history"] = tuple(map(PastRound.from_plain, plain.get("history", ())))
         return cls(**read)
 
     @classmethod
@@ -420,7 +471,9 @@ class Run:
         last = self._is_last(s.round, s.epochs_done + 1, limit)
         return RoundPlace(s.round.index, s.round.epochs, s.epochs_done, leaving or s.over, last)
 
-    def decision(self, round_: Round, change: float, next_epochs: int, leaves: bool) -> Decision:
+    def decision(
+        self, round_: Round, change: float, next_epochs: int, leaves: bool, past: tuple[PastRound, ...] = ()
+    ) -> Decision:
         """What the presiding leader decides when a round's mean is there.
 
         Args:
@@ -428,11 +481,12 @@ class Run:
             change: of eq. 4.
             next_epochs: T_{i+1} by the rule.
             leaves: some data center takes part in no further round.
+            past: see :class:`Decision`.
         """
         stop = StopReason.TRAINER_ENDED if leaves else None
         if self._rounds is not None and round_.index + 1 >= self._rounds:
             stop = StopReason.ROUNDS
-        return Decision(change, next_epochs, stop)
+        return Decision(change, next_epochs, stop, past)
 
     @property
     def is_finished(self) -> bool:
@@ -460,6 +514,7 @@ class Run:
             self._set(epoch=others.local_epochs - 1, epochs_done=others.epochs_done)
         self._set(round=r, unlogged=(*s.unlogged, r), shown=Shown.SHARED, dirty=False)
         self._set(stop=decision.stop, change=decision.change, due=None)
+        self._remember(decision)
         return self._due(Step.LOG_ROUND) if s.over else None
 
     def mean_begun(self, report: CenterReport) -> Step | None:
@@ -517,10 +572,16 @@ class Run:
         stop = decision.stop or (StopReason.TRAINER_ENDED if last else None)
         self._set(travelling=None, unlogged=(*s.unlogged, replace(round_, decision=decision)), shown=Shown.SHARED)
         self._set(stop=stop, change=decision.change, due=None)
+        self._remember(decision)
         if not last:
             return None
         self._set(dirty=False, leaving=True)  # what was trained since is dropped
         return self._due(Step.LOG_ROUND)
+
+    def _remember(self, decision: Decision) -> None:
+        """Add what the decision tells of the rounds so far."""
+        first = decision.past[0].round if decision.past else math.inf
+        self._set(history=(*(one for one in self.state.history if one.round < first), *decision.past))
 
     def _after_logging(self) -> Step | None:
         s = self.state

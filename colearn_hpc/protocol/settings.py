@@ -38,6 +38,10 @@ class Settings:
         combine: ``"weights"`` or ``"predictions"`` (ensemble-learning).
         combiner: how K vectors become one; None: eq. 2. Opaque here.
         outer_optimizer: what steps along the mean; None: the mean is the shared model. Opaque here.
+        local_correction: what changes gradients before each optimizer step, with a method ``renewed`` where it has
+            variates; None: nothing. Opaque here.
+        local_layers: ``"batch_norm"`` or names of layers that stay in their data center; None: all are averaged.
+        kept_model: which model is evaluated and saved; None: the shared one. Opaque here.
         codec: how parameters are written on the wire, with ``name`` and ``feedback``; None: as they are.
         sums: of what the mean is taken: float64 of the weights, or whole numbers of 32 or 64 bits of their steps.
         secure: masks hide each data center's whole numbers from all others; the sum alone can be known.
@@ -63,6 +67,9 @@ class Settings:
     combine: Literal["weights", "predictions"] = "weights"
     combiner: Any = None
     outer_optimizer: Any = None
+    local_correction: Any = None
+    local_layers: Literal["batch_norm"] | tuple[str, ...] | None = None
+    kept_model: Any = None
     codec: Any = None
     sums: Literal["float64", "fixed32", "fixed64"] = "float64"
     secure: bool = False
@@ -100,9 +107,15 @@ class Settings:
             raise ConfigurationError(
                 f"outer_optimizer={self.outer_optimizer!r} has no `step(previous, mean, state)` method; use OuterSGD"
             )
+        for name, method in (("local_correction", "correct"), ("kept_model", "keep")):
+            if (found := getattr(self, name)) is not None and not callable(getattr(found, method, None)):
+                known = "FedProx or Scaffold" if name == "local_correction" else "LatestMean"
+                raise ConfigurationError(f"{name}={found!r} has no method `{method}`; use {known}")
+        _check_layers(self.local_layers)
         for holds, text in CLASHES:
             if holds(self):
-                raise ConfigurationError(text.format(s=self, outer=describe(self.outer_optimizer)))
+                rules = {"outer": self.outer_optimizer, "correction": self.local_correction, "kept": self.kept_model}
+                raise ConfigurationError(text.format(s=self, **{key: describe(rule) for key, rule in rules.items()}))
 
     @property
     def may_miss(self) -> bool:
@@ -126,12 +139,12 @@ class Settings:
 
     def fingerprint(self) -> dict[str, str]:
         """What all data centers must have in common, as text."""
-        # What is as it always was goes unsaid: the resume points of older versions do not name it.
-        newer = {"overlap": "True"} if self.overlap else {}
-        newer |= {"sums": self.sums} if self.whole_numbers else {}
-        for name in ("secure", "share_metrics", "public_validation"):
-            newer |= {name: "True"} if getattr(self, name) else {}
-        return newer | {
+        new = {"local_correction": describe(self.local_correction), "kept_model": describe(self.kept_model)}
+        new |= {"local_layers": str(self.local_layers), "overlap": str(self.overlap)}
+        new |= {name: str(getattr(self, name)) for name in ("secure", "share_metrics", "public_validation")}
+        new |= {"sums": self.sums} if self.whole_numbers else {}
+        # A run that an earlier version began knows nothing of them.
+        return {key: text for key, text in new.items() if text not in ("None", "False")} | {
             "rounds": str(self.rounds),
             "schedule": describe(self.schedule),
             "local_epochs_rule": describe(self.rule),
@@ -164,6 +177,18 @@ def _with_outer(s: Settings) -> bool:
     return s.outer_optimizer is not None
 
 
+def _with_correction(s: Settings) -> bool:
+    return s.local_correction is not None
+
+
+def _with_variates(s: Settings) -> bool:
+    return callable(getattr(s.local_correction, "renewed", None))
+
+
+def _with_kept(s: Settings) -> bool:
+    return s.kept_model is not None
+
+
 def _with_feedback(s: Settings) -> bool:
     return s.codec is not None and s.codec.feedback
 
@@ -176,7 +201,7 @@ def _secure(s: Settings) -> bool:
     return s.secure
 
 
-_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback, _secure)
+_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback, _with_kept, _secure)
 _LEFT_OUT = (
     'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
     'out has no part of it. Use on_failure="stop"'
@@ -294,7 +319,58 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         "privacy: share_metrics and public_validation loosen secure=True, which is not set; without it all metrics "
         "travel. Set secure, or drop them",
     ),
+    (
+        lambda s: _with_correction(s) and _with_predictions(s),
+        'local_correction={correction} pulls towards the shared model, and with combine="predictions" there is none; '
+        "drop one of the two",
+    ),
+    (
+        lambda s: _with_correction(s) and s.overlap,
+        "exchange: overlap=True cannot be combined with local_correction={correction}: the shared model is not where a "
+        "round begins. Drop one of the two",
+    ),
+    (
+        lambda s: _with_variates(s) and s.may_miss,
+        _LEFT_OUT.format("local_correction={correction}"),
+    ),
+    (
+        lambda s: s.local_layers is not None and _with_predictions(s),
+        'local_layers={s.local_layers} stay in their data center, and with combine="predictions" all layers do; drop '
+        "one of the two",
+    ),
+    (
+        lambda s: s.local_layers is not None and s.optimizer_state == "average",
+        'local_layers={s.local_layers} stay in their data center, and optimizer_state="average" would mix their '
+        'optimizer state; use "reset" or "keep"',
+    ),
+    (
+        lambda s: _with_kept(s) and _with_predictions(s),
+        'kept_model={kept} is made of shared models, and with combine="predictions" there are none; drop one of the '
+        "two",
+    ),
+    (
+        lambda s: _with_kept(s) and s.overlap,
+        "exchange: overlap=True cannot be combined with kept_model={kept}: both show another model than is trained. "
+        "Drop one of the two",
+    ),
+    (
+        lambda s: _with_kept(s) and s.may_miss,
+        _LEFT_OUT.format("kept_model={kept}"),
+    ),
+    (
+        lambda s: _several_lanes(s) and _with_kept(s),
+        "exchange: lanes={s.lanes} cannot be combined with kept_model={kept}: its state is the leader's. Drop one of "
+        "the two",
+    ),
 )
+
+
+def _check_layers(layers: Any) -> None:
+    listed = isinstance(layers, tuple) and layers and all(isinstance(name, str) and name for name in layers)
+    if not (layers is None or layers == "batch_norm" or listed):
+        raise ConfigurationError(
+            f'local_layers must be "batch_norm" or a list of layers\' names, such as ["network.head"]; found {layers!r}'
+        )
 
 
 def _check_whole(name: str, value: Any, least: int, or_none: str = "") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn, Protocol, TypeVar
 
 from colearn_hpc.protocol.messages import Brought, Outcome, Topic
@@ -67,13 +67,18 @@ class Meetings(Protocol):
     meanwhile: Callable[[], object]
 
     @property
+    def agreed(self) -> Mapping[str, str]:
+        """What the members agreed on before they met, as readable pairs (a federation's roster); the run's contract
+        has it."""
+
+    @property
     def replays(self) -> bool: ...
 
     def meet(self, topic: Topic, brought: Brought, patience: float | None, may_miss: bool) -> Outcome:
         """Wait for all members.
 
         Raises:
-            RoundTimeoutError: some data center did not come, and cannot be done without.
+            RoundTimeoutError: a data center that is needed did not come.
         """
 
     def tell(self, text: Callable[[], str], now: bool = False) -> None:

@@ -212,21 +212,22 @@ def read_rounds(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 def read_statuses(path: Path, summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Data center -> its status, empty where it has said nothing yet; all that the run folder or summary names."""
-    folders = [folder for folder in (path / "centers").glob("*") if folder.is_dir()]
-    files = {folder.name: folder / "status.json" for folder in folders}
-    # What others may read lies apart where a run keeps its centers' folders to itself.
-    files |= {file.stem: file for file in (path / "status").glob("*.json")}
-    named = summary.get("centers")
-    names = {*files, *(name for name in named if isinstance(name, str))} if isinstance(named, list) else set(files)
-    return {
-        printable(name): status_record(read_json(files[name])) if name in files else {}
-        for name in sorted(names, key=_order)
+    folders = {folder.name: folder / "status.json" for folder in (path / "centers").glob("*") if folder.is_dir()}
+    # What others may read lies apart: a run keeps its centers' folders to itself. There is the loss, for who may look.
+    apart = {file.stem: file for file in (path / "status").glob("*.json")}
+    found = {
+        name: (read_json(folders[name]) if name in folders else {}) | (read_json(apart[name]) if name in apart else {})
+        for name in {*folders, *apart}
     }
+    named = summary.get("centers")
+    names = {*found, *(name for name in named if isinstance(name, str))} if isinstance(named, list) else set(found)
+    return {printable(name): status_record(found.get(name, {})) for name in sorted(names, key=_order)}
 
 
 def forget(path: Path) -> None:
     """Remove what a run would be continued from, as ``fit --overwrite`` does: its configuration has changed."""
-    old = [*path.glob("centers/*/resume-*.ckpt"), *(path / n for n in ("rounds.jsonl", "summary.json", "shared.ckpt"))]
+    names = ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt")
+    old = [*path.glob("centers/*/resume-*.ckpt"), *(path / name for name in names)]
     for file in old:
         file.unlink(missing_ok=True)
 

@@ -34,6 +34,8 @@ _PATIENCE = 90.0  # s for cancelled jobs to leave the queue: Slurm lets 30 s pas
 class SubmissionError(ConfigurationError):
     """``sbatch`` did not take a job."""
 
+    key = "slurm"
+
 
 @dataclass
 class Queue:

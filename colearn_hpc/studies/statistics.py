@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+X = TypeVar("X", int, float)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,22 @@ class Difference:
     tied: int
     lost: int
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Confidence interval of the mean, 95 %, by Student's t; NaN with one pair. Exact for normal differences."""
+        if self.count < 2:
+            return math.nan, math.nan
+        half = _STUDENT[min(self.count - 1, len(_STUDENT)) - 1] * self.error
+        return self.mean - half, self.mean + half
+
+
+# 97.5 % quantiles of Student's t with 1, 2, … 30 degrees of freedom; beyond, that of 30 is a little too wide.
+_STUDENT = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+)
+
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
     """Ours minus theirs, seed by seed: trials share data and w⁰, so pairing takes that noise out."""
@@ -54,8 +73,8 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference
     )
 
 
-def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, Trials]]:
-    """Mean over trials of curves known at different epochs.
+def mean_curve(curves: Sequence[Sequence[tuple[X, float]]]) -> list[tuple[X, Trials]]:
+    """Mean over trials of curves known at different epochs, or at other places of an axis.
 
     A trial's value between two of its rounds is that of its last shared model. The mean begins where the last
     trial has its first value, and ends where the first trial ends.

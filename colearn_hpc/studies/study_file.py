@@ -11,6 +11,7 @@ arms: [clr+ile, elr+fle, vanilla]
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,38 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """The search before the reported runs.
+
+    Attributes:
+        trials: settings that are tried for every arm: equally many.
+        grids: arm -> setting -> the values that are tried.
+        seeds: each setting is trained with each; none of the reported ones.
+        settings: laid over those of all trials; they name the validation data.
+        epochs: of a trial; None: as many as a reported run has.
+    """
+
+    trials: int
+    grids: dict[str, dict[str, list[Any]]]
+    seeds: tuple[int, ...]
+    settings: dict[str, Any]
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """The link over which the report's wall clock is counted: a model, not a measurement.
+
+    Attributes:
+        megabits: per second, of each data center, both ways.
+        milliseconds: from one data center to another, one way.
+    """
+
+    megabits: float = 100.0
+    milliseconds: float = 20.0
+
+
+@dataclass(frozen=True)
 class Study:
     """A study file, checked.
 
@@ -63,6 +96,8 @@ class Study:
         threads: per rank; None: cores / ranks that run at once.
         prepare: the command that makes the data, shown when they are missing.
         smoke: whether this is the tiny form.
+        tune: the search before the reported runs; None: there is none.
+        link: over which the report counts wall clock.
     """
 
     name: str
@@ -81,6 +116,8 @@ class Study:
     threads: int | None = None
     prepare: str = ""
     smoke: bool = False
+    tune: Tune | None = None
+    link: Link = field(default_factory=Link)
 
 
 _KEYS = {
@@ -89,6 +126,7 @@ _KEYS = {
     "config",
     "data",
     "epochs",
+    "link",
     "metric",
     "models",
     "name",
@@ -101,6 +139,7 @@ _KEYS = {
     "threads",
     "title",
     "trials",
+    "tune",
 }
 
 
@@ -125,6 +164,8 @@ def read_study(path: Path, smoke: bool = False) -> Study:
     name = str(content.get("name", path.stem))
     if not _NAME.fullmatch(name):
         raise ConfigurationError(f"{path}: name {name!r} becomes a folder: use letters, digits, '.', '_', '+', '-'")
+    seeds = _seeds(content, path)
+    arms = _variants(content["arms"], "arms", path, ARMS)
     return Study(
         name=name,
         title=str(content.get("title", name)),
@@ -133,8 +174,8 @@ def read_study(path: Path, smoke: bool = False) -> Study:
         epochs=_whole(content, "epochs", path),
         ranks_per_center=_whole(content, "ranks_per_center", path, 1),
         threads=_whole(content, "threads", path) if content.get("threads") is not None else None,
-        seeds=_seeds(content, path),
-        arms=_variants(content["arms"], "arms", path, ARMS),
+        seeds=seeds,
+        arms=arms,
         models=_variants(content.get("models") or {"": {}}, "models", path),
         data=_variants(content.get("data") or {"": {}}, "data", path),
         metric=str(content.get("metric", "val_acc")),
@@ -142,6 +183,8 @@ def read_study(path: Path, smoke: bool = False) -> Study:
         seed_keys=tuple(content.get("seed_keys", Study.seed_keys)),
         prepare=str(content.get("prepare", "")),
         smoke=smoke,
+        tune=_tune(content, arms, seeds, path),
+        link=_link(content, path),
     )
 
 
@@ -152,6 +195,12 @@ def _smoke(content: dict[str, Any], path: Path) -> dict[str, Any]:
     chosen = {key: _chosen(content.get(key), tiny[key], key, path) for key in ("arms", "models") if key in tiny}
     small = {"epochs": 2, "trials": 1, "smoke_set": _mapping(tiny.get("set"), "smoke: set", path)}
     small |= {key: value for key, value in tiny.items() if key in ("epochs", "trials", "seeds")}
+    if content.get("tune"):
+        tune = _mapping(content["tune"], "tune", path)
+        grids = _mapping(tune.get("arms"), "tune: arms", path)
+        grids = {arm: grid for arm, grid in grids.items() if arm in chosen.get("arms", grids)}
+        few = {"trials": 2, "seeds": list(_tuning_seeds(tune, path))[:1], "epochs": small["epochs"], "arms": grids}
+        small["tune"] = tune | few
     result = {key: value for key, value in content.items() if key != "seeds"} | small | chosen
     return result | {"name": f"{content.get('name', path.stem)}-smoke"}
 
@@ -200,6 +249,48 @@ def _seeds(content: Mapping[str, Any], path: Path) -> tuple[int, ...]:
     if not whole or not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ConfigurationError(f"{path}: seeds must be a list of different whole numbers, found {seeds!r}")
     return tuple(seeds)
+
+
+def _tuning_seeds(tune: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    return _seeds({"seeds": tune.get("seeds", [1000])}, path)
+
+
+def _tune(content: Mapping[str, Any], arms: tuple[Variant, ...], seeds: tuple[int, ...], path: Path) -> Tune | None:
+    if content.get("tune") is None:
+        return None
+    given, where = _mapping(content["tune"], "tune", path), f"{path}: tune"
+    _check_keys(given, {"arms", "epochs", "grid", "seeds", "set", "trials"}, where)
+    common, own = _mapping(given.get("grid"), "tune: grid", path), _mapping(given.get("arms"), "tune: arms", path)
+    _check_keys(own, [arm.name for arm in arms], f"{where}: arms")
+    grids = {arm.name: common | _mapping(own.get(arm.name), f"tune: arms: {arm.name}", path) for arm in arms}
+    for arm, grid in grids.items():
+        for key, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigurationError(f"{where}: {arm}: {key} must be a list of values to try, found {values!r}")
+    sizes = {arm: math.prod(len(values) for values in grid.values()) for arm, grid in grids.items()}
+    trials = _whole(given, "trials", path, min(sizes.values()))
+    if few := [f"{arm} {size}" for arm, size in sizes.items() if size < trials]:
+        raise ConfigurationError(
+            f"{where}: every arm gets {trials} trials, and some have fewer settings to try: {', '.join(few)}; give "
+            "them more values, or all fewer trials"
+        )
+    settings, tuning = _mapping(given.get("set"), "tune: set", path), _tuning_seeds(given, path)
+    if not settings:
+        raise ConfigurationError(f"{where}: set is missing: it names the validation data that trials are judged on")
+    if both := sorted(set(tuning) & set(seeds)):
+        raise ConfigurationError(f"{where}: seed {both[0]} is a reported one too; tune with seeds of its own")
+    epochs = _whole(given, "epochs", path) if given.get("epochs") is not None else None
+    return Tune(trials, grids, tuning, settings, epochs)
+
+
+def _link(content: Mapping[str, Any], path: Path) -> Link:
+    given = _mapping(content.get("link"), "link", path)
+    _check_keys(given, {"megabits", "milliseconds"}, f"{path}: link")
+    for key, value in given.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (value > 0 or (value == 0 and key == "milliseconds")):
+            raise ConfigurationError(f"{path}: link: {key} must be a positive number, found {value!r}")
+    return Link(**given)
 
 
 def _mapping(value: Any, key: str, path: Path) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
-from colearn_hpc.studies import tables
-from colearn_hpc.studies.blocks import Block, Details, Fact, Facts, Heading, Notice, Numbers, Paragraph
+from colearn_hpc.studies import axes, sites, tables
+from colearn_hpc.studies.blocks import Block, Details, Fact, Facts, Heading, Notice, Numbers, Paragraph, Table
 from colearn_hpc.studies.budget import check_budget
 from colearn_hpc.studies.figures import figure_2, slug
 from colearn_hpc.studies.results import Result, StudyResults
 from colearn_hpc.studies.run_report import model_in_words, run_blocks
 from colearn_hpc.studies.statistics import of_trials, paired
+from colearn_hpc.studies.tuning import read_tuning
+from colearn_hpc.studies.verdicts import verdicts
 from colearn_hpc.studies.words import date, duration, times, value
 
 _ABLATION = ("clr+ile", "clr+fle", "elr+ile", "elr+fle")
@@ -40,7 +42,7 @@ def study_blocks(study: StudyResults, title: str) -> list[Block]:
     if not done:
         blocks.append(Notice("No run has finished: there is nothing to compare yet."))
         return blocks
-    blocks += [Heading("What was equal"), *_budget_blocks(study)]
+    blocks += [Heading("What was equal"), *_budget_blocks(study), *_tuning_blocks(study)]
     blocks += [Heading("Accuracy"), tables.table_2(study)]
     for group in study.groups:
         blocks += _group_blocks(study, group)
@@ -107,6 +109,33 @@ def _budget_blocks(study: StudyResults) -> list[Block]:
     return blocks
 
 
+def _tuning_blocks(study: StudyResults) -> list[Block]:
+    """How much was tuned, and what was chosen."""
+    content, found = read_tuning(study.folder / "tuning.json")
+    if not found:
+        return [Paragraph("No arm was tuned: all have the study's settings.")]
+    seeds = ", ".join(map(str, content.get("seeds", [])))
+    text = (
+        f"Every arm was tuned by {content.get('trials', '?')} trials, each of {content.get('epochs', '?')} local "
+        f"epochs with seeds {seeds}, none of which is reported. A trial was judged by {study.metric} on validation "
+        "data that no reported run is judged on."
+    )
+    rows, blocks = [], list[Block]([Heading("Tuning", 3), Paragraph(text)])
+    for one in found:
+        where = study.group_label((one.data, one.model))
+        means = [trial.mean for trial in one.trials]
+        finite = [mean for mean in means if math.isfinite(mean)]
+        label = study.arm_label(one.arm) + (f", {where}" if where else "")
+        if one.chosen is None:
+            blocks.append(Notice(f"No trial of {label} finished: it was run with the study's settings."))
+            continue
+        picked = ", ".join(f"{key.rpartition('.')[2]} {setting}" for key, setting in one.settings.items())
+        spread = f"{value(min(finite), study.metric)} – {value(max(finite), study.metric)}"
+        rows.append([label, str(len(means)), str(len(means) - len(finite)), picked, spread])
+    header = ["arm", "trials", "not finished", "chosen", f"{study.metric} of the trials"]
+    return [*blocks, Table(header, rows, "What tuning chose, on validation data.")]
+
+
 def _group_blocks(study: StudyResults, group: tuple[str, str]) -> list[Block]:
     where = study.group_label(group)
     name = "-".join(["figure2", *(slug(part) for part in group if part)])
@@ -118,7 +147,12 @@ def _group_blocks(study: StudyResults, group: tuple[str, str]) -> list[Block]:
         blocks.append(Paragraph(verdict))
     if study.by_seed(group, tables.CO_LEARNING):
         blocks.append(tables.comparison(study, group))
-    blocks += [Heading("What it cost", 3), tables.table_1(study, group)]
+        if said := verdicts(study, group, tables.CO_LEARNING):
+            blocks += [Heading("What these runs show", 3), *map(Paragraph, said)]
+    blocks += [Heading("What it cost", 3), tables.table_1(study, group), axes.table(study, group)]
+    blocks += axes.figures(study, group, name.replace("figure2", "cost", 1))
+    if table := sites.table(study, group):
+        blocks += [Heading("How the data centers fare", 3), table]
     for arm in study.arms:
         if table := tables.members(study, group, arm):
             blocks += [Heading("Ensemble members", 3), table]
@@ -144,9 +178,9 @@ def ablation_verdict(study: StudyResults, group: tuple[str, str]) -> str:
     text += f" (over the {len(seeds)} seeds that all of them finished)."
     rival = next(arm for arm in ranked if arm != "clr+ile")
     gap = paired(common["clr+ile"], common[rival])
-    if not abs(gap.mean) > 2 * gap.error:  # also where one trial leaves the error unknown
-        text += f" The difference to {rival.upper()} lies within twice its standard error: these runs cannot tell them"
-        text += " apart."
+    low, high = gap.interval
+    if not (low > 0 or high < 0):  # also where one trial leaves it unknown
+        text += f" The 95 % interval of the difference to {rival.upper()} holds 0: these runs cannot tell them apart."
     return text
 
 

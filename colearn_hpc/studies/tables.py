@@ -11,6 +11,7 @@ from colearn_hpc.studies.paper import TABLE_1, TABLE_2
 from colearn_hpc.studies.results import StudyResults
 from colearn_hpc.studies.run_folder import RunFolder
 from colearn_hpc.studies.statistics import Difference, of_trials, paired
+from colearn_hpc.studies.verdicts import interval_in_words
 from colearn_hpc.studies.words import is_percent, megabytes, times, value
 
 CO_LEARNING = "clr+ile"
@@ -49,9 +50,8 @@ def comparison(study: StudyResults, group: tuple[str, str]) -> Table:
         best = of_trials([max((y for _, y in r.run.curve(study.metric)), default=math.nan) for r in results])
         against = ["", ""]
         if arm != CO_LEARNING and difference.count:
-            error = f" ± {value(difference.error, study.metric)}" if math.isfinite(difference.error) else ""
             against = [
-                f"{value(difference.mean, study.metric, sign=True)}{error}",
+                interval_in_words(difference, study.metric),
                 f"{difference.won} / {difference.tied} / {difference.lost}",
             ]
         rows.append(
@@ -69,7 +69,7 @@ def comparison(study: StudyResults, group: tuple[str, str]) -> Table:
         "final, mean ± sd (trials)",
         "best round, mean",
         "final val_loss",
-        "co-learning minus arm ± se",
+        "co-learning minus arm [95 % interval]",
         "won / tied / lost",
         "the same for val_loss",
     ]

@@ -6,9 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -18,6 +18,7 @@ from colearn_hpc.algorithm.encoding import Coded, Encoding, Plain
 from colearn_hpc.algorithm.fixed_point import largest_of
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,
+    batch_norm_names,
     first_non_finite,
     float_buffers,
     infinite_buffers,
@@ -27,83 +28,16 @@ from colearn_hpc.algorithm.shared_model import (
 from colearn_hpc.between import MeanFacts, Offer, Source
 from colearn_hpc.errors import ConfigurationError, ParticipantError, PrivacyError
 from colearn_hpc.protocol.messages import Topic, TopicKind
-from colearn_hpc.protocol.reports import CenterReport
-from colearn_hpc.protocol.run import Decision, RoundPlace
+from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
+from colearn_hpc.trainer.averager import MeanResult
+from colearn_hpc.trainer.correcting import Corrector
 from colearn_hpc.trainer.optimizers import averaged_state, reset_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
 from colearn_hpc.trainer.sums import Mean, Prepared, Void, WholeSums
 
 log = logging.getLogger("colearn_hpc")
-
-
-@dataclass(frozen=True)
-class MeanResult:
-    """What came of a round's end.
-
-    Attributes:
-        report: this data center's, with what it cost.
-        decision: None where the mean has only begun.
-        others: where those are who gave to the mean.
-        void: there was none, and the module is the local model still.
-    """
-
-    report: CenterReport
-    decision: Decision | None
-    others: RoundPlace
-    void: bool = False
-
-
-class Averager(Protocol):
-    """What a round's end does to models.
-
-    Attributes:
-        shares_model: after a round all data centers hold one model.
-    """
-
-    shares_model: bool
-
-    def watch(self, module: LightningModule) -> None:
-        """See the module before it is trained, in each ``fit``."""
-
-    def start_from(self, module: LightningModule) -> None:
-        """Take the module as the shared model that round 0 starts from."""
-
-    def begin_epoch(self, module: LightningModule) -> None:
-        """A local epoch begins: what is trainable now is trained in it."""
-
-    def end_epoch(self, module: LightningModule) -> None:
-        """Its last batch is done.
-
-        Raises:
-            ConfigurationError: other parameters are trainable than at its beginning.
-        """
-
-    def take(self, end: RoundEnd) -> MeanResult:
-        """Average once. Collective over the world.
-
-        Raises:
-            ParticipantError: this data center's model must not enter the mean, or, on all ranks, the data
-                centers' models do not fit together. No weights have been touched then.
-        """
-
-    def show_local(self, module: LightningModule) -> None:
-        """Where the module was made the shared model only for a time: make it the local one again."""
-
-    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
-        """See a batch of the validation after a mean."""
-
-    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
-        """Metrics of the shared model where validation did not give them. Collective over the world."""
-
-    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
-        """Where the model that a round ends with is kept."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to continue."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class SharedModel:
@@ -127,6 +61,7 @@ class SharedModel:
         self.coded = None if settings.codec is None else Coded(settings.codec, settings.combiner)
         self._encoding: Encoding = self.coded or Plain(settings.combiner)
         self.constant: dict[str, Tensor] = {}  # buffers that are infinite by design
+        self._local_layers, self._stays = settings.local_layers, frozenset[str]()
         # Parameters of the last shared model, in order; what has been trained since; what joined, as it was then.
         self._layout: list[tuple[str, int]] = []
         self._trained: dict[str, bool] = {}
@@ -140,11 +75,12 @@ class SharedModel:
 
     def watch(self, module: LightningModule) -> None:
         self.constant = infinite_buffers(module)
+        self._stays = staying_names(module, self._local_layers)
 
     def begin_epoch(self, module: LightningModule) -> None:
         """Whatever is trainable now will be in the next mean, whether or not it is then still trainable."""
         known = {name for name, _ in self._layout}
-        trainable = trainable_parameters(module)
+        trainable = self._travelling(trainable_parameters(module))
         for name, parameter in trainable:
             if self._layout and name not in known and name not in self._joined:
                 # It was frozen, so all data centers hold the same: that is its last shared value.
@@ -153,7 +89,7 @@ class SharedModel:
         self._trainable = [name for name, _ in trainable]
 
     def end_epoch(self, module: LightningModule) -> None:
-        now = [name for name, _ in trainable_parameters(module)]
+        now = [name for name, _ in self._travelling(trainable_parameters(module))]
         changed = sorted(set(now) ^ set(self._trainable))
         if self._trainable and changed:  # an epoch that is resumed in its middle has no beginning here
             raise ConfigurationError(
@@ -164,20 +100,28 @@ class SharedModel:
     def parameters_of(self, module: LightningModule) -> list[tuple[str, Tensor]]:
         """What has been trained since the last mean, in the module's order."""
         if not self._trained:
-            return trainable_parameters(module)
+            return self._travelling(trainable_parameters(module))
         return [(name, parameter) for name, parameter in module.named_parameters() if name in self._trained]
 
     def model_of(self, module: LightningModule) -> FlatModel:
         """What of the module is averaged."""
-        return FlatModel(self.parameters_of(module), float_buffers(module, self.constant))
+        return FlatModel(self.parameters_of(module), self.buffers_of(module))
+
+    def buffers_of(self, module: LightningModule) -> list[tuple[str, Tensor]]:
+        """The floating-point buffers that are averaged."""
+        return self._travelling(float_buffers(module, self.constant))
+
+    def _travelling(self, named: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+        """Without what stays in its data center."""
+        return [(name, tensor) for name, tensor in named if name not in self._stays]
 
     def sent_model_of(self, module: LightningModule) -> FlatModel:
         """The part of the module that the last shared model, or the vector under way, is laid out for."""
         names = dict(self._layout)
         if not names:
-            return FlatModel.of(module, self.constant)
+            return FlatModel(self._travelling(trainable_parameters(module)), self.buffers_of(module))
         parameters = [(name, parameter) for name, parameter in module.named_parameters() if name in names]
-        return FlatModel(parameters, float_buffers(module, self.constant))
+        return FlatModel(parameters, self.buffers_of(module))
 
     def begin_round(self) -> None:
         """What was trained is in the mean that was taken or sent."""
@@ -268,7 +212,7 @@ class SharedModel:
         as it is: a data center that begins again is told it again. Each leader steps by itself: same inputs, same
         elementwise operations, same bits.
         """
-        if self._outer is None or self._place.alone:
+        if self._outer is None:
             return mean, self._outer_state
         size = model.parameter_size
         parameters, state = self._outer.step(self._last(model), mean[:size], self._outer_state)
@@ -335,8 +279,34 @@ def _rest_of(model: FlatModel) -> list[tuple[str, int]]:
     return [(one.name, one.length) for one in model.entries if one.offset >= model.parameter_size and one.length]
 
 
+def staying_names(module: LightningModule, layers: Literal["batch_norm"] | tuple[str, ...] | None) -> frozenset[str]:
+    """Names of the parameters and buffers that stay in their data center.
+
+    Raises:
+        ConfigurationError: there are none of that name.
+    """
+    if layers is None:
+        return frozenset()
+    names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    found = {layer: {name for name in names if name == layer or name.startswith(f"{layer}.")} for layer in layers}
+    if layers == "batch_norm":
+        found = {"BatchNorm": set(batch_norm_names(module))}
+    if missing := [layer for layer, inside in found.items() if not inside]:
+        known = ", ".join(name for name, _ in module.named_modules() if name)
+        raise ConfigurationError(
+            f"local_layers={layers!r}: {type(module).__name__} has nothing to keep in {', '.join(missing)}; its layers "
+            f"are {known}"
+        )
+    return frozenset(set().union(*found.values()))
+
+
 def _parameters_in(model: FlatModel) -> list[tuple[str, int]]:
     return [(one.name, one.length) for one in model.entries if one.offset < model.parameter_size and one.length]
+
+
+def changes_model(place: Place, settings: Settings) -> bool:
+    """Whether a round's end leaves another model than was trained; with one data center a mean does not."""
+    return not place.alone or settings.outer_optimizer is not None
 
 
 class SharedModelAverager:
@@ -353,12 +323,16 @@ class SharedModelAverager:
     def __init__(self, place: Place, settings: Settings, sums: WholeSums | None = None) -> None:
         self._place, self._settings = place, settings
         self.shared, self._sums = SharedModel(place, settings), sums
+        corrects = settings.local_correction is not None and not place.alone
+        self.corrector = Corrector(settings.local_correction) if corrects else None
 
     def watch(self, module: LightningModule) -> None:
         self.shared.watch(module)
 
     def begin_epoch(self, module: LightningModule) -> None:
         self.shared.begin_epoch(module)
+        if self.corrector is not None:
+            self.corrector.begin_epoch(module)
 
     def end_epoch(self, module: LightningModule) -> None:
         self.shared.end_epoch(module)
@@ -367,10 +341,13 @@ class SharedModelAverager:
         self.shared.start_from(module)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.shared.state_dict()
+        corrector = {} if self.corrector is None else {"correction": self.corrector.state_dict()}
+        return self.shared.state_dict() | corrector
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.shared.load_state_dict(state)
+        if self.corrector is not None:
+            self.corrector.load_state_dict(state["correction"], state)
 
     def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
         """Validation itself measures the shared model."""
@@ -408,7 +385,7 @@ class SharedModelAverager:
             given.place.round,
             end.report,
         )
-        clock = time.monotonic()
+        clock, changes = time.monotonic(), changes_model(place, self._settings)
         prepared = self._prepare(model, model, given, end)
         if isinstance(prepared, Void):
             return self._void(prepared, given, end)
@@ -416,23 +393,23 @@ class SharedModelAverager:
         if means.carries:
             facts = means.take(shared.offer(model, prepared.source, given.weights, prepared.encoding), given.present)
             vector, outer_state = shared.stepped(model, vector)
-        if not place.alone:
+        if changes:
             facts = means.spread(vector, facts)
         seconds = time.monotonic() - clock
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
         decision = place.conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: end.decide(shared.change(model, vector, facts, round_index), given.leaves, given.epochs_left),
+            lambda: end.decide(shared.change(model, vector, facts, round_index), given),
         )
         clock = time.monotonic()
-        if not place.alone:
+        if changes:
             model.unpack(vector)
         if facts is not None:
             report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
             shared.commit(model, vector, outer_state)
         shared.begin_round()
-        if not place.alone and self._settings.optimizer_state == "reset":
+        if changes and self._settings.optimizer_state == "reset":
             reset_state(end.optimizers)
         place.conversation.settled()
         report = replace(report, exchange_seconds=seconds + time.monotonic() - clock)
@@ -442,7 +419,7 @@ class SharedModelAverager:
         """Close a round without a mean: everyone goes on with its own model. Collective over the world."""
         decision = self._place.conversation.decide(
             Topic(TopicKind.NO_MEAN, given.place.round),
-            lambda: end.decide(math.nan, given.leaves, given.epochs_left),
+            lambda: end.decide(math.nan, given),
         )
         self._place.conversation.settled()
         log.warning("round %d is void: %s; training goes on without a mean", given.place.round, void.why)
@@ -453,20 +430,26 @@ class SharedModelAverager:
 class MeanAverager(SharedModelAverager):
     """Takes the mean (eq. 2), measures its change (eq. 4), commits it everywhere or nowhere.
 
-    With one data center there is nobody to average with: weights, buffers and optimizers stay untouched.
+    With one data center there is nobody to average with: weights, buffers and optimizers stay untouched. Only an outer
+    optimizer steps there too, for its step is another than to the mean.
     """
 
     def take(self, end: RoundEnd) -> MeanResult:
-        others = float_buffers(end.module, self.shared.constant)
+        others, parameters = self.shared.buffers_of(end.module), self.shared.parameters_of(end.module)
         if self._settings.optimizer_state == "average":
             others += averaged_state(end.optimizers)
-        model = FlatModel(self.shared.parameters_of(end.module), others)
+        if self.corrector is not None:
+            others += self.corrector.offer(parameters, absent=bool(end.absent))
+        model = FlatModel(parameters, others)
         self.shared.align(model)
-        if not self._place.alone and self._place.center.size > 1:
+        if changes_model(self._place, self._settings) and self._place.center.size > 1:
             # DDP keeps parameters equal inside a data center, buffers not.
             self._place.means.mean_in_center(model.stage_others())
         given, end = arrive(self._place, self._settings, model, None, end)
-        return self._take_mean(model, given, end)
+        found = self._take_mean(model, given, end)
+        if self.corrector is not None and not found.void:
+            self.corrector.commit()
+        return found
 
     def show_local(self, module: LightningModule) -> None:
         """The module is the shared model until it is trained on."""

@@ -7,6 +7,7 @@ It holds no mathematics (see ``algorithm/``), decides nothing (see ``protocol/ru
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,45 +21,59 @@ from pytorch_lightning.callbacks import Callback
 
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.combine import Combine, combiner_of
+from colearn_hpc.algorithm.kept_model import KeptModel
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, schedule_of
-from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, local_epochs_rule_of
+from colearn_hpc.algorithm.local_correction import LocalCorrection
+from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
-from colearn_hpc.errors import ConfigurationError, Interrupted, PeerError
-from colearn_hpc.join import CentersSpec, DataCenter
+from colearn_hpc.errors import ColearnError, ConfigurationError, Interrupted, PeerError
+from colearn_hpc.join import CentersSpec, DataCenter, end_world
+from colearn_hpc.protocol.contract import Contract, digest_of_texts, texts_of
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
-from colearn_hpc.protocol.messages import Absent, Topic, TopicKind
+from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_elsewhere, describe_error
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings
 from colearn_hpc.trainer.announce import announce
-from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
+from colearn_hpc.trainer.averager import Averager, MeanResult
+from colearn_hpc.trainer.averaging import MeanAverager
+from colearn_hpc.trainer.correcting import CorrectsGradients
+from colearn_hpc.trainer.deciding import decider
 from colearn_hpc.trainer.ensemble import EnsembleAverager
-from colearn_hpc.trainer.environment import check_trainer, join_trainer
+from colearn_hpc.trainer.environment import check_trainer, join_trainer, joined_center
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
-from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning
+from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning, terms
+from colearn_hpc.trainer.keeping import KeptModelAverager
 from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
     callbacks_of,
     check_callbacks,
+    note_found_rate,
     pass_over_empty_hooks,
+    set_callbacks,
     skip_epochs,
+    tuners,
     wants_stop,
 )
+from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
-from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, reset_state
-from colearn_hpc.trainer.outputs import save_model, separate_outputs, writes_shared_model
+from colearn_hpc.trainer.model_digest import model_digest
+from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, rates_of, reset_state, set_rates
+from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outputs
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.prepare import Preparation
 from colearn_hpc.trainer.privacy_budget import check_monitors, epochs_left, epsilon_of
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
 from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
-from colearn_hpc.trainer.sums import Hiding, WholeSums
+from colearn_hpc.trainer.sums import WholeSums
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
+from colearn_hpc.trainer.writing import remove_leftovers
 
 
 class CoLearning(Callback):
@@ -68,14 +83,15 @@ class CoLearning(Callback):
     needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
 
     The arguments come in five groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
-    (``optimizer_state`` to ``combine``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
-    ``resume_points``), and failures (``round_timeout`` to ``on_failure``).
+    (``optimizer_state`` to ``kept_model``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
+    ``resume_points``), and failures (``round_timeout`` to ``share_tracebacks``).
 
     Args:
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
             ``max_epochs`` ends a round early, that round is shortened and still averaged.
         local_epochs: T_0, local epochs of the first round.
-        epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``.
+        epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``. ``"auto"``:
+            T doubles when that has stopped falling (:class:`~colearn_hpc.algorithm.local_epochs.PlateauEpochs`).
         learning_rate: ηⁱ for all parameter groups; None keeps each group's own as the base.
         decay: r of eq. 3, for ``schedule="clr"``.
         schedule: ``"clr"`` (eq. 3), ``"elr"`` (one exponential decay over the run), ``"constant"``, ``"none"``
@@ -90,6 +106,13 @@ class CoLearning(Callback):
         combine: ``"weights"`` (eq. 2); ``"trimmed_mean"``, ``"median"`` or an object with a ``combine`` method, where
             some data centers may send anything (:class:`~colearn_hpc.algorithm.combine.Combine`); or
             ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
+        local_correction: what pulls a data center's steps back to the others',
+            :class:`~colearn_hpc.algorithm.local_correction.FedProx` or
+            :class:`~colearn_hpc.algorithm.local_correction.Scaffold`; None: nothing.
+        local_layers: what stays in its data center: ``"batch_norm"`` (FedBN), or names of layers such as
+            ``["network.head"]``. Each data center then writes its model into ``centers/NAME/own.ckpt`` as well.
+        kept_model: what is evaluated and saved instead of the shared model that training goes on from,
+            :class:`~colearn_hpc.algorithm.kept_model.LatestMean` (LAWA).
         exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``,
             see ``algorithm/codec.py``;
             ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``;
@@ -109,6 +132,8 @@ class CoLearning(Callback):
         on_failure: what comes after that, or when ``round_timeout`` has passed: ``"stop"`` ends the run (the paper
             wants all participants), ``"continue_without"`` takes the round's mean over the others; the missing one
             takes part again with the next shared model.
+        share_tracebacks: tell other data centers all that an exception says; otherwise its class, file name and line,
+            for a text may quote a patient's row.
 
     Attributes:
         settings: all of this, as one frozen value.
@@ -121,7 +146,7 @@ class CoLearning(Callback):
         self,
         rounds: int | None = None,
         local_epochs: int = 5,
-        epsilon: float = 0.01,
+        epsilon: float | Literal["auto"] = 0.01,
         learning_rate: float | None = None,
         decay: float = 0.25,
         schedule: Literal["clr", "elr", "constant", "none"] | LearningRateSchedule = "clr",
@@ -131,6 +156,9 @@ class CoLearning(Callback):
         weighting: Literal["uniform", "examples"] = "uniform",
         outer_optimizer: OuterOptimizer | None = None,
         combine: Literal["weights", "predictions", "trimmed_mean", "median"] | Combine = "weights",
+        local_correction: LocalCorrection | None = None,
+        local_layers: Literal["batch_norm"] | list[str] | None = None,
+        kept_model: KeptModel | None = None,
         exchange: dict[str, Any] | None = None,
         privacy: dict[str, Any] | None = None,
         centers: CentersSpec | DataCenter = None,
@@ -139,6 +167,7 @@ class CoLearning(Callback):
         round_timeout: float | None = None,
         restarts: int = 3,
         on_failure: OnFailure = "stop",
+        share_tracebacks: bool = False,
     ) -> None:
         self.settings = Settings(
             schedule=schedule_of(schedule, decay),
@@ -150,6 +179,9 @@ class CoLearning(Callback):
             combine="predictions" if combine == "predictions" else "weights",
             combiner=combiner_of(combine),
             outer_optimizer=outer_optimizer,
+            local_correction=local_correction,
+            local_layers=tuple(local_layers) if isinstance(local_layers, list) else local_layers,
+            kept_model=kept_model,
             round_timeout=round_timeout,
             restarts=restarts,
             on_failure=on_failure,
@@ -157,64 +189,92 @@ class CoLearning(Callback):
             **_exchange_settings(exchange, privacy),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
+        self._shares_tracebacks = share_tracebacks
         self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
+        self._preparation = Preparation()
         self._place: Place | None = None
         self._run = Run(RunState.new("", self.settings.rule.first()), rounds=rounds, overlap=False)
         self._fit = _Fit()
-        self._hiding: Hiding | None = None  # it outlives attempts, for the others know its keys
         pass_over_empty_hooks(self)
 
     # --- Lightning's hooks, in the order in which they run ------------------------------------------------
 
+    @property
+    def log(self) -> Any:
+        """The module's ``log``, as in every callback."""
+        return vars(self)["log"]
+
+    @log.setter
+    def log(self, function: Any) -> None:
+        # Lightning sets this right before it prepares data; no hook comes as early.
+        vars(self)["log"] = function
+        self._before_data(function.__self__.trainer)
+
+    def _before_data(self, trainer: pl.Trainer) -> None:
+        """Collective over the world where it has not joined yet."""
+        if trainer.state.fn != "fit":
+            return
+        center = join_trainer(trainer, self._centers)
+        if not isinstance(self._centers, DataCenter):
+            self._centers = center
+        if len(center.topology.centers) > 1:
+            owners = (trainer.datamodule, trainer.lightning_module)  # type: ignore[attr-defined]
+            self._preparation.guard([one for one in owners if one is not None], center.start)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if (environment := environment_of(trainer)) is not None:
-            environment.note_process_group()
         place = self._connect(trainer)
         check_trainer(trainer, place.center)
         if (before := self._fit.folder) is not None:
             before.close()  # of an attempt that failed before this one
         path = self._run_dir or Path(trainer.default_root_dir) / "colearn"
-        folder = RunFolder(path, place.center.name, place.conversation.presides, place.center.is_leader)
         restarted = self._supervisor.attempt.number > 0
+        writes_shared, lock = (False, None) if restarted else claim_folder(path, place)
+        center = place.center
+        folder = RunFolder(path, center.name, place.conversation.presides, center.is_leader, center.start)
         if self.settings.secure:
             check_monitors(trainer, self.settings)
             if not restarted:
                 from colearn_hpc.trainer.secure_sums import SecureSums  # of the extra "privacy"
 
-                self._hiding = SecureSums(place, self.settings, folder.center_folder)
+                self._fit.hiding = SecureSums(place, self.settings, folder.center_folder)
         state = RunState.new(place.center.name, self.settings.rule.first())
         self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
-        self._fit = _Fit(folder, self._averager_of(place), examples=self._fit.examples)
+        self._fit = _Fit(folder, self._averager_of(place), examples=self._fit.examples, hiding=self._fit.hiding)
         if restarted:
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)
         else:
-            folder.writes_shared = writes_shared_model(path, place)
+            folder.writes_shared, folder.lock = writes_shared, lock
+            if lock is not None:
+                remove_leftovers(path)
             separate_outputs(trainer, place)
             if trainer.progress_bar_callback is not None and place.center.index != 0:
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
-        callbacks = callbacks_of(trainer)
-        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, EpochStart | EpochEnd)]
-        callbacks.insert(0, EpochStart(self._start_epoch, self._first_batch))
-        callbacks.append(
-            EpochEnd(
-                place,
-                folder,
-                self._supervisor,
-                self.standing,
-                self._close_epoch,
-                self._report_trained,
-                self.settings.resume_points,
-            )
+        start = EpochStart(self._start_epoch, self._first_batch)
+        corrector = getattr(self._fit.averager, "corrector", None)
+        corrects = [] if corrector is None else [CorrectsGradients(corrector)]
+        end = EpochEnd(
+            place,
+            folder,
+            self._supervisor,
+            self.standing,
+            self._close_epoch,
+            self._report_trained,
+            self._fit.losses,
+            self.settings.resume_points,
         )
+        ours = EpochStart | CorrectsGradients | EpochEnd
+        others = [one for one in callbacks_of(trainer) if not isinstance(one, ours)]
+        set_callbacks(trainer, [start, *others, *corrects, end])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
         self._supervisor.fit_begins(pl_module)
         check_scheduler(trainer, pl_module, settings.schedule)
+        self._after_tuning(trainer)
         fit.rates = BaseRates(trainer.optimizers, settings.learning_rate)
         fit.averager.watch(pl_module)
         if fit.loaded is not None:
@@ -225,7 +285,12 @@ class CoLearning(Callback):
             return
         found = fingerprint(trainer, pl_module, settings.fingerprint())
         place.conversation.compare(Topic(TopicKind.START), found)
-        place.conversation.compare(Topic(TopicKind.START, detail="data"), meaning(trainer))
+        agreed = {f"data: {key}": value for key, value in meaning(trainer).items()}
+        agreed |= {f"federation: {key}": value for key, value in place.between.agreed.items()}
+        place.conversation.compare(Topic(TopicKind.START, detail="data"), agreed)
+        said = place.conversation.meet(Topic(TopicKind.START, detail="terms"), terms(trainer)).contents
+        contract = Contract(found | agreed, {place.between.names[k]: texts_of(said[k]) for k in said}, run.state.lines)
+        self._preparation.over()
         check_unchanged(dict(run.state.settings), found)
         run.note(settings=found)
         resumed = fit.loaded is not None
@@ -238,17 +303,26 @@ class CoLearning(Callback):
                 place.between.broadcast(tensors)
             place.site.copy_to_all(tensors)
             fit.averager.start_from(pl_module)
-        if self._hiding is not None:
-            self._hiding.join(run.state.run_id)
+        if self._fit.hiding is not None:
+            self._fit.hiding.join(run.state.run_id)
         state = run.state
+        if fit.folder_.lock is not None:
+            fit.folder_.lock.note_run(state.run_id)
         start = f"run {state.run_id[:8]}, round {state.rounds_done} of T={state.round.chosen}"
         check_same_place(start if resumed else "the start", place)
         fit.folder_.rewind(state.lines)
+        fit.folder_.agree(contract)
         fit.folder_.begin(pl_module)
         fit.clock = time.monotonic()
         fit.began = True
         if run.is_finished:
             trainer.should_stop = True  # a finished run was resumed
+            if place.conversation.presides:
+                log.warning(
+                    "%s is finished after %d rounds; raise rounds or choose another folder",
+                    fit.folder_.folder,
+                    state.rounds_done,
+                )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run = self._run
@@ -260,6 +334,8 @@ class CoLearning(Callback):
                 reset_state(trainer.optimizers)
             skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
         run.note(data=check_data(trainer, dict(run.state.data)))
+        # Others see the digest alone (`data` in rounds.jsonl); here a site can tell what it stands for.
+        log.info("trains on %s: %s", digest_of_texts(run.state.data) or "unnamed data", dict(run.state.data))
         if self._fit.loaded is not None:
             self._fit.loaded = None
             self._follow(run.resumed(), trainer)
@@ -267,7 +343,9 @@ class CoLearning(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._fit.count(batch_size(batch))
+        examples = batch_size(batch)
+        self._fit.count(examples)
+        self._fit.losses.add(outputs, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
             self._report_trained()
             self._fit.averager.end_epoch(pl_module)
@@ -306,6 +384,8 @@ class CoLearning(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report_trained()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
+        if isinstance(self._fit.averager, KeptModelAverager):
+            self._fit.averager.show_kept(pl_module)
         self._summarize("finished", stopped_by=self.stop_reason or "the Trainer")
         self._fit.finished = True
         self._placed.conversation.finish()
@@ -322,15 +402,16 @@ class CoLearning(Callback):
                 # All are here and leave, so a mean comes to its end; nobody may leave while messages are under way.
                 self._place.means.abandon()
             return self._ended_by(exception)
-        # A DataModule's setup comes before ours: then the others are on their way to meet us.
-        place, state = self._connect(trainer), self._run.state
+        if self._place is None and self._cannot_tell(trainer, exception):
+            return
+        place, state = self._connect(trainer, exception), self._run.state
         where = (state.round.index, state.epoch, trainer.fit_loop.batch_idx)
         restartable = self._supervisor.can_restart(exception, place)
         failure = Failure.of(exception, place.center.rank, where, restartable, state.mean_is_taken)
         verdict = self._supervisor.judge(exception, place, trainer, failure)
         if verdict.action == "stop":
             self._ended_by(exception)
-            place.conversation.fail(exception, verdict.text)
+            place.conversation.fail(exception, verdict.text, verdict.elsewhere)
             if isinstance(exception, SystemExit):  # whatever its code is, this run has not succeeded
                 raise PeerError(f"{verdict.text}\n(sys.exit() in a run ends it for all data centers)") from exception
 
@@ -338,6 +419,7 @@ class CoLearning(Callback):
         if stage != "fit" or self._fit.folder is None:
             return
         self._fit.folder.close()
+        self._fit.folder.release()
         fit, alone = self._fit, self._placed.alone
         if fit.began and not fit.trains and fit.loaded is None and not alone and not trainer.interrupted:
             # Lightning passes over a fit without a batch in silence; the others would wait for ever.
@@ -347,6 +429,11 @@ class CoLearning(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
+        if self._fit.rates is None:  # a tuner's, which trains before the fit begins
+            return {}
+        return self._state_dict()
+
+    def _state_dict(self) -> dict[str, Any]:
         self._report_trained()
         return {"run": self._run.state.to_plain(), "averaging": self._fit.averager.state_dict()}
 
@@ -454,8 +541,8 @@ class CoLearning(Callback):
         run, state, module = self._run, self._run.state, trainer.lightning_module
         place = run.place(_limit(trainer), leaving=False)
         decide = self._decider(state.round, state.epochs_done + (not state.over))
-        left = None if absent else epochs_left(trainer)
-        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, left)
+        losses, known, left = self._fit.losses.state, len(state.history), None if absent else epochs_left(trainer)
+        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, losses, known, left)
         return self._taken(self._fit.averager.take(end), place, trainer)
 
     def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -464,11 +551,14 @@ class CoLearning(Callback):
         round_ = state.travelling or state.round
         place = run.place(_limit(trainer), leaving=state.travelling is None and wants_stop(trainer))
         report, epochs_done = round_.report, round_.epochs_done or state.epochs_done + (not state.over)
-        if state.travelling is not None and not self._placed.center.is_leader:
-            report = replace(report, examples=0)  # the leader's is the data center's sum
+        losses, known = self._fit.losses.state, len(state.history)
+        if state.travelling is not None:
+            losses = (0.0, 0.0) if math.isnan(report.loss) else (report.loss, 1.0)
+            if not self._placed.center.is_leader:  # the leader's is the data center's sum
+                report, losses = replace(report, examples=0), (0.0, 0.0)
         decide = self._decider(round_, epochs_done)
         left = epochs_left(trainer)
-        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, epochs_left=left)
+        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, "", losses, known, left)
         found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
 
@@ -479,7 +569,8 @@ class CoLearning(Callback):
             others = found.others
             skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
         average_from_here(trainer)
-        step = self._run.mean_taken(found.decision, found.report, others)
+        report = found.report if found.void else self._signed(found.report, trainer)
+        step = self._run.mean_taken(found.decision, report, others)
         if not found.void:  # the module is this data center's own
             self._save_model(trainer)
         return step
@@ -493,7 +584,7 @@ class CoLearning(Callback):
         found = averager.finish(RoundEnd(module, trainer.optimizers, round_.report, place, decide))
         assert found.decision is not None, "a mean that is here is decided on"
         average_from_here(trainer)
-        step = self._run.mean_finished(found.decision, found.report, _limit(trainer))
+        step = self._run.mean_finished(found.decision, self._signed(found.report, trainer), _limit(trainer))
         if state.leaving:
             averager.keep_shared()
         self._save_model(trainer)
@@ -545,6 +636,8 @@ class CoLearning(Callback):
         """The rate of a local epoch. Called by :class:`EpochStart`, before any other callback can read it."""
         run, schedule = self._run, self.settings.schedule
         run.start_epoch(_limit(trainer))
+        if run.state.epoch == 0:
+            self._fit.losses.reset()
         self._fit.factor = None
         if schedule is not None:
             state = run.state
@@ -576,29 +669,31 @@ class CoLearning(Callback):
         self._follow(run.close_epoch(), trainer, absent=text)
         # The others' outcomes so far are in the state: they need not be replayed.
         self._placed.journal.forget()
-        return Rejoin(self.state_dict(), FlatModel.of(trainer.lightning_module).pack())
+        return Rejoin(self._state_dict(), FlatModel.of(trainer.lightning_module).pack())
+
+    def _after_tuning(self, trainer: pl.Trainer) -> None:
+        """A rate that was searched for when the fit began is one for all data centers: the first one's.
+
+        Collective over the world where there is such a callback.
+        """
+        if not (found := tuners(trainer)):
+            return
+        name = type(found[0]).__name__
+        if self._fit.loaded is not None:
+            raise ConfigurationError(
+                f"{name} trains a few steps before a checkpoint's place in the run is restored, which would be lost. "
+                "Leave it out when a run is resumed, and set what it had found"
+            )
+        decision = self._placed.conversation.decide(
+            Topic(TopicKind.START, detail="rates"), lambda: rates_of(trainer.optimizers)
+        )
+        set_rates(trainer.optimizers, decision)
+        note_found_rate(trainer)
 
     # --- small things -------------------------------------------------------------------------------------
 
     def _decider(self, round_: Round, epochs_done: int) -> Decide:
-        """What the presiding leader does when the mean of ``round_`` is there."""
-
-        def decide(change: float, leaves: bool, epochs_left: int | None) -> Any:
-            rate = round_.rates[-1] if round_.rates else 0.0
-            outcome = RoundOutcome(round_.index, round_.chosen, change, epochs_done, rate)
-            chosen = checked_epochs(self.settings.rule.next(outcome))
-            if epochs_left is not None and chosen > max(epochs_left, 1):
-                log.warning(
-                    "round %d: T would be %d, and a data center's privacy budget allows %d more local epochs: T is %d",
-                    round_.index + 1,
-                    chosen,
-                    epochs_left,
-                    max(epochs_left, 1),
-                )
-                chosen = max(epochs_left, 1)
-            return self._run.decision(round_, change, chosen, leaves).to_plain()
-
-        return decide
+        return decider(self._run, self.settings.rule, round_, epochs_done)
 
     def _report_trained(self) -> None:
         """Give the run what was trained since the epoch's start, or since the last call in the epoch."""
@@ -608,12 +703,21 @@ class CoLearning(Callback):
             self._fit.clock, self._fit.steps = now, steps
             self._fit.uncount()
 
+    def _signed(self, report: CenterReport, trainer: pl.Trainer) -> CenterReport:
+        """A round's report, with what it was trained on and what came of it."""
+        shares = self._fit.folder_.writes_run and self._fit.averager.shares_model
+        model = model_digest(trainer.lightning_module.state_dict()) if shares else ""
+        return replace(report, data=digest_of_texts(self._run.state.data), model=model)
+
     def _save_model(self, trainer: pl.Trainer) -> None:
         """Write the model with which the round ends."""
         folder, averager = self._fit.folder_, self._fit.averager
         if folder.writes_shared or not averager.shares_model:
             path = averager.checkpoint_path(folder.folder, folder.center_folder)
-            save_model(trainer, path, self._placed.center.is_leader, required=self._run.state.stop is not None)
+            save_model(trainer, path, self._placed.center, required=self._run.state.stop is not None)
+        if self.settings.local_layers is not None:
+            path, required = folder.center_folder / "own.ckpt", self._run.state.stop is not None
+            save_model(trainer, path, self._placed.center, required=required)
 
     def _summarize(self, status: str, **content: Any) -> None:
         if self._fit.folder is not None:
@@ -622,17 +726,29 @@ class CoLearning(Callback):
     def _ended_by(self, exception: BaseException) -> None:
         if self._fit.folder is not None:
             status = "interrupted" if isinstance(exception, Interrupted) else "failed"
-            self._summarize(status, error=str(exception))
-            log.info("%s: %r", status, exception)
+            trained = self._fit.trains or self._supervisor.attempt.number > 0
+            if trained or not (self._fit.folder.folder / "summary.json").exists():  # that of the start before stays
+                self._summarize(status, error=self._brief(exception))
+            log.info("%s: %s", status, describe_error(exception))
+            self._fit.folder.release()
+
+    def _brief(self, error: BaseException) -> str:
+        """For the summary, which others may read."""
+        place = self._place
+        shares = self._shares_tracebacks if place is None else place.conversation.shares_tracebacks
+        with contextlib.suppress(Exception):  # its own __str__ fails
+            if shares or isinstance(error, ColearnError | SystemExit):
+                return str(error) or type(error).__name__
+        return describe_elsewhere(error)
 
     def _averager_of(self, place: Place) -> Averager:
         if self.settings.combine == "predictions":
             return EnsembleAverager(place, self.settings)
         whole = self.settings.whole_numbers and not place.alone
-        sums = WholeSums(place, self.settings, self._hiding) if whole else None
+        sums = WholeSums(place, self.settings, self._fit.hiding) if whole else None
         if self.settings.overlap and not place.alone:
             return OverlappedAverager(place, self.settings, sums)
-        return MeanAverager(place, self.settings, sums)
+        return (MeanAverager if self.settings.kept_model is None else KeptModelAverager)(place, self.settings, sums)
 
     @property
     def _late_averager(self) -> OverlappedAverager:
@@ -640,12 +756,39 @@ class CoLearning(Callback):
         assert isinstance(averager, OverlappedAverager), "only there means are begun"
         return averager
 
-    def _connect(self, trainer: pl.Trainer) -> Place:
-        """Find this process's place, once. Collective over the world."""
+    def _connect(self, trainer: pl.Trainer, error: BaseException | None = None) -> Place:
+        """Find this process's place, once. Collective over the world.
+
+        Args:
+            trainer: of this data center.
+            error: of this rank, which has nothing else to tell.
+        """
         if self._place is None:
             center, settings = join_trainer(trainer, self._centers), self.settings
-            self._place = Place.of(center, settings.transfer_lanes, settings.round_timeout, settings.may_miss)
+            failed = None if error is None else lambda: describe_error(error)
+            self._place = Place.of(
+                center,
+                settings.transfer_lanes,
+                settings.round_timeout,
+                settings.may_miss,
+                failed,
+                self._shares_tracebacks,
+            )
         return self._place
+
+    def _cannot_tell(self, trainer: pl.Trainer, error: BaseException) -> bool:
+        """Whether this rank failed before it has met any other, and cannot meet them now: then all are ended, or it is
+        alone.
+
+        A DataModule's ``prepare_data`` and ``setup`` come before ours, and the others are on their way to meet us. A
+        rank that has not even joined must not begin a collective in which nobody else is.
+        """
+        if (environment := environment_of(trainer)) is not None:
+            environment.leave_process_group()  # its peers may wait for it there
+        if joined_center(trainer, self._centers) is not None:
+            return False
+        end_world(describe_error(error))
+        return True
 
     @property
     def _placed(self) -> Place:
@@ -667,6 +810,8 @@ class _Fit:
         clock: when the epoch began, or when what was trained in it was last reported.
         batches, batch_examples: trained since then.
         examples: that this process has trained on since it began.
+        hiding: with secure sums; it outlives attempts, for the others know its keys.
+        losses: of this rank in the round.
         steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
         began, trains, finished: how far the fit has come.
     """
@@ -681,6 +826,8 @@ class _Fit:
     batches: int = 0
     batch_examples: int = 0
     examples: int = 0
+    hiding: Hiding | None = None
+    losses: LossTally = field(default_factory=LossTally)
     steps_now: Callable[[], int] = lambda: 0
     steps: int = 0
     began: bool = False

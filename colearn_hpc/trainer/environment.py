@@ -12,7 +12,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.join import CentersSpec, DataCenter
-from colearn_hpc.trainer.process_group import Sockets, leave_process_group, open_sockets
+from colearn_hpc.trainer.process_group import Sockets, is_initialized, leave_process_group, open_sockets
 
 log = logging.getLogger("colearn_hpc")
 
@@ -48,7 +48,7 @@ class DataCenterEnvironment(ClusterEnvironment):
         # The leader's socket stays bound, and not listening, for the life of the process: the port cannot be
         # given to another data center on the same host, and DDP's store (SO_REUSEADDR) can still listen on it.
         self._before: Sockets | None = None
-        self._group: Sockets = {}
+        self._group: Sockets | None = None
         self._reserved = _reserve_port() if self.center.is_leader else None
         address = (socket.gethostname(), self._reserved.getsockname()[1]) if self._reserved else None
         self._address: tuple[str, int] = self.center.comm.bcast(address, 0)
@@ -70,13 +70,18 @@ class DataCenterEnvironment(ClusterEnvironment):
         return self._address[1]
 
     def note_process_group(self) -> None:
-        """Remember which sockets are the process group's. To be called right after it was made."""
-        before = self._before or {}
-        self._group = {number: name for number, name in open_sockets().items() if before.get(number) != name}
+        """Remember which sockets are the process group's, once it is there.
+
+        Called whenever Lightning asks for a rank: it does so right after it made the group, before any code of a user
+        can open sockets of its own.
+        """
+        if self._before is None or self._group is not None or not is_initialized():
+            return
+        self._group = {number: name for number, name in open_sockets().items() if self._before.get(number) != name}
 
     def leave_process_group(self) -> None:
         """Break the data center's process group, so that nobody waits in it for this rank. Never blocks."""
-        leave_process_group(self._group if self._before is not None else {})
+        leave_process_group(self._group or {})
 
     @staticmethod
     def detect() -> bool:
@@ -100,10 +105,19 @@ class DataCenterEnvironment(ClusterEnvironment):
         """Fixed by the topology."""
 
     def local_rank(self) -> int:
+        self.note_process_group()
         return self.center.local_rank
 
     def node_rank(self) -> int:
         return self.center.node_rank
+
+
+def joined_center(trainer: pl.Trainer, centers: CentersSpec | DataCenter) -> DataCenter | None:
+    """This process's data center if it has joined, as far as the Trainer and the callback know. Not collective."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if isinstance(environment, DataCenterEnvironment):
+        return environment.center
+    return centers if isinstance(centers, DataCenter) else None
 
 
 def join_trainer(trainer: pl.Trainer, centers: CentersSpec | DataCenter) -> DataCenter:
@@ -112,10 +126,8 @@ def join_trainer(trainer: pl.Trainer, centers: CentersSpec | DataCenter) -> Data
     Raises:
         ConfigurationError: on all ranks, when the ranks cannot be divided like that.
     """
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if isinstance(environment, DataCenterEnvironment):
-        return environment.center
-    return centers if isinstance(centers, DataCenter) else DataCenter.join(centers)
+    joined = joined_center(trainer, centers)
+    return DataCenter.join(None if isinstance(centers, DataCenter) else centers) if joined is None else joined
 
 
 def check_trainer(trainer: pl.Trainer, center: DataCenter) -> None:

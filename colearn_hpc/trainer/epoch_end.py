@@ -9,7 +9,7 @@ resume_points.py knows the files.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +34,7 @@ from colearn_hpc.trainer.lightning_gaps import (
     pass_over_empty_hooks,
     restart_epoch,
 )
+from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
 from colearn_hpc.trainer.optimizers import averaged_state
 from colearn_hpc.trainer.place import Place
@@ -58,6 +59,7 @@ class EpochEnd(Checkpoint):
         standing: tells how the run stands.
         close_epoch: closes the epoch; called in ``on_train_epoch_end``.
         report_trained: gives the run what was trained since the epoch's start, for a point in its middle.
+        losses: of this rank in the round.
         resume_points: whether they are written.
     """
 
@@ -71,15 +73,17 @@ class EpochEnd(Checkpoint):
         standing: Callable[[], Standing],
         close_epoch: Callable[[pl.Trainer], None],
         report_trained: Callable[[], None],
+        losses: LossTally,
         resume_points: bool,
     ) -> None:
         self._place, self._folder, self._supervisor = place, folder, supervisor
         self._standing, self._close_epoch, self._report_trained = standing, close_epoch, report_trained
-        self._writes = resume_points
-        self._heartbeat = Heartbeat(place, standing, folder.center_folder / "status.json")
+        self._losses, self._writes = losses, resume_points
+        self._heartbeat = Heartbeat(place, standing, folder)
         self._trainer: pl.Trainer | None = None
         self._read_back = False  # a resume point of this run has been read back
         self._saving = False  # the checkpoint that is written is a resume point
+        # Of each rank: its generators, and under "loss" its LossTally's state.
         self._generators: list[dict[str, Any]] = []  # as they were before the epoch's data iterator was made
         self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
@@ -99,7 +103,7 @@ class EpochEnd(Checkpoint):
             # Here, and not later: the first epoch's data iterator, made next, already draws.
             set_rank_generators(self._generators, self._place.center.rank)
         else:
-            self._generators = self._place.site.gather(generators()) or []
+            self._generators = self._place.site.gather(self._of_rank()) or []
         if self._writes:
             self._place.conversation.stops.signal = signals.received
             signals.listen()
@@ -118,6 +122,7 @@ class EpochEnd(Checkpoint):
         if self._resumed:
             self._check_ranks()
             set_rank_generators(self._generators, self._place.center.rank)
+            self._restore_losses([of_rank["generators"] for of_rank in self._middle.get("ranks", [])])
             restart_epoch(trainer, batch)
         if self._middle:
             mine = self._middle["ranks"][self._place.center.rank]
@@ -173,7 +178,7 @@ class EpochEnd(Checkpoint):
         if self._trained:  # nothing of that epoch was drawn again
             set_rank_generators(self._generators, self._place.center.rank)
             self._trained = False
-        self._generators = self._place.site.gather(generators()) or []
+        self._generators = self._place.site.gather(self._of_rank()) or []
         self._sums = {}
         self._save(trainer)
         # Known to all data centers alike: after the last round there is nothing left to stop.
@@ -196,7 +201,9 @@ class EpochEnd(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Of a resume point, or of a checkpoint that somebody else writes at this moment. Collective over the data
         center, as writing a checkpoint is."""
-        if self._saving or self._trainer is None:
+        if self._trainer is None:  # a tuner's, which trains before the fit begins
+            return {}
+        if self._saving:
             return {"generators": self._generators, "middle": self._middle, "trained": False, "unfit": ""}
         found, middle, trained, unfit = self._generators, {}, False, ""
         try:
@@ -205,7 +212,7 @@ class EpochEnd(Checkpoint):
                 unfit = "between the last batch of a round and the epoch's end"
             elif not batches or trained:
                 # Until the first epoch has begun, those from before its iterator was made; see on_fit_start.
-                found = self._place.site.gather(generators()) or [] if self._epochs_begun else found
+                found = self._place.site.gather(self._of_rank()) or [] if self._epochs_begun else found
             elif is_safe_point(self._trainer, batches - 1):
                 middle = self._where_in_epoch(self._trainer, batches)
             else:
@@ -226,9 +233,17 @@ class EpochEnd(Checkpoint):
         self._trained = state_dict.get("trained", False)
         self._resumed = True
 
+    def _of_rank(self) -> dict[str, Any]:
+        return generators() | {"loss": list(self._losses.state)}
+
+    def _restore_losses(self, ranks: Sequence[dict[str, Any]]) -> None:
+        """Go on with the losses of a point in an epoch's middle, or else with those of an epoch's end."""
+        states = [one["loss"] for one in ranks or self._generators if "loss" in one]
+        self._losses.restore(states, self._place.center.rank, self._place.center.size)
+
     def _where_in_epoch(self, trainer: pl.Trainer, batches: int) -> dict[str, Any]:
         """What a point in the middle of an epoch needs. Collective over the data center."""
-        mine = epoch_metrics(trainer, trainer.lightning_module) | {"generators": generators()}
+        mine = epoch_metrics(trainer, trainer.lightning_module) | {"generators": self._of_rank()}
         mine["sums"] |= self._sums
         return {"batches": batches, "ranks": self._place.site.gather(mine)}
 
@@ -240,9 +255,10 @@ class EpochEnd(Checkpoint):
         now, problem = self._standing(), ""
         folder = self._folder.center_folder
         path = path_of(folder, now.rounds_done, now.epochs_done, batches)
+        self._folder.check_lock()
         self._saving = True
         try:
-            save_atomically(trainer, path, self._place.center.is_leader)
+            save_atomically(trainer, path, self._place.center, private=True)
             if self._place.center.is_leader and not (self._read_back or self._supervisor.loads_everything):
                 self._check_readable(path)
         except OSError as error:

@@ -9,8 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch.nn.parameter import UninitializedParameter
 
-from colearn_hpc._version import __version__
+from colearn_hpc._version import NUMERICS, PROTOCOL
 from colearn_hpc.errors import ConfigurationError, FingerprintError
+from colearn_hpc.trainer.lightning_gaps import callbacks_of
 
 
 def fingerprint(trainer: pl.Trainer, module: pl.LightningModule, settings: dict[str, str]) -> dict[str, str]:
@@ -22,7 +23,8 @@ def fingerprint(trainer: pl.Trainer, module: pl.LightningModule, settings: dict[
         ConfigurationError: a lazy parameter has no shape yet.
     """
     items = {
-        "colearn_hpc version": __version__,
+        "protocol version": str(PROTOCOL),
+        "numerics version": str(NUMERICS),
         "pytorch_lightning version": pl.__version__,
         "torch version": torch.__version__.split("+")[0],  # CPU and CUDA builds may meet
         "numpy major version": np.__version__.split(".")[0],
@@ -87,6 +89,16 @@ def check_data(trainer: pl.Trainer, before: dict[str, str]) -> dict[str, str]:
                 "data back, or start anew with another --name"
             )
     return data
+
+
+def terms(trainer: pl.Trainer) -> dict[str, str]:
+    """What this data center says of itself in the run's contract, and what others may have otherwise: its differential
+    privacy, or any callback's ``terms()``, a flat dictionary of text."""
+    said: dict[str, str] = {}
+    for callback in callbacks_of(trainer):
+        if callable(of_callback := getattr(callback, "terms", None)):
+            said |= {str(key): str(value) for key, value in of_callback().items()}
+    return said
 
 
 def meaning(trainer: pl.Trainer) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``centers/NAME/status.json``: what a data center is doing, for ``colearn-hpc watch``.
+"""``status/NAME.json``: what a data center is doing, for ``colearn-hpc watch``; with its loss in its own folder.
 
 Written by the data center's leader every few seconds, from a thread: a slow file system must not hold up training,
 and a data center that waits for another one still shows that it is alive.
@@ -18,8 +18,9 @@ import pytorch_lightning as pl
 import torch
 
 from colearn_hpc.trainer.place import Place
-from colearn_hpc.trainer.run_folder import jsonable, write_atomically
+from colearn_hpc.trainer.run_folder import RunFolder, jsonable
 from colearn_hpc.trainer.standing import Standing
+from colearn_hpc.trainer.writing import PRIVATE, PUBLIC, write_atomically
 
 log = logging.getLogger("colearn_hpc")
 
@@ -39,11 +40,13 @@ class Heartbeat:
     Args:
         place: this process's.
         standing: tells how the run stands.
-        path: of the file.
+        folder: the run's.
     """
 
-    def __init__(self, place: Place, standing: Callable[[], Standing], path: Path) -> None:
-        self._place, self._standing, self._path = place, standing, path
+    def __init__(self, place: Place, standing: Callable[[], Standing], folder: RunFolder) -> None:
+        self._place, self._standing, self._start = place, standing, folder.start
+        self._own = folder.center_folder / "status.json"
+        self._open = folder.folder / "status" / f"{place.center.name}.json"
         self._state = "starting"
         self._batch = 0
         self._batches: int | None = None
@@ -155,4 +158,9 @@ class Heartbeat:
                 return
 
     def _write(self) -> None:
-        write_atomically(self._path, json.dumps(jsonable(self.status())) + "\n")
+        self._put(self._own, self.status(), PRIVATE)
+        self._open.parent.mkdir(exist_ok=True)
+        self._put(self._open, {key: value for key, value in self.status().items() if key != "loss"}, PUBLIC)
+
+    def _put(self, path: Path, status: dict[str, Any], mode: int) -> None:
+        write_atomically(path, json.dumps(jsonable(status)) + "\n", self._start, mode)

@@ -11,17 +11,30 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.data import _set_sampler_epoch
 from lightning_fabric.utilities.types import _Stateful
-from pytorch_lightning.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loops.fetchers import _DataLoaderIterDataFetcher
+from pytorch_lightning.utilities.parsing import lightning_hasattr, lightning_setattr
 from torch import Tensor
 
 from colearn_hpc.errors import CheckpointError, ConfigurationError
+from colearn_hpc.trainer.writing import opened_new
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
     """The Trainer's own list of callbacks, public but unannotated in 2.6; what is appended is called."""
     return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def set_callbacks(trainer: pl.Trainer, callbacks: list[Callback]) -> None:
+    """Replace the list: 2.6 may be going through the old one, and would call one of them twice where others move."""
+    trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
 # What Lightning calls at every batch.
@@ -58,6 +71,28 @@ def check_callbacks(trainer: pl.Trainer) -> None:
         )
 
 
+def tuners(trainer: pl.Trainer) -> list[Callback]:
+    """Callbacks that train a few steps when a fit begins, and put everything back from a checkpoint of their own."""
+    return [one for one in callbacks_of(trainer) if isinstance(one, BatchSizeFinder | LearningRateFinder)]
+
+
+def drop_tuners(trainer: pl.Trainer) -> None:
+    """Between two fits: no search begins the next one."""
+    callbacks_of(trainer)[:] = [one for one in callbacks_of(trainer) if one not in tuners(trainer)]
+
+
+def note_found_rate(trainer: pl.Trainer) -> None:
+    """Have the module remember the rate that its optimizer has now: what :class:`LearningRateFinder` found in another
+    data center. Optimizers are made anew after a failure."""
+    finder = next((one for one in tuners(trainer) if isinstance(one, LearningRateFinder)), None)
+    if finder is not None and trainer.optimizers:
+        module = trainer.lightning_module
+        names = [finder._attr_name] if finder._attr_name else ["lr", "learning_rate"]
+        for name in names:
+            if lightning_hasattr(module, name):
+                lightning_setattr(module, name, float(trainer.optimizers[0].param_groups[0]["lr"]))
+
+
 def average_from_here(trainer: pl.Trainer) -> None:
     """Have Lightning's ``WeightAveraging`` begin again at the module as it is: the shared model, of which validation
     and the end of ``fit`` are to speak. Its average is private in 2.6."""
@@ -67,8 +102,9 @@ def average_from_here(trainer: pl.Trainer) -> None:
             average.module.load_state_dict(trainer.lightning_module.state_dict())
 
 
-def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool) -> None:
-    """``trainer.save_checkpoint``, written where it belongs. Collective over the data center.
+def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: int | None = None) -> None:
+    """``trainer.save_checkpoint``, written where it belongs, with permissions ``mode``; None: as the umask has it.
+    Collective over the data center.
 
     2.6 writes through a transaction of fsspec in the system's temporary folder, which may be full, small or missing. A
     user's own plugin for checkpoints is left its way.
@@ -81,7 +117,7 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool) -> Non
     try:
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
         if trainer.is_global_zero:
-            with path.open("wb") as file:
+            with opened_new(path, mode, binary=True) as file:
                 torch.save(checkpoint, file)
     except OSError as error:
         problem = error

@@ -34,12 +34,22 @@ class BaseRates:
     def apply(self, factor: float) -> None:
         """Set every group's rate to ``factor`` times its base."""
         self._see_groups()
-        for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                if isinstance(group["lr"], Tensor):  # capturable and compiled optimizers hold the rate in a tensor
-                    group["lr"].fill_(rate * factor)
-                else:
-                    group["lr"] = rate * factor
+        set_rates(self._optimizers, [[rate * factor for rate in rates] for rates in self._rates])
+
+
+def rates_of(optimizers: Sequence[Optimizer]) -> list[list[float]]:
+    """The current rate of every parameter group of every optimizer."""
+    return [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
+
+
+def set_rates(optimizers: Sequence[Optimizer], rates: Sequence[Sequence[float]]) -> None:
+    """Set what :func:`rates_of` has told."""
+    for optimizer, of_groups in zip(optimizers, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, of_groups, strict=True):
+            if isinstance(group["lr"], Tensor):  # capturable and compiled optimizers hold the rate in a tensor
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def first_rate(optimizers: Sequence[Optimizer]) -> float:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
+from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.trainer.lightning_gaps import callbacks_of, rename_version
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import save_atomically
+from colearn_hpc.trainer.writer_lock import WriterLock, hold, is_held_by
 
 log = logging.getLogger("colearn_hpc")
 
@@ -42,41 +43,49 @@ def separate_outputs(trainer: pl.Trainer, place: Place) -> None:
                 callback.dirpath = str(base_folder / center.name)
 
 
-def writes_shared_model(folder: Path, place: Place) -> bool:
-    """Whether this data center writes ``shared.ckpt``: the first one does, and each that cannot see its folder.
+def claim_folder(folder: Path, place: Place) -> tuple[bool, WriterLock | None]:
+    """Become the one start that writes this run folder (see writer_lock.py). Collective over the world.
 
-    The same answer on all ranks of a data center. Collective over the world.
+    Returns:
+        Whether this data center writes ``shared.ckpt``: the first one does, and each that cannot see its folder; the
+        same answer on all its ranks. And the lock, on the leader that holds it.
+
+    Raises:
+        ConfigurationError: on the leader that is refused: another start writes it, or it cannot be written.
     """
+    conversation, center = place.conversation, place.center
 
-    def mark() -> str:
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f".seen-{uuid.uuid4().hex}"
-        (folder / name).touch()
-        return name
+    def held() -> WriterLock | None:
+        return hold(folder, center.start, lambda text: conversation.progress(lambda: text))
 
-    conversation, index = place.conversation, place.center.index
-    marker = folder / conversation.decide(Topic(TopicKind.RUN_FOLDER), mark)
-    attendance = conversation.meet(Topic(TopicKind.FOLDER_SEEN), marker.exists())
-    if conversation.presides:
-        marker.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return index == 0 or not attendance.contents[index]
+    lock: WriterLock | None = None
+
+    def take() -> None:
+        nonlocal lock
+        lock = held()
+
+    conversation.decide(Topic(TopicKind.RUN_FOLDER), take)
+    attendance = conversation.meet(Topic(TopicKind.FOLDER_SEEN), is_held_by(folder, center.start))
+    writes_shared = center.index == 0 or not attendance.contents[center.index]
+    if writes_shared and center.is_leader and not conversation.presides:
+        lock = held()  # on a file system of its own
+    return writes_shared, lock
 
 
-def save_model(trainer: pl.Trainer, path: Path, is_leader: bool, required: bool) -> None:
+def save_model(trainer: pl.Trainer, path: Path, center: DataCenter, required: bool) -> None:
     """Write the module's weights. Collective over the data center.
 
     Args:
         trainer: whose module.
         path: where.
-        is_leader: whether this rank leads its data center.
+        center: this process's.
         required: it is the run's result; otherwise a disk that refuses is only warned of.
 
     Raises:
         OSError: on the leader, when the disk refuses the run's result.
     """
     try:
-        save_atomically(trainer, path, is_leader, weights_only=True)
+        save_atomically(trainer, path, center, weights_only=True)
     except OSError as error:
         if required:
             raise

@@ -31,10 +31,11 @@ from colearn_hpc.between import Vector
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import MeanResult, SharedModelAverager
+from colearn_hpc.trainer.averager import MeanResult
+from colearn_hpc.trainer.averaging import SharedModelAverager
 from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.place import Place
-from colearn_hpc.trainer.round_end import RoundEnd, arrive
+from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
 from colearn_hpc.trainer.sums import Void, WholeSums
 
 # Chunks that can move from one batch's end to the next.
@@ -42,7 +43,7 @@ GATHERING = 16
 
 
 class OverlappedAverager(SharedModelAverager):
-    """An :class:`~colearn_hpc.trainer.averaging.Averager` whose mean is begun by :meth:`begin` and comes with
+    """An :class:`~colearn_hpc.trainer.averager.Averager` whose mean is begun by :meth:`begin` and comes with
     :meth:`finish`, unless the round is the last.
 
     Holds one vector more than :class:`~colearn_hpc.trainer.averaging.MeanAverager`, on all ranks: the model as it was
@@ -59,8 +60,8 @@ class OverlappedAverager(SharedModelAverager):
         # What was sent, or the local model while the module is the shared one. Its memory is kept between rounds.
         self._local: Tensor | None = None
         self._sent = False
+        self._given: Contributions | None = None  # what was said of the mean under way; said again after a resume
         self._shows_shared = False
-        self._epochs_left: int | None = None  # as all said when the mean was begun
 
     def state_dict(self) -> dict[str, Any]:
         kept = self._local if self._sent or self._shows_shared else None
@@ -103,7 +104,7 @@ class OverlappedAverager(SharedModelAverager):
             return self._take_mean(model, given, end)
         prepared = self._prepare(model, Vector(sent), given, end)
         assert not isinstance(prepared, Void), "only secure sums are void, and those do not overlap"
-        self._sent, self._epochs_left = True, given.epochs_left
+        self._sent, self._given = True, given
         self.shared.begin_round()
         if self._place.means.carries:
             offer = self.shared.offer(model, prepared.source, given.weights, prepared.encoding, GATHERING)
@@ -121,7 +122,8 @@ class OverlappedAverager(SharedModelAverager):
         """
         conversation, means, round_index = self._place.conversation, self._place.means, end.place.round
         model, sent, report = self.shared.sent_model_of(end.module), self._local, end.report
-        assert sent is not None and self._sent
+        given = self._given
+        assert sent is not None and self._sent and given is not None
         clock = time.monotonic()
         # Whoever failed since the mean was begun says so here. After it no user's code runs until the mean is in place.
         conversation.meet(Topic(TopicKind.UNDER_WAY, round_index))
@@ -132,7 +134,7 @@ class OverlappedAverager(SharedModelAverager):
         seconds = time.monotonic() - clock
         decision = conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: end.decide(self.shared.change(model, result, facts, round_index), False, self._epochs_left),
+            lambda: end.decide(self.shared.change(model, result, facts, round_index), given),
         )
 
         clock = time.monotonic()

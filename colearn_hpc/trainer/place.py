@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from colearn_hpc.between import Between, TensorSite
 from colearn_hpc.join import DataCenter, connect
+from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.conversation import Conversation
 from colearn_hpc.protocol.journal import Remembered
 from colearn_hpc.trainer.means import Means
@@ -33,7 +35,13 @@ class Place:
 
     @classmethod
     def of(
-        cls, center: DataCenter, lanes: int | None = 1, patience: float | None = None, may_miss: bool = False
+        cls,
+        center: DataCenter,
+        lanes: int | None = 1,
+        patience: float | None = None,
+        may_miss: bool = False,
+        failed: Callable[[], str] | None = None,
+        share_tracebacks: bool = False,
     ) -> Place:
         """Reach the others. Collective over the world.
 
@@ -42,14 +50,16 @@ class Place:
             lanes: ranks of each data center that share the transfer of a mean; None: one per node.
             patience: seconds to wait for other data centers; None: for ever.
             may_miss: whether a round may be taken without a data center that does not arrive in time.
+            failed: what this rank has to tell, where it has failed: then it does not wait for ever until all are here.
+            share_tracebacks: what an exception says is told to other data centers.
 
         Raises:
             TopologyError: on all ranks, when there cannot be so many lanes.
         """
-        connection = connect(center, lanes)
+        connection = connect(center, lanes) if failed is None else connect(center, lanes, pacing.GRACE, failed)
         journal = Remembered(connection.between)
         means = Means(connection.site, journal, patience)
-        conversation = Conversation(connection.site, journal, patience, may_miss, means.advance)
+        conversation = Conversation(connection.site, journal, patience, may_miss, means.advance, share_tracebacks)
         return cls(center, connection.site, journal, journal, conversation, means)
 
     @property

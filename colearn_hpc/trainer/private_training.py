@@ -104,6 +104,11 @@ class PrivateTraining(Callback):
         assert self._sampler is not None, "on_fit_start makes it"
         return len(self._sampler)
 
+    def terms(self) -> dict[str, str]:
+        """What this data center promises, for the run's contract."""
+        text = f"noise {self.noise:g}, clip {self.clip:g}, δ {self.delta:g}, ε up to {self.budget:g}"
+        return {"differential privacy": text}
+
     # --- Lightning's hooks, in the order in which they run --------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -180,10 +185,11 @@ class PrivateTraining(Callback):
             self._hooks = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"key": self._key, "weights": self._weights, "accountant": self.accountant.state_dict()}
+        # As text: torch does not load bytes with weights_only=True.
+        return {"key": self._key.hex(), "weights": self._weights.hex(), "accountant": self.accountant.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._key, self._weights = state_dict["key"], state_dict["weights"]
+        self._key, self._weights = bytes.fromhex(state_dict["key"]), bytes.fromhex(state_dict["weights"])
         self.accountant.load_state_dict(state_dict["accountant"])
 
     # --- small things ---------------------------------------------------------------------------------

@@ -32,13 +32,18 @@ def open_sockets() -> Sockets:
     return found
 
 
+def is_initialized() -> bool:
+    """Whether this process is in a process group."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def leave_process_group(sockets: Sockets) -> None:
     """Break the process group. Never blocks, and never raises: it is being left because something is broken.
 
     Args:
         sockets: those that were opened when the group was made.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not is_initialized():
         return
     still_open = open_sockets()
     for number, name in sockets.items():

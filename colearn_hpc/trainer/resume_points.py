@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -25,9 +24,11 @@ import torch
 
 from colearn_hpc import faults
 from colearn_hpc.errors import CheckpointError
+from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.trainer.lightning_gaps import write_checkpoint
 from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.writing import PRIVATE, temporary
 
 log = logging.getLogger("colearn_hpc")
 
@@ -160,23 +161,30 @@ def check_same_place(start: str, place: Place) -> None:
         ).on_all_ranks()
 
 
-def save_atomically(trainer: pl.Trainer, path: Path, is_leader: bool, weights_only: bool = False) -> None:
+def save_atomically(
+    trainer: pl.Trainer, path: Path, center: DataCenter, weights_only: bool = False, private: bool = False
+) -> None:
     """A checkpoint under a temporary name in its own folder, then renamed. Collective over the data center.
+
+    Args:
+        trainer: whose checkpoint.
+        path: of the file.
+        center: this process's.
+        weights_only: no optimizers, loops and callbacks.
+        private: nobody else may read it.
 
     Raises:
         OSError: on the leader alone, when the file could not be written; what was there before is still there.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    new = temporary(path, center.start)
     try:
-        write_checkpoint(trainer, temporary, weights_only)
+        write_checkpoint(trainer, new, weights_only, PRIVATE if private else None)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
-    if is_leader:
+    if center.is_leader:
         faults.reached("checkpoint")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        new.replace(path)
 
 
 def check_readable(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +21,6 @@ from colearn_hpc.protocol.run import RoundPlace
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.place import Place
 
-# (relative change of eq. 4, some data center leaves, the most local epochs that may follow) -> the decision, plain data
-Decide = Callable[[float, bool, int | None], Any]
-
 
 @dataclass(frozen=True)
 class RoundEnd:
@@ -35,6 +33,8 @@ class RoundEnd:
         place: where this data center is.
         decide: called on the presiding leader; its answer is everyone's.
         absent: why this data center takes the mean without giving to it; empty if it gives.
+        loss: sum of this rank's training losses over the round's examples, and their number.
+        known: rounds that this data center has heard of.
         epochs_left: local epochs that its privacy budget still allows; None: any number.
     """
 
@@ -44,6 +44,8 @@ class RoundEnd:
     place: RoundPlace
     decide: Decide
     absent: str = ""
+    loss: tuple[float, float] = (0.0, 0.0)
+    known: int = 0
     epochs_left: int | None = None
 
 
@@ -56,6 +58,8 @@ class Contribution:
         examples: training examples it went through in the round.
         place: where it is.
         layout: digest of the names of the tensors in the vector, in order.
+        loss: its mean training loss over the round; NaN where it was not measured.
+        known: rounds that it has heard of.
         epochs_left: local epochs that its privacy budget still allows; None: any number.
     """
 
@@ -63,17 +67,35 @@ class Contribution:
     examples: int
     place: RoundPlace
     layout: str = ""
+    loss: float = math.nan
+    known: int = 0
     epochs_left: int | None = None
 
     def to_plain(self) -> Any:
-        return [self.size, self.examples, self.place.to_plain(), self.layout, self.epochs_left]
+        return [
+            self.size,
+            self.examples,
+            self.place.to_plain(),
+            self.layout,
+            self.loss,
+            self.known,
+            self.epochs_left,
+        ]
 
     @classmethod
     def from_plain(cls, plain: Any) -> Contribution:
         """Raises ValueError where ``plain`` is no contribution."""
         match plain:
-            case [int(size), int(examples), place, str(layout), None | int() as epochs_left]:
-                return cls(size, examples, RoundPlace.from_plain(place), layout, epochs_left)
+            case [
+                int(size),
+                int(examples),
+                place,
+                str(layout),
+                float() | int() as loss,
+                int(known),
+                None | int() as epochs_left,
+            ]:
+                return cls(size, examples, RoundPlace.from_plain(place), layout, float(loss), known, epochs_left)
         raise ValueError(f"no contribution to a mean: {plain!r:.200}")
 
 
@@ -86,12 +108,22 @@ class Contributions:
         present: who was at the meeting: they take the mean, whether or not they give to it.
         number: of data centers.
         weighting: how they are weighted.
+        known: rounds that all who are present have heard of.
     """
 
     by_center: dict[int, Contribution]
     present: tuple[int, ...]
     number: int
     weighting: str
+    known: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the data centers that measured one, weighted like their models; NaN without any."""
+        weights = self.weights
+        found = [(weights[k], one.loss) for k, one in self.by_center.items() if not math.isnan(one.loss)]
+        total = math.fsum(weight for weight, _ in found)
+        return math.fsum(weight * loss for weight, loss in found) / total if total else math.nan
 
     @property
     def place(self) -> RoundPlace:
@@ -117,6 +149,10 @@ class Contributions:
         return weights
 
 
+# (relative change of eq. 4, what all say who give) -> the decision, as plain data
+Decide = Callable[[float, Contributions], Any]
+
+
 def arrive(
     place: Place, settings: Settings, model: FlatModel, vector: Tensor | None, end: RoundEnd
 ) -> tuple[Contributions, RoundEnd]:
@@ -137,8 +173,11 @@ def arrive(
         ParticipantError: see :meth:`Averager.take`.
     """
     names, round_index = place.between.names, end.place.round
-    counts = place.site.gather(end.report.examples)
-    examples = sum(counts) if counts is not None else 0
+    counts = place.site.gather((end.report.examples, *end.loss))
+    examples, loss = 0, math.nan
+    if counts is not None:
+        examples, measured = sum(one[0] for one in counts), sum(one[2] for one in counts)
+        loss = sum(one[1] for one in counts) / measured if measured else math.nan
     if place.center.is_leader and not end.absent and (name := first_non_finite(vector, model)):
         raise ParticipantError(
             f"round {round_index}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
@@ -150,18 +189,21 @@ def arrive(
         )
     clock = time.monotonic()
     told = 0 if settings.secure else examples
-    mine = Contribution(model.size, told, end.place, layout_of(model), end.epochs_left)
+    told_loss = math.nan if settings.secure and not settings.share_metrics else loss
+    mine = Contribution(model.size, told, end.place, layout_of(model), told_loss, end.known, end.epochs_left)
     attendance = place.conversation.arrive(round_index, mine.to_plain(), end.absent)
     why_absent = getattr(attendance.brought[place.center.index], "why", "")
     waited = time.monotonic() - clock
-    report = replace(end.report, examples=examples, wait_seconds=waited, absent=why_absent)
+    report = replace(end.report, examples=examples, wait_seconds=waited, absent=why_absent, loss=loss)
     given = {k: Contribution.from_plain(content) for k, content in attendance.contents.items()}
+    here = [getattr(attendance.brought[k], "content", None) for k in attendance.present]
+    known = min(0 if content is None else Contribution.from_plain(content).known for content in here)
     if not given:
         raise ParticipantError(
             f"round {round_index}: no data center has anything to give to the mean; see centers/*/log.txt"
         ).on_all_ranks()
     weighting = "uniform" if settings.secure else settings.weighting  # n_k is then a factor that stays at home
-    found = Contributions(given, attendance.present, len(names), weighting)
+    found = Contributions(given, attendance.present, len(names), weighting, known)
     if len({one.size for one in given.values()}) > 1:
         sizes = ", ".join(f"{names[index]}: {one.size}" for index, one in given.items())
         raise ParticipantError(

@@ -1,13 +1,19 @@
 """The files of a run folder that users and tools read.
 
+    RUN/contract.json         what all data centers agreed on, see :mod:`~colearn_hpc.protocol.contract`
     RUN/rounds.jsonl          one line per round, see :class:`~colearn_hpc.protocol.reports.RoundReport`
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
     RUN/summary.json          how the run stands or ended
-    RUN/centers/NAME/log.txt  what data center NAME had to say
-    RUN/centers/NAME/status.json  what it is doing, for `colearn-hpc watch` (see heartbeat.py)
+    RUN/writer.json           who writes here (see writer_lock.py)
+    RUN/status/NAME.json      what data center NAME is doing, for `colearn-hpc watch` (see heartbeat.py)
+    RUN/centers/NAME/status.json  the same with its loss
+    RUN/centers/NAME/log.txt  what it had to say
+    RUN/centers/NAME/own.ckpt the shared model with the data center's own layers, where there are `local_layers`
     RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
 
-All but the log are replaced whole, so a reader never sees half a record.
+All but the log are replaced whole, so a reader never sees half a record. What lies in ``centers/NAME`` is the data
+center's own: the folder has mode 0700, its files 0600. The rest may be read by whoever may read the run folder. A data
+center that does not see the first one's run folder writes all of it into its own.
 """
 
 from __future__ import annotations
@@ -24,33 +30,44 @@ from typing import Any
 from torch import nn
 
 from colearn_hpc.join import DataCenter
+from colearn_hpc.protocol.contract import CHAIN, Contract, contracts_in_force, linked, tail
 from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.protocol.run import RunState
+from colearn_hpc.trainer.writer_lock import WriterLock
+from colearn_hpc.trainer.writing import PRIVATE, private_folder, remove_leftovers, write_atomically
 
 log = logging.getLogger("colearn_hpc")
 
 
 class RunFolder:
-    """Writes a run folder. Only the presiding leader writes the run's files; each leader its own center's log.
+    """Writes a run folder. The presiding leader writes the run's files, and each leader that does not see them; each
+    leader its own center's log.
 
     Args:
         folder: of the run.
         center: the data center's name.
         writes_run: whether this rank presides.
         writes_center: whether this rank leads its data center.
+        start: of the run, for the names of temporary files.
 
     Attributes:
         folder, center_folder: where the run's and the data center's files lie.
-        writes_shared: whether this data center writes the shared model.
+        start: of the run.
+        lock: where this process is the one that writes here.
+        writes_shared: whether this data center writes the shared model, and its leader the run's files.
         last: the last line that was written.
     """
 
-    def __init__(self, folder: Path, center: str, writes_run: bool, writes_center: bool) -> None:
+    def __init__(self, folder: Path, center: str, writes_run: bool, writes_center: bool, start: str = "") -> None:
         self.folder = folder
         self.center_folder = folder / "centers" / center
+        self.start = start
+        self.lock: WriterLock | None = None
         self.writes_shared = False
         self.last: RoundReport | None = None
-        self._writes_run = writes_run
+        self._presides, self._leads, self._center = writes_run, writes_center, center
+        self._contracts: list[Contract] = []
+        self._chain = ""
         self._started = time.monotonic()
         self._model: dict[str, Any] = {}
         self._unwritten: list[str] = []
@@ -58,8 +75,9 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         self._handler: logging.Handler | None = None
         if writes_center:
-            self.center_folder.mkdir(parents=True, exist_ok=True)
-            self._handler = logging.FileHandler(self.center_folder / "log.txt")
+            private_folder(self.center_folder)
+            remove_leftovers(self.center_folder)
+            self._handler = logging.FileHandler(_own_log(self.center_folder / "log.txt"))
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             log.addHandler(self._handler)
             if log.level == logging.NOTSET:
@@ -69,6 +87,26 @@ class RunFolder:
                 console.setLevel(logging.WARNING)
                 console.setFormatter(logging.Formatter("colearn-hpc: %(message)s"))
                 log.addHandler(console)
+
+    @property
+    def writes_run(self) -> bool:
+        """Whether this rank writes the run's files here."""
+        return self._presides or (self._leads and self.writes_shared)
+
+    def agree(self, contract: Contract) -> None:
+        """Write down what holds from ``contract.from_round`` on, after :meth:`rewind`; the chain goes on from there.
+
+        Raises:
+            OSError: the disk refuses: nothing that follows could be verified.
+        """
+        self._contracts = [contract]
+        if not self.writes_run:
+            return
+        path = self.folder / "contract.json"
+        self._contracts = contracts_in_force(read_contracts(path), contract)
+        content = {"contracts": [one.to_plain() for one in self._contracts]}
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", self.start)
+        self._rechain(contract.from_round)
 
     def begin(self, module: nn.Module) -> None:
         """Training begins here; the summary's seconds count from now.
@@ -88,19 +126,24 @@ class RunFolder:
         """The data center begins again in place: the run goes on where ``before`` has left it."""
         self.writes_shared, self.last, self._started = before.writes_shared, before.last, before._started
         self._model = before._model
-        self._unwritten = before._unwritten
+        self._contracts, self._chain = before._contracts, before._chain
+        self._unwritten, self.lock = before._unwritten, before.lock
 
     def append(self, record: RoundReport) -> None:
         """Add a round's line. Where the disk refuses, it is added with the next one."""
         self.last = record
-        if not self._writes_run:
+        if not self.writes_run:
             return
+        self.check_lock()
         path = self.folder / "rounds.jsonl"
-        self._unwritten.append(json.dumps(jsonable(asdict(record))) + "\n")
+        line = jsonable(asdict(record))
+        if self._contracts:
+            self._chain = line[CHAIN] = linked(self._chain, line)
+        self._unwritten.append(json.dumps(line) + "\n")
         try:
             # Whole and atomically: a line that a full disk cut in the middle would hide all after it.
             lines = [json.dumps(line) + "\n" for line in read_lines(path)] if path.exists() else []
-            write_atomically(path, "".join(lines + self._unwritten))
+            write_atomically(path, "".join(lines + self._unwritten), self.start)
             self._unwritten.clear()
         except OSError as error:
             log.warning("%s could not be written (%s); the line is kept for the next round", path, error)
@@ -108,9 +151,11 @@ class RunFolder:
     def rewind(self, rounds_done: int) -> None:
         """Drop the lines of rounds that a resumed run will do again."""
         path = self.folder / "rounds.jsonl"
-        if self._writes_run and path.exists():
+        if self.writes_run and path.exists():
             kept = [line for line in read_lines(path) if line["round"] < rounds_done]
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept), self.start)
+        self._unwritten = [one for one in self._unwritten if json.loads(one)["round"] < rounds_done]
+        self._rechain(rounds_done)
 
     def summarize(self, state: RunState, center: DataCenter, **content: Any) -> None:
         """Replace ``summary.json``.
@@ -123,7 +168,7 @@ class RunFolder:
         Raises:
             OSError: the disk refuses, and the run has finished: its result would be lost in silence.
         """
-        if not self._writes_run:
+        if not self.writes_run:
             return
         content = (
             {
@@ -140,11 +185,29 @@ class RunFolder:
             | content
         )
         try:
-            write_atomically(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n")
+            write_atomically(self.folder / "summary.json", json.dumps(jsonable(content), indent=2) + "\n", self.start)
         except OSError as error:
             if content.get("status") == "finished":
                 raise
             log.warning("summary.json could not be written: %s", error)
+
+    def _rechain(self, next_round: int) -> None:
+        """The chain ends where the lines do that are kept."""
+        path = self.folder / "rounds.jsonl"
+        if self.writes_run and self._contracts:
+            lines = [*(read_lines(path) if path.exists() else []), *map(json.loads, self._unwritten)]
+            self._chain = tail(self._contracts, lines, next_round)
+
+    def check_lock(self) -> None:
+        """Raises ConfigurationError where another start has taken this folder over."""
+        if self.lock is not None:
+            self.lock.check()
+
+    def release(self) -> None:
+        """Nothing more is written: another start may have the folder."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def close(self) -> None:
         if self._handler is not None:
@@ -164,14 +227,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: the file is old or new, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def read_contracts(path: Path) -> list[Contract]:
+    """What a ``contract.json`` holds, in order; empty where there is none.
+
+    A damaged one ends here: what it said is lost, and the chain says so when it is verified.
+    """
+    try:
+        plain = json.loads(path.read_text())["contracts"]
+        return [Contract.from_plain(one) for one in plain]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read (%s); it begins anew", path, error)
+        return []
+
+
+def _own_log(path: Path) -> Path:
+    """The file, there and nobody else's to read."""
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, PRIVATE)
+    os.fchmod(number, PRIVATE)
+    os.close(number)
+    return path
 
 
 def jsonable(value: Any) -> Any:

@@ -23,6 +23,7 @@ from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy, Verdict
 from colearn_hpc.trainer.environment import DataCenterEnvironment
+from colearn_hpc.trainer.lightning_gaps import drop_tuners
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import NUMPY_NUMBERS, find_newest_point
 
@@ -103,12 +104,14 @@ class Supervisor:
         except RoundTimeoutError as lost:
             conversation.abort(f"{failure.text}\n({lost})")
         verdict = self._verdict = self._policy.judge(failures)
+        if place.center.is_leader:
+            log.info("%s", verdict.text)  # its own log tells all
         if verdict.action == "restart":
             what = f"restarting ({verdict.number} of {self._policy.limit} in this round)"
             last_line = verdict.text.splitlines()[-1]
-            conversation.progress(lambda: f"{what}: {last_line}", now=True)
+            heard = conversation.told(last_line, verdict.elsewhere.splitlines()[-1])
+            conversation.progress(lambda: f"{what}: {heard}", now=True)
             if place.center.is_leader:
-                log.info("%s", verdict.text)
                 log.warning("%s, %s: %s", place.center.name, what, last_line)
         elif verdict.action == "miss the round" and place.center.is_leader:
             log.warning("%s misses round %d: %s", place.center.name, failure.place[0], verdict.text)
@@ -160,7 +163,9 @@ class Supervisor:
             # The traceback is gone with its handler, and what it held: the failed attempt's batch, loader and graph.
             place, folder = where()
             try:
-                rejoin = miss_round(verdict.text) if verdict.action == "miss the round" else self.attempt.rejoin
+                rejoin = self.attempt.rejoin
+                if verdict.action == "miss the round":
+                    rejoin = miss_round(place.conversation.told(verdict.text, verdict.elsewhere))
                 _renew(trainer)
                 for part, training in self._modes:
                     part.training = training  # a failure in validation leaves them as validation wants them
@@ -168,6 +173,7 @@ class Supervisor:
                 if forward is not None:
                     vars(model)["forward"] = forward
                 trainer.num_sanity_val_steps = 0
+                drop_tuners(trainer)  # they have found what they search for
                 ckpt_path = find_newest_point(folder, place)
                 place.journal.replay()
                 self.attempt = Attempt(self.attempt.number + 1, rejoin)

@@ -21,12 +21,16 @@ MAY_IMPORT = {
     "between": {"algorithm", "protocol"},
     "privacy": {"algorithm"},
     "mpi": {"algorithm", "protocol", "between"},
+    "federation": {"algorithm", "protocol", "between", "privacy"},
     "join": {"between", "mpi"},
     "trainer": {"algorithm", "protocol", "between", "join", "privacy"},
     "data": set(),
     "models": set(),
     "studies": set(),
-    "cli": {"algorithm", "protocol", "between", "join", "mpi", "trainer", "privacy", "data", "models", "studies"},
+    "cli": {
+        *("algorithm", "protocol", "between", "join", "mpi", "federation", "trainer", "privacy"),
+        *("data", "models", "studies"),
+    },
     "__init__": {"algorithm", "join", "trainer"},
     "__main__": {"cli"},
 }
@@ -43,6 +47,7 @@ ONLY_LIBRARIES = {
     "__main__": set(),
 }
 FORBIDDEN_LIBRARIES = {
+    "federation": {"mpi4py", "pytorch_lightning", "lightning", "lightning_fabric", "h5py"},
     "privacy": {"mpi4py", "pytorch_lightning", "lightning", "lightning_fabric", "h5py"},
     "trainer": {"mpi4py"},
     "data": {"mpi4py"},
@@ -189,6 +194,8 @@ REPAIR = "from colearn_hpc._torchvision import make_torchvision_importable as re
         (f"{REPAIR}; from colearn_hpc import CoLearning; CoLearning(rounds=1)", ["mpi4py.MPI"]),
         ("from colearn_hpc.cli import main; main(['--help'])", ["mpi4py", "torch", "numpy"]),
         ("from colearn_hpc.cli.launch import main", ["mpi4py", "torch", "numpy"]),
+        ("import colearn_hpc.cli.federation, colearn_hpc.cli.federation_doctor", ["mpi4py", "torch", "grpc", "numpy"]),
+        ("import colearn_hpc.cli.verify", ["mpi4py", "torch", "pytorch_lightning"]),
     ],
 )
 def test_imports_are_lazy(statement, absent):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -47,7 +48,12 @@ def test_what_the_wheel_holds(dist):
         names = wheel.namelist()
         (metadata,) = (wheel.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     package = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "colearn_hpc").rglob("*.py")}
-    assert {*package, "colearn_hpc/py.typed", *(f"colearn_hpc/shipped/{name}" for name in SHIPPED)} <= set(names)
+    assert {
+        *package,
+        "colearn_hpc/py.typed",
+        "colearn_hpc/cli/troubleshooting.md",
+        *(f"colearn_hpc/shipped/{name}" for name in SHIPPED),
+    } <= set(names)
     assert {name.split("/")[0] for name in names} == {"colearn_hpc", f"colearn_hpc-{__version__}.dist-info"}
     assert f"colearn_hpc-{__version__}.dist-info/licenses/LICENSE" in names
     for line in ("License-Expression: Apache-2.0", "Requires-Python: >=3.11", "Classifier: Typing :: Typed"):
@@ -106,6 +112,7 @@ def installed(dist, tmp_path_factory):
     return run, home
 
 
+BASH = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 
@@ -117,17 +124,20 @@ def test_it_is_the_wheel_that_runs(installed):
 
 
 @pytest.mark.mpi
-def test_the_demo_without_a_clone(installed):
-    """What ``colearn-hpc --help`` tells a newcomer to type, with fewer rounds, and the report."""
+def test_the_documentation_without_a_clone(installed):
+    """Every block of docs/ that is marked ``bash`` runs as it stands, but with fewer rounds; and so does what
+    ``colearn-hpc --help`` tells a newcomer to type."""
     run, home = installed
-    commands = re.findall(r"^  (colearn-hpc .*)$", run("colearn-hpc", "--help"), re.MULTILINE)
-    assert [command.split()[1] for command in commands] == ["configs", "data", "launch"]
-    for command in commands:
-        run(*command.split(), *(["--colearning.rounds=2"] if " fit " in command else []))
+    blocks = {page.name: BASH.findall(page.read_text()) for page in sorted((REPOSITORY / "docs").glob("*.md"))}
+    lines = {page: "".join(found).splitlines() for page, found in blocks.items() if found}
+    assert {"install.md", "first-run.md"} <= set(lines)
+    suggested = re.findall(r"^  (colearn-hpc .*)$", run("colearn-hpc", "--help"), re.MULTILINE)
+    assert len(suggested) == 3 and set(suggested) <= set(lines["first-run.md"])
+    for line in (line for page in lines for line in lines[page]):
+        run(*shlex.split(line), *(["--colearning.rounds=2"] if " fit " in line else []))
     summary = json.loads((home / "runs" / "quickstart" / "summary.json").read_text())
     assert (summary["status"], len(summary["centers"])) == ("finished", 5)
-    run("colearn-hpc", "report", "runs/quickstart")
-    assert list((home / "runs" / "quickstart").glob("report*"))
+    assert (home / "runs" / "quickstart" / "report.html").exists()
 
 
 def test_every_file_is_listed_and_copied(installed, tmp_path):

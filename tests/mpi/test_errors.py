@@ -61,7 +61,9 @@ CASES = {
         code=2,
         extra={"1": ["--ckpt_path", "last"]},
     ),
-    "unknown module": Case("Given value: nosuch.Module", arguments=["--model=nosuch.Module"], code=2),
+    "unknown module": Case(
+        "model=nosuch.Module: No module named 'nosuch'", arguments=["--model=nosuch.Module"], code=2
+    ),
     "resume and overwrite": Case("exclude each other", arguments=[*TOY, "--resume", "--overwrite"]),
     "run exists": Case("holds a run already; continue it with --resume"),
     "damaged resume points": Case(

@@ -200,6 +200,24 @@ def test_outer_optimizer_steps_along_the_pseudo_gradient_and_resumes(launch, gro
     assert torch.equal(weights(shared(parts / "shared.ckpt")), weights(shared(whole / "shared.ckpt")))
 
 
+def test_an_outer_optimizer_steps_with_one_data_center_too(launch, ground):
+    """The control with K = 1: what an outer optimizer gains there is not averaging's."""
+    outer = {"class_path": "colearn_hpc.OuterSGD", "init_args": {"learning_rate": 0.7, "momentum": 0.9}}
+    settings = ["--colearning.outer_optimizer", json.dumps(outer), "--colearning.schedule", "constant"]
+    settings += ["--colearning.local_epochs_rule", "fle", "--colearning.local_epochs", "1"]
+    run = fit(launch, ground, 2, "outer-alone", "--method", "vanilla", *settings, "--colearning.rounds", 3)
+    net, pooled = start(), PooledShards([ShardDataset(ground / f"dc{k}.h5") for k in range(CENTERS)])
+    reference = torch.optim.SGD(net.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+    for epoch in range(3):
+        inner = start()
+        inner.load_state_dict(net.state_dict())
+        train_epoch(inner, pooled, RATE, epoch, ranks=2)
+        for mine, trained in zip(net.parameters(), inner.parameters(), strict=True):
+            mine.grad = mine.detach() - trained.detach()
+        reference.step()
+    torch.testing.assert_close(weights(shared(run / "shared.ckpt")), weights(net), atol=1e-6, rtol=0)
+
+
 def study(ground: Path, name: str, **changes) -> subprocess.CompletedProcess:
     content = {"name": name, "config": "config.yaml", "centers": CENTERS, "epochs": 3, "arms": ["clr+ile"]} | changes
     (ground / f"{name}.yaml").write_text(yaml.safe_dump(content))

@@ -1,4 +1,4 @@
-"""Participants fail, and the run ends with the bits of one in which nothing happened; or says why it cannot."""
+"""Participants fail, and the run ends with the bits of an undisturbed one, or says why it cannot."""
 
 import json
 import os

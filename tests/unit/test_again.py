@@ -5,7 +5,7 @@ import json
 import pytest
 
 from colearn_hpc.cli import main
-from colearn_hpc.cli.again import run_folder
+from colearn_hpc.cli.run_folder import run_folder
 
 
 @pytest.fixture

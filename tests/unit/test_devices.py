@@ -9,7 +9,7 @@ from pytorch_lightning import Trainer
 
 from colearn_hpc.cli import devices, gpus
 from colearn_hpc.cli.cuda_aware import ask, cuda_aware, loaded_libraries
-from colearn_hpc.cli.devices import OwnGPU, trainer_devices
+from colearn_hpc.cli.devices import OwnGPU, trainer_devices, unused_gpus
 from colearn_hpc.cli.gpus import choose
 from colearn_hpc.errors import ConfigurationError
 
@@ -142,3 +142,19 @@ def test_loaded_libraries(tmp_path):
 def test_an_mpi_that_does_not_answer(monkeypatch, vendor, library, known, environment, expected):
     monkeypatch.setattr("colearn_hpc.cli.cuda_aware.loaded_libraries", lambda: [Path("/nowhere") / library])
     assert cuda_aware(vendor, known, environment).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "seen", "says"),
+    [
+        ("cpu", ALL, "2 GPUs, which"),
+        ("cpu", ALL[:1], "1 GPU, which"),
+        ("cpu", (), ""),
+        ("auto", ALL, ""),
+        ("gpu", ALL, ""),
+    ],
+)
+def test_idle_gpus_are_told(accelerator, seen, says, monkeypatch):
+    monkeypatch.setattr(devices, "visible_gpus", lambda: seen)
+    text = unused_gpus(accelerator)
+    assert says in text and bool(text) == bool(says)

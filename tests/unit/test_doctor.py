@@ -10,7 +10,7 @@ import pytest
 
 from colearn_hpc.cli import doctor, main
 from colearn_hpc.cli.advisories import hostile, unloadable, vulnerable
-from colearn_hpc.cli.doctor import FAIL, OK, WARN
+from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
 from colearn_hpc.cli.rank_report import Quota, Rank, find_quota, parse_quota, try_disk, try_shard
 from colearn_hpc.mpi.probe import Link
 
@@ -205,7 +205,7 @@ def test_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    doctor.show([doctor.Finding(WARN, "links", "\x1b]0;owned\x07 [red]one two three four five six seven")])
+    show([Finding(WARN, "links", "\x1b]0;owned\x07 [red]one two three four five six seven")])
     said = capsys.readouterr().out
     assert "\x1b]0" not in said and "\x07" not in said and "\x1b[33mWARN" in said
     lines = re.sub(r"\x1b\[[\d;]*m", "", said).splitlines()

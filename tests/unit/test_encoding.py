@@ -79,7 +79,8 @@ def test_every_center_learns_how_far_its_model_was(kind):
         made._testall = lambda requests: all(request.Test() for request in requests)
         pipelines.append(made)
     for _ in range(1000):
-        if all(made.advance() for made in pipelines):
+        done = [made.advance() for made in pipelines]
+        if all(done):
             break
     mean = offers[0].result[:PARAMETERS]
     for k, made in enumerate(pipelines):

@@ -14,6 +14,7 @@ import pytest
 
 from colearn_hpc.cli import main
 from colearn_hpc.cli.launch import Start, find_mpirun, may_help, mpirun_command, rank_environment, resumed
+from colearn_hpc.trainer.writer_lock import hold
 
 PROGRAMS = Path(__file__).parents[1] / "mpi" / "programs"
 FIT = ["fit", "--model", "noisy.Noisy", "--model.pause=0.3", "--colearning.rounds=2", "--colearning.local_epochs=2"]
@@ -425,3 +426,15 @@ def test_help_and_version(capsys):
     assert "fit" in text and "launch" in text and "data" in text
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("colearn-hpc ")
     assert main(["nosuch"]) == 2
+
+
+def test_a_run_that_is_written_is_not_started_a_second_time(tmp_path, capsys):
+    lock = hold(tmp_path / "run", "first")
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["launch", "--centers", "2", "--", "fit", "--runs", str(tmp_path), "--name", "run"])
+    finally:
+        lock.release()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.count("\n") == 1
+    assert f"{tmp_path}/run is written by another start of this run (process {os.getpid()} on " in said

@@ -116,7 +116,7 @@ def test_what_is_measured_on_private_data_is_told_to_nobody():
     told = REPORT.to_be_told(settings_of())
     assert (told.examples, told.steps, told.local_metrics, told.shared_metrics) == (0, 0, {}, {})
     assert told.divergence != told.divergence and (told.train_seconds, told.bytes_sent, told.epsilon) == (1.5, 400, 1.0)
-    assert "examples 64, divergence 0.125, local loss 2, val_loss 1" in REPORT.private_text()
+    assert "examples 64, divergence 0.125, loss nan, local loss 2, val_loss 1" in REPORT.private_text()
 
 
 def test_what_a_data_center_says_otherwise():

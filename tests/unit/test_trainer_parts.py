@@ -24,7 +24,8 @@ from colearn_hpc.trainer.metrics import batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, averaged_state, first_rate, reset_state
 from colearn_hpc.trainer.progress import table
 from colearn_hpc.trainer.resume_points import list_resume_points, obsolete
-from colearn_hpc.trainer.run_folder import RunFolder, read_lines, write_atomically
+from colearn_hpc.trainer.run_folder import RunFolder, read_lines
+from colearn_hpc.trainer.writing import write_atomically
 
 
 def record(index, change=0.5, **shared):

@@ -1,7 +1,7 @@
 """Runs colearn-hpc on every rank, for each case of a file, one after the other in the same processes.
 
 Of each case and rank it writes CASES/NAME/RANK.code and RANK.err. ``extra`` adds arguments, ``centers`` sets
-COLEARN_CENTER, ``versions`` this package's version, on one rank only. Exits with the last case's code.
+COLEARN_CENTER, ``versions`` the protocol's version, on one rank only. Exits with the last case's code.
 
 usage: exit_codes.py CASES.json
 """
@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-import colearn_hpc
+from colearn_hpc._version import PROTOCOL
 from colearn_hpc.cli import main
 from colearn_hpc.mpi.startup import launched_as, leave_together
 
@@ -25,7 +25,7 @@ for name, case in json.loads(path.read_text()).items():
     if name_of_center := case.get("centers", {}).get(str(rank)):
         os.environ["COLEARN_CENTER"] = name_of_center
     if fingerprint := sys.modules.get("colearn_hpc.trainer.fingerprint"):  # from the first case on
-        fingerprint.__version__ = case.get("versions", {}).get(str(rank), colearn_hpc.__version__)
+        fingerprint.PROTOCOL = case.get("versions", {}).get(str(rank), PROTOCOL)
     sys.stderr.flush()
     terminal = os.dup(2)
     with (folder / f"{rank}.err").open("w") as file:

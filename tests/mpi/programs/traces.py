@@ -141,6 +141,7 @@ def rounds_of(run: Path) -> list:
     path = run / "rounds.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for line in lines:
+        line.pop("chain", None)  # of digests of all that is compared here, and of settings, which are not
         line["centers"] = [trace_taps.without_new_fields(center) for center in line["centers"]]
     return [plain(line) for line in lines]
 

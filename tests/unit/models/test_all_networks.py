@@ -15,6 +15,7 @@ CASES = {
     "bigru": ({"hidden": 8, **TEXT}, torch.arange(8 * 15).reshape(8, 15) % 19 + 1),
     "densenet40": ({}, torch.randn(8, 3, 8, 8, generator=RANDOM)),
     "digits_cnn": ({}, torch.randn(8, 1, 8, 8, generator=RANDOM)),
+    "resnet8": ({}, torch.randn(8, 3, 8, 8, generator=RANDOM)),
     "speech_cnn": ({"frames": 30, "bands": 20, "dropout": 0.0}, torch.randn(8, 30, 20, generator=RANDOM)),
     "text_capsule": ({"length": 15, "capsules": 4, **TEXT}, torch.arange(8 * 15).reshape(8, 15) % 19 + 1),
     "vgg19_cifar": ({}, torch.randn(8, 3, 32, 32, generator=RANDOM)),

@@ -18,7 +18,7 @@ def run(code):
     "start",
     [
         QUICKLY.strip(),
-        "from colearn_hpc.cli import main\ntry: main(['fit', '--help'])\nexcept SystemExit: pass",
+        "from colearn_hpc.cli import main\ntry: main(['fit', '--help.trainer'])\nexcept SystemExit: pass",
     ],
 )
 def test_scipy_signal_comes_when_it_is_asked_for(start):

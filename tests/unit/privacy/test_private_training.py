@@ -67,7 +67,7 @@ def privately(noise=1.0, key=KEY, **settings):
     """A callback with a key that the test knows."""
     private = PrivateTraining(noise=noise, **{"delta": 1e-3, "budget": 100.0} | settings)
     if key is not None:
-        private.load_state_dict({"key": key, "weights": b"", "accountant": {"history": []}})
+        private.load_state_dict({"key": key.hex(), "weights": "", "accountant": {"history": []}})
     return private
 
 
@@ -87,7 +87,7 @@ def weights(task):
 
 def noise_of(private, step, batch=BATCH):
     """What a callback that has trained one epoch drew in a step of it."""
-    weights, settings = private.state_dict()["weights"], (private.noise, private.clip, EXAMPLES, batch)
+    weights, settings = bytes.fromhex(private.state_dict()["weights"]), (private.noise, private.clip, EXAMPLES, batch)
     return Noise(KEY, step, weights + repr(settings).encode())
 
 

@@ -1,6 +1,7 @@
 """The conversation over a site and meetings that are told what to answer."""
 
 import pytest
+import torch
 
 from colearn_hpc.errors import (
     ABORT_CODE,
@@ -25,9 +26,12 @@ from colearn_hpc.protocol.messages import (
     Stopping,
     Topic,
     TopicKind,
+    describe_elsewhere,
+    describe_error,
 )
 
 NAMES = ("dc0", "dc1", "dc2")
+MORE_IN_DC0 = "more in dc0's own output and log; share_tracebacks: true tells all"
 ROUND, START = Topic(TopicKind.ROUND, 3), Topic(TopicKind.START)
 
 
@@ -301,20 +305,43 @@ def test_between_two_looks_only_time_passes(monkeypatch):
 @pytest.mark.parametrize("error", [KeyError("x"), ConfigurationError("rounds must be positive")])
 def test_a_failure_is_told_and_marked(error):
     said = talk(Present(), site=FakeSite(others=["a rank noticed"]))
-    said.site.regroups = lambda content: ["", content]
+    said.site.regroups = lambda content: [("", ""), content]
     said.site.gather = lambda content: [content]
     said.fail(error)
     assert is_everywhere(error) and error.everywhere
     (topic, failed, patience, may_miss), *others = said.between.came
     assert topic.kind is TopicKind.FAILURE and (patience, may_miss) == (pacing.GRACE, False) and not others
-    assert str(error) in failed.text and said.site.broken == failed.text
+    ours = isinstance(error, ConfigurationError)
+    assert failed.text == (str(error) if ours else f"KeyError ({MORE_IN_DC0})")
+    assert str(error) in said.site.broken  # inside the data center all of it is told
 
 
 def test_the_cause_is_told_and_not_what_noticed_it():
     said = talk(Present(), site=FakeSite())
-    said.site.regroups = lambda content: [content, "KeyError: 'x'"]
+    said.site.regroups = lambda content: [content, ("KeyError: 'x'", "KeyError at a.py:3")]
     said.fail(CenterBrokenError("another rank failed"))
-    assert said.between.came[0][1] == Failed("KeyError: 'x'")
+    assert said.between.came[0][1] == Failed(f"KeyError at a.py:3 ({MORE_IN_DC0})")
+
+
+def test_what_an_exception_says_is_told_where_that_is_wanted():
+    for said in (talk(Present(), share_tracebacks=True), Conversation(FakeSite(), FakeMeetings())):
+        assert said.told("KeyError: 'x'", "KeyError at a.py:3") == "KeyError: 'x'"
+
+
+def row():
+    raise KeyError("patient 4711")
+
+
+def test_other_organisations_hear_class_file_and_line():
+    with pytest.raises(KeyError) as found:
+        row()
+    line = row.__code__.co_firstlineno + 1
+    assert describe_elsewhere(found.value) == f"KeyError at test_conversation.py:{line}"
+    assert "patient 4711" in describe_error(found.value)
+    with pytest.raises(RuntimeError) as found:  # the user's line, not the library's
+        torch.ones(2).reshape(3)
+    assert describe_elsewhere(found.value).startswith("RuntimeError at test_conversation.py:")
+    assert describe_elsewhere(ConfigurationError("rounds=0")) == "rounds=0"
 
 
 def test_what_all_ranks_raise_is_not_told():
@@ -338,7 +365,10 @@ def test_after_a_timeout_there_is_no_meeting(capfd):
     with pytest.raises(GivenUp):
         said.fail(RoundTimeoutError("dc1 did not arrive"))
     assert said.between.came == [] and said.between.code == ABORT_CODE
-    assert capfd.readouterr().err == "colearn-hpc: error: data center dc0 (host0): dc1 did not arrive\n"
+    assert (
+        capfd.readouterr().err
+        == "colearn-hpc: error: data center dc0 (host0): dc1 did not arrive (more: colearn-hpc explain timeout)\n"
+    )
 
 
 def test_after_an_error_in_the_middle_of_a_meeting_there_is_no_other(capfd):
@@ -351,7 +381,8 @@ def test_after_an_error_in_the_middle_of_a_meeting_there_is_no_other(capfd):
     with pytest.raises(GivenUp):
         said.fail(error)
     assert [topic for topic, *_ in said.between.came] == [START] and said.between.code == ABORT_CODE
-    assert capfd.readouterr().err == "colearn-hpc: error: data center dc0 (host0): what is done meanwhile failed\n"
+    said = "data center dc0 (host0): what is done meanwhile failed (more: colearn-hpc explain configuration)"
+    assert capfd.readouterr().err == f"colearn-hpc: error: {said}\n"
 
 
 def test_regrouped_ranks_count_their_calls_anew():
@@ -434,7 +465,7 @@ def test_what_one_has_and_the_other_has_not():
 
 def test_ranks_of_a_data_center_that_differ():
     said = talk(Present(), site=FakeSite(others=["mine", "other"]))
-    with pytest.raises(FingerprintError, match=r"^mine is not other$") as error:
+    with pytest.raises(FingerprintError, match=r"^mine is not other\n") as error:
         said.agree("mine", lambda mine, other: f"{mine} is not {other}")
     assert not is_everywhere(error.value) and said.between.came == []
     talk(site=FakeSite(rank=1)).agree("theirs", lambda mine, other: pytest.fail("the leader compares"))

@@ -241,7 +241,7 @@ def test_topics_for_people():
 
 # --- reports ----------------------------------------------------------------------------------------------
 
-REPORT = CenterReport("dc0", 64, 1.5, 0.5, 0.25, 400, 0.125, {"loss": 2.0}, {"val_loss": 1.0}, "out of luck")
+REPORT = CenterReport("dc0", 64, 1.5, 0.5, 0.25, 400, 0.125, {"loss": 2.0}, {"val_loss": 1.0}, "out of luck", loss=0.75)
 
 
 def test_reports_come_back():

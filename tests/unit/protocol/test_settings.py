@@ -7,7 +7,9 @@ import pytest
 from colearn_hpc import CoLearning
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.combine import combiner_of
+from colearn_hpc.algorithm.kept_model import LatestMean
 from colearn_hpc.algorithm.learning_rate import schedule_of
+from colearn_hpc.algorithm.local_correction import FedProx, Scaffold
 from colearn_hpc.algorithm.outer import OuterSGD
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.settings import CLASHES, Settings, describe
@@ -15,6 +17,7 @@ from colearn_hpc.protocol.settings import CLASHES, Settings, describe
 PREDICTIONS, AVERAGE = {"combine": "predictions"}, {"optimizer_state": "average"}
 SECURE = {"privacy": {"secure": True}}
 OUTER, WITHOUT = {"outer_optimizer": OuterSGD()}, {"on_failure": "continue_without"}
+PROX, LOCAL, KEPT = {"local_correction": FedProx()}, {"local_layers": "batch_norm"}, {"kept_model": LatestMean()}
 LEFT_OUT = (
     'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
     'out has no part of it. Use on_failure="stop"'
@@ -123,6 +126,43 @@ CASES = [
         "privacy: share_metrics and public_validation loosen secure=True, which is not set; without it all metrics "
         "travel. Set secure, or drop them",
     ),
+    (
+        PROX | PREDICTIONS,
+        'local_correction=FedProx(mu=0.01) pulls towards the shared model, and with combine="predictions" there is '
+        "none; drop one of the two",
+    ),
+    (
+        PROX | {"exchange": {"overlap": True}},
+        "exchange: overlap=True cannot be combined with local_correction=FedProx(mu=0.01): the shared model is not "
+        "where a round begins. Drop one of the two",
+    ),
+    (WITHOUT | {"local_correction": Scaffold()}, LEFT_OUT.format("local_correction=Scaffold()")),
+    (
+        LOCAL | PREDICTIONS,
+        'local_layers=batch_norm stay in their data center, and with combine="predictions" all layers do; drop one of '
+        "the two",
+    ),
+    (
+        LOCAL | AVERAGE,
+        'local_layers=batch_norm stay in their data center, and optimizer_state="average" would mix their optimizer '
+        'state; use "reset" or "keep"',
+    ),
+    (
+        KEPT | PREDICTIONS,
+        'kept_model=LatestMean(last=5) is made of shared models, and with combine="predictions" there are none; drop '
+        "one of the two",
+    ),
+    (
+        KEPT | {"exchange": {"overlap": True}},
+        "exchange: overlap=True cannot be combined with kept_model=LatestMean(last=5): both show another model than is "
+        "trained. Drop one of the two",
+    ),
+    (WITHOUT | KEPT, LEFT_OUT.format("kept_model=LatestMean(last=5)")),
+    (
+        KEPT | {"exchange": {"lanes": 2}},
+        "exchange: lanes=2 cannot be combined with kept_model=LatestMean(last=5): its state is the leader's. Drop one "
+        "of the two",
+    ),
 ]
 
 
@@ -196,6 +236,12 @@ IMPOSSIBLE = [
     (
         {"outer_optimizer": "sgd"},
         "outer_optimizer='sgd' has no `step(previous, mean, state)` method; use OuterSGD",
+    ),
+    ({"local_correction": "prox"}, "local_correction='prox' has no method `correct`; use FedProx or Scaffold"),
+    ({"kept_model": 5}, "kept_model=5 has no method `keep`; use LatestMean"),
+    (
+        {"local_layers": "bn"},
+        'local_layers must be "batch_norm" or a list of layers\' names, such as ["network.head"]; found \'bn\'',
     ),
 ]
 

@@ -1,12 +1,13 @@
 """Study files, and the grid they mean."""
 
+import importlib
 import math
 
 import pytest
 
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies.grid import expand
-from colearn_hpc.studies.methods import ARMS, completed
+from colearn_hpc.studies.methods import ARMS, LABELS, completed, label
 from colearn_hpc.studies.settings import lookup, merged
 from colearn_hpc.studies.study_file import read_study
 
@@ -77,9 +78,31 @@ def test_qsr_derives_its_alpha_from_rate_and_first_interval():
         completed(merged({"colearning": {"local_epochs": 4}}, ARMS["qsr"]))
 
 
+def test_rules_that_depend_on_the_budget_are_spelled_out():
+    base = {"colearning": {"local_epochs": 4}, "trainer": {"max_epochs": 30}}
+    for arm, name, arguments in (
+        ("post-local", "PostLocalEpochs", {"switch": 15, "after": 4}),
+        ("decaying", "DecayingEpochs", {"initial": 4}),
+        ("adacomm", "AdaptiveEpochs", {"initial": 4}),
+    ):
+        rule = completed(merged(base, ARMS[arm]))["colearning"]["local_epochs_rule"]
+        assert rule == {"class_path": f"colearn_hpc.{name}", "init_args": arguments}
+    with pytest.raises(ConfigurationError, match="half of the budget"):
+        completed(merged({"colearning": {"local_epochs": 4}}, ARMS["post-local"]))
+
+
+def test_every_arm_has_a_label_and_names_what_exists():
+    for arm, settings in ARMS.items():
+        assert label(arm) and arm.removesuffix("-k1") in LABELS
+        for made in (value for value in settings.values() if isinstance(value, dict) and "class_path" in value):
+            package, name = made["class_path"].rsplit(".", 1)
+            getattr(importlib.import_module(package), name)(**made.get("init_args", {}))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"link": {"megabits": 0}}, "link: megabits must be a positive number"),
         ({"arms": ["clr+lie"]}, r"did you mean 'clr\+ile'"),
         ({"arms": []}, "must be a list of names"),
         ({"arms": {"vanilla": {"ranks": "some"}}}, "center or all"),

@@ -1,0 +1,57 @@
+"""What ``fit`` takes beside the arguments of Trainer, model, data and CoLearning; its ``--help`` is made of it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+METHODS = ("colearning", "vanilla", "ensemble", "single")
+SET_BY_US = ("centers", "run_dir")  # arguments of CoLearning that come from the options below
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: without the dashes.
+        type: what jsonargparse makes of its value.
+        value: how help calls the value.
+        default: its value where it is left out.
+        help: what it means, one sentence.
+    """
+
+    name: str
+    type: Any
+    value: str
+    default: Any
+    help: str
+
+    @property
+    def is_switch(self) -> bool:
+        """``--name`` alone means true."""
+        return self.type is bool
+
+
+OPTIONS = (
+    Option("name", str, "NAME", "run", "Name of the run; its folder is RUNS/NAME."),
+    Option("runs", str, "RUNS", "runs", "Folder of run folders."),
+    Option(
+        "centers",
+        int | list[int] | None,
+        "K",
+        None,
+        "Number of equal data centers, or their sizes in ranks, as in [4,4,2]. Left out: COLEARN_CENTER in each rank's "
+        "environment names its data center, or every rank is one.",
+    ),
+    Option("resume", bool, "", False, "Continue RUNS/NAME where it stopped; harmless on a first start."),
+    Option("overwrite", bool, "", False, "Start anew in an existing RUNS/NAME."),
+    Option(
+        "method",
+        Literal[METHODS],
+        "METHOD",
+        "colearning",
+        "colearning; vanilla: one data center holds all shards; ensemble: no exchange, predictions are averaged; "
+        "single: one data center's data only.",
+    ),
+)

@@ -1,0 +1,61 @@
+"""An error in any hook of model, data module, callback or logger, in one rank of one data center, ends all ranks: with
+one message, with nobody left behind, in time; what it says stays in its data center."""
+
+import json
+
+import pytest
+from hooks import OWNERS, hooks
+
+pytestmark = pytest.mark.mpi
+CASES = [(ranks, owner, hook) for ranks in (1, 2) for owner in OWNERS for hook in hooks(owner)]
+
+
+def world_rank(ranks, owner, hook):
+    """Who raises: in either data center, leaders and others."""
+    return sum(map(ord, f"{owner}.{hook}")) % (2 * ranks)
+
+
+@pytest.fixture(scope="module")
+def ended(request, launch, tmp_path_factory):
+    """(ranks, owner, hook) -> the folder of the case, and whether processes were left behind."""
+    chosen = [item.callspec.params["case"] for item in request.session.items if item.module is request.module]
+    found = {}
+    for ranks in (1, 2):
+        mine = [case for case in chosen if case[0] == ranks]
+        folder = tmp_path_factory.mktemp(f"hooks{ranks}")
+        (folder / "cases.json").write_text(json.dumps([[o, h, world_rank(ranks, o, h)] for _, o, h in mine]))
+        first = 0
+        while first < len(mine):
+            done = launch(2 * ranks, "hooks.py", folder / "cases.json", first, timeout=3600)
+            last = max((int(path.name) for path in folder.iterdir() if path.is_dir()), default=first)
+            # A case that ended the processes has said so on some rank, and left no codes.
+            for number in range(first, last + 1):
+                found[mine[number]] = (folder / str(number), done.orphans if number == last else [])
+            (folder / str(last) / "launcher.txt").write_text(f"{done.code}\n{done.out}\n{done.err}")
+            first = last + 1
+    return found
+
+
+@pytest.mark.exhaustive(sample=10)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}.{case[2]}-L{case[0]}")
+def test_an_error_in_a_hook(ended, case):
+    ranks, _, hook = case
+    folder, orphans = ended[case]
+    said = {path.stem: path.read_text() for path in sorted(folder.glob("*.err"))}
+    launcher = folder / "launcher.txt"
+    text = "\n".join(said.values()) + (launcher.read_text() if launcher.exists() else "")
+    codes = {path.stem: int(path.read_text()) for path in folder.glob("*.code")}
+    assert orphans == [] and "Timeout (" not in text, text
+    raised = list(folder.glob("*.struck"))
+    if not raised:  # it is no hook of a fit
+        assert set(codes.values()) == {0}, text
+        return
+    assert all(codes.values()) if codes else not (folder / "run" / "shared.ckpt").exists(), (codes, text)
+    assert text.count("colearn-hpc: error:") == 1, text
+    assert f"patient 4711 in {hook}" in text  # in the output of its own rank
+    others = "".join(text for rank, text in said.items() if int(rank) // ranks != world_rank(*case) // ranks)
+    logs = [
+        path for path in folder.glob("run/centers/*/log.txt") if path.parent.name != f"dc{world_rank(*case) // ranks}"
+    ]
+    open_files = [*folder.glob("run/*.json*"), *folder.glob("run/status/*"), *logs]
+    assert "4711" not in others + "".join(path.read_text() for path in open_files)
