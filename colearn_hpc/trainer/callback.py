@@ -71,7 +71,7 @@ from colearn_hpc.trainer.resume_points import check_same_place, find_resume_poin
 from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
-from colearn_hpc.trainer.sums import WholeSums
+from colearn_hpc.trainer.sums import Hiding, WholeSums
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
 from colearn_hpc.trainer.writing import remove_leftovers
 
