@@ -23,7 +23,12 @@ $(VENV)/.base: constraints.txt setup.py
 	test -x $(DEV)/python || $(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(DEV)/pip install --quiet --constraint constraints.txt --editable ".[mpi,timm,privacy,federation,dev]"
+	$(DEV)/pip install --quiet --no-deps --constraint constraints.txt --upgrade --target .venv-dev/examples $(EXAMPLES)
 	touch $@
+
+# What some examples need. Apart, for torchmetrics imports transformers wherever it finds it; their other requirements
+# are there, and torch must stay as it is.
+EXAMPLES := transformers peft monai accelerate psutil regex tokenizers
 
 # -- what people type -----------------------------------------------------------------------------
 

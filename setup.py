@@ -69,6 +69,7 @@ setup(
         "pytorch-lightning>=2.6,<2.7",
         "PyYAML>=6",
         "rich>=13.7",
+        "safetensors>=0.4",
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "soundfile>=0.12",  # decodes WAV; its wheels bring libsndfile
@@ -88,6 +89,8 @@ setup(
         "federation": ["cryptography>=42", "grpcio>=1.60", "msgpack>=1.0"],
         # The documentation site (`make docs`).
         "docs": ["mkdocstrings-python>=2.0", "zensical>=0.0.73"],
+        # What examples/ need besides (and `timm`).
+        "examples": ["monai>=1.4", "peft>=0.14", "transformers>=4.48"],
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",

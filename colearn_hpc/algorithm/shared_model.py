@@ -51,6 +51,7 @@ class FlatModel:
     Attributes:
         size: length of the vector.
         parameter_size: length of its leading part, the parameters.
+        is_narrow: whether some tensor holds fewer digits than the vector: what is unpacked is then rounded.
         entries: one :class:`FlatEntry` per tensor, in order.
     """
 
@@ -62,6 +63,7 @@ class FlatModel:
         self._sources = [_real(tensor.detach()).reshape(-1) for tensor in self._tensors]
         self.on_gpu = any(tensor.is_cuda for tensor in self._tensors)
         self.dtype = torch.float64 if any(_real(t).dtype == torch.float64 for t in self._tensors) else torch.float32
+        self.is_narrow = any(_real(tensor).dtype != self.dtype for tensor in self._tensors)
         entries, offset = [], 0
         self.parameter_size = 0
         for index, (name, tensor) in enumerate(named):
@@ -150,6 +152,19 @@ class FlatModel:
             source = vector[entry.offset : entry.offset + entry.length].view(target.shape)
             target.copy_(source, non_blocking=self.on_gpu)
         self.wait()
+
+    @torch.no_grad()
+    def round_(self, vector: Tensor) -> None:
+        """Make a flat vector of shape ``(size,)`` what the tensors hold once it is unpacked, in place.
+
+        Equation 4 is about shared models that exist: a mean of bfloat16 models that moves by less than their last digit
+        has not moved any model.
+        """
+        self._check_length(vector)
+        if self.is_narrow:
+            for entry, tensor in zip(self.entries, self._tensors, strict=True):
+                part = vector[entry.offset : entry.offset + entry.length]
+                part.copy_(part.to(_real(tensor).dtype))
 
     def _at(self, place: int) -> tuple[FlatEntry, Tensor]:
         """The entry that holds element ``place``, and its tensor as a flat one."""

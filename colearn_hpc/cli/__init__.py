@@ -17,9 +17,13 @@ from colearn_hpc.errors import ColearnError
 # command -> (module with a main(argv), what it does)
 COMMANDS = {
     "fit": ("fit", "co-train one model over all data centers; start it with mpirun, srun or `launch`"),
-    "validate": ("fit", "evaluate a checkpoint on the validation data"),
-    "test": ("fit", "evaluate a checkpoint on the test data"),
-    "predict": ("fit", "run a checkpoint over the test data"),
+    "validate": ("evaluate", "evaluate the shared model of a run folder on the validation data"),
+    "test": ("evaluate", "evaluate the shared model of a run folder on the test data"),
+    "predict": (
+        "evaluate",
+        "run the shared model of a run folder over the test data, and write what it says to a file",
+    ),
+    "export": ("export", "write the shared model of a run folder as an ordinary file (.ckpt, .safetensors)"),
     "launch": ("launch", "find mpirun and start a command on all ranks of one machine"),
     "data": ("data", "prepare one data file per data center, and check them"),
     "study": ("study", "run a comparison of methods (a grid of runs) and write its report"),
@@ -67,20 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         says = hint or f"there are {', '.join(COMMANDS)}"
         print(f"colearn-hpc: error: no command {command!r}; {says}", file=sys.stderr)
         return 2
-    if COMMANDS[command][0] == "fit" and _helped(command, arguments[1:]):
+    lightning = COMMANDS[command][0] in ("fit", "evaluate")
+    if lightning and _helped(command, arguments[1:]):
         return 0
     if command == "fit":
         # Before the heavy imports: a warning of the batch system that finds no handler kills.
         importlib.import_module("colearn_hpc.trainer.signals").listen()
-    if COMMANDS[command][0] == "fit":
+    if lightning:
         import_torchmetrics()  # before Lightning does: with a torchvision that does not load, and without scipy.signal
     try:
         module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")
     except ColearnError as error:  # an extra that is not installed
         print(f"colearn-hpc: error: {error}", file=sys.stderr)
         return 2
-    # `fit` and its siblings are subcommands of one LightningCLI, which wants to see their name.
-    return int(module.main(arguments if COMMANDS[command][0] == "fit" else arguments[1:]))
+    # These are subcommands of a LightningCLI, which wants to see their name.
+    return int(module.main(arguments if lightning else arguments[1:]))
 
 
 def describe(command: str) -> str:

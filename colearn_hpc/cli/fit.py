@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from colearn_hpc.cli.options import OPTIONS, SET_BY_US
 from colearn_hpc.cli.usage import in_one_line
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
+from colearn_hpc.mpi.topology import CentersSpec
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import is_lost_peer
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
@@ -45,6 +46,8 @@ from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.environment import DataCenterEnvironment
 from colearn_hpc.trainer.inject import FaultInjector
+from colearn_hpc.trainer.lightning_gaps import group_run
+from colearn_hpc.trainer.local_model import LocalModel
 from colearn_hpc.trainer.outputs import claim_folder
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.progress import RunProgress
@@ -94,6 +97,10 @@ class ColearnCLI(LightningCLI):
             seed_everything_default=0,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         # Errors are collected from all ranks and printed once, so the parser may not exit by itself.
         return super().init_parser(exit_on_error=False, **kwargs)
@@ -119,9 +126,7 @@ class ColearnCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Join the data centers, and check what was set. Collective over the world."""
-        centers, self.notice = self._setting("centers"), ""
-        if self.subcommand == "fit":
-            centers, self.notice = arrange(self.config[self.subcommand])
+        centers, self.notice = self._data_centers()
         environment = DataCenterEnvironment(centers)
         self.center, self.environment = environment.center, environment
         shares = self.subcommand == "fit" and bool(self._setting("colearning")["share_tracebacks"])
@@ -133,6 +138,10 @@ class ColearnCLI(LightningCLI):
         if self.subcommand == "fit":
             self._check_budget()
             self._prepare_folder()
+
+    def _data_centers(self) -> tuple[CentersSpec, str]:
+        """What divides the ranks into data centers, and a line for people. Collective over the world."""
+        return arrange(self.config[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -155,9 +164,14 @@ class ColearnCLI(LightningCLI):
             kwargs["logger"] = [csv, TensorBoardLogger(self.center_folder, name="logs", version=csv.version)]
         elif settings["logger"] is None:
             kwargs["logger"] = False
+        if self.subcommand == "fit" and len(center.topology.centers) > 1:
+            for logger in _as_list(kwargs.get("logger", settings["logger"])):
+                group_run(logger, self.folder.name, center.name)
         callbacks = _as_list(settings["callbacks"])
         if self.subcommand == "fit":
             colearning = self._get(self.config_init, "colearning")
+            if len(center.topology.centers) > 1 and colearning.settings.combine == "weights":
+                callbacks.append(LocalModel(colearning.standing, center))
             callbacks.append(colearning)
             if self._setting("inject"):
                 callbacks.append(FaultInjector(self._setting("inject"), colearning.standing))
@@ -233,8 +247,11 @@ class ColearnCLI(LightningCLI):
 
     def _check_name(self) -> None:
         name, checkpoint = self._setting("name"), self._setting("ckpt_path")
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        parts = Path(name).parts  # none of "." and ""
+        if not parts or Path(name).is_absolute() or ".." in parts or not name.isprintable():
             raise ConfigurationError(f"name {name!r} must be that of a folder in runs={self._setting('runs')}")
+        if max(len(os.fsencode(part)) for part in parts) > 200:  # temporary names are longer, and 255 is the end
+            raise ConfigurationError(f"name {name[:40]!r}... has {len(name)} characters; use 200 at most")
         special = ("last", "best", "hpc")
         if checkpoint and checkpoint not in special and "://" not in checkpoint and not Path(checkpoint).exists():
             raise ConfigurationError(
@@ -301,9 +318,11 @@ class ColearnCLI(LightningCLI):
             ).on_all_ranks()
         if self._setting("overwrite") and self.center.is_leader:
             old = [*self.center_folder.glob("resume-*.ckpt"), self.center_folder / "faults.jsonl"]
+            old += [self.center_folder / "local.ckpt"]
             old += [self.center_folder / "status.json", self.folder / "status" / f"{self.center.name}.json"]
             if self.center.is_first:
-                old += [self.folder / name for name in ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt")]
+                of_run = ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt", "cross_site.json")
+                old += [self.folder / name for name in of_run]
             for path in old:
                 path.unlink(missing_ok=True)
         try:
@@ -369,8 +388,13 @@ def _own(error: BaseException) -> BaseException:
     return inner if inner is not None and isinstance(error, ValueError) else error
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``; returns the exit code."""
+def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> int:
+    """Run ``fit``, or another command of Lightning's; returns the exit code.
+
+    Args:
+        argv: the command and its arguments.
+        cli: what runs it.
+    """
     sys.argv = ["colearn-hpc", *argv]  # LightningCLI reads it
     rank, size = launched_as()
     session = Session()
@@ -383,7 +407,7 @@ def main(argv: Sequence[str]) -> int:
         warnings.simplefilter("ignore")
     try:
         with contextlib.redirect_stdout(None if rank else sys.stdout):
-            ColearnCLI(session)
+            cli(session)
         return 0
     except BaseException as raised:
         if isinstance(raised, SystemExit) and (session.place is None or is_everywhere(raised)):

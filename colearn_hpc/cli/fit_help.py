@@ -14,7 +14,7 @@ from pathlib import Path
 
 from colearn_hpc._torchmetrics import import_torchmetrics
 from colearn_hpc.cli import describe
-from colearn_hpc.cli.options import OPTIONS, SET_BY_US
+from colearn_hpc.cli.options import EVALUATION, OPTIONS, SET_BY_US
 
 _CALLBACK = Path(__file__).parents[1] / "trainer" / "callback.py"
 _INDENT = 6
@@ -59,7 +59,15 @@ def page(command: str, width: int | None = None) -> str:
     groups = [("the run", own), ("model and data", list(_MODEL)), ("more", list(_MORE))]
     if command == "fit":
         groups.insert(1, ("co-learning (in a file: under `colearning:`)", list(colearning_options())))
-    lines = [f"usage: colearn-hpc {command} --config FILE [options]", "", *textwrap.wrap(describe(command), width)]
+    usage = [f"usage: colearn-hpc {command} --config FILE [options]"]
+    if command in EVALUATION:
+        usage = [
+            f"usage: colearn-hpc {command} RUN [options]",
+            f"       colearn-hpc {command} --config FILE --ckpt_path FILE",
+        ]
+        run = ("RUN", "A run folder, as runs/quickstart: its config.yaml and its shared.ckpt are taken.")
+        groups.insert(0, (command, [run, *EVALUATION[command]]))
+    lines = [*usage, "", *textwrap.wrap(describe(command), width)]
     for title, options in groups:
         lines += ["", f"{title}:"]
         for option, text in options:

@@ -55,3 +55,22 @@ OPTIONS = (
         "single: one data center's data only.",
     ),
 )
+
+# What `validate`, `test` and `predict` take beside a run folder: command -> (option, what it means).
+EVALUATION = {
+    "validate": (
+        (
+            "--cross-site",
+            "Every data center's own model and the shared one, on every data center's validation data, as a matrix. "
+            "Models then travel to the other data centers.",
+        ),
+    ),
+    "test": (),
+    "predict": (
+        (
+            "--out FILE",
+            "Where to write, .h5 or .csv; {center} becomes the data center's name. "
+            "(default: RUN/centers/NAME/predictions.h5)",
+        ),
+    ),
+}

@@ -43,6 +43,7 @@ log = logging.getLogger("colearn_hpc")
 CENTER_VARIABLE = "COLEARN_CENTER"
 CentersSpec: TypeAlias = "int | list[int] | None"
 
+_roll_calls: list[RollCall] = []  # of this process's joins over the whole world, in order
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a name becomes a folder
 
 
@@ -91,9 +92,10 @@ class Topology:
         if len(set(names)) != len(names):
             raise TopologyError(f"data centers need different names, found {names}")
         for name in names:
-            if not _NAME.fullmatch(name):
+            if not _NAME.fullmatch(name) or len(name) > 100:
                 raise TopologyError(
-                    f"a data center is named {name!r}; a name becomes a folder, so use letters, digits, '.', '_', '-'"
+                    f"a data center is named {name[:110]!r}; a name becomes a folder, so use letters, digits, '.', "
+                    "'_', '-', and at most 100 of them"
                 )
 
     @classmethod
@@ -240,6 +242,8 @@ class DataCenter:
         from mpi4py import MPI
 
         world = MPI.COMM_WORLD if comm is None else comm
+        if comm is None and _roll_calls:
+            _roll_calls[-1].wait()  # who has ended since the first join() will not come to this one
         _check_one_world(world.Get_size(), os.environ)
         host = platform.node()
         spec = list(centers) if isinstance(centers, tuple) else centers
@@ -264,6 +268,8 @@ class DataCenter:
             told = [one.leader for one in topology.centers if one is not mine] if leads else [mine.leader]
             roll_call = RollCall(world, told, topology.describe_rank)
             atexit.register(roll_call.leave)
+            if comm is None:
+                _roll_calls.append(roll_call)
         return cls(
             topology=topology,
             world_rank=world_rank,

@@ -46,6 +46,10 @@ class CenterReport:
     model: str = ""
     loss: float = math.nan
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.loss):
+            object.__setattr__(self, "loss", math.nan)  # this one NaN, so that reports can be equal
+
     def to_be_told(self, settings: Settings) -> CenterReport:
         """What the others may know of it: with secure sums, nothing that was measured on this data center's data."""
         if not settings.secure or settings.share_metrics:

@@ -81,7 +81,8 @@ class PastRound:
         match plain:
             case [int(index), int(epochs), float() | int() as change, int(done), float() | int() as rate, loss]:
                 if isinstance(loss, float | int):
-                    return cls(index, epochs, float(change), done, float(rate), float(loss))
+                    measured = math.nan if math.isnan(loss) else float(loss)  # one NaN, so that states can be equal
+                    return cls(index, epochs, float(change), done, float(rate), measured)
         raise PlainError(f"no past round: {plain!r:.200}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from colearn_hpc.studies import tables
 from colearn_hpc.studies.blocks import Block, Details, Fact, Facts, Notice, Numbers, Paragraph
 from colearn_hpc.studies.confusion import confusion_figure
+from colearn_hpc.studies.cross_site import cross_site_blocks
 from colearn_hpc.studies.figures import run_figures, slug
 from colearn_hpc.studies.run_folder import RunFolder
 from colearn_hpc.studies.words import date, duration, megabytes, times, value
@@ -23,7 +24,8 @@ def run_blocks(run: RunFolder, prefix: str, folder: str = "") -> list[Block]:
         prefix: of its figures' names.
         folder: the run folder as seen from the report, with a slash at its end; empty: the report lies in it.
     """
-    figure = confusion_figure(run, slug(prefix))  # before the problems are listed: it may add one
+    # Before the problems are listed: these may add some.
+    figure, cross_site = confusion_figure(run, slug(prefix)), cross_site_blocks(run)
     blocks: list[Block] = []
     if numbers := headline(run):
         blocks.append(Numbers(numbers))
@@ -35,7 +37,7 @@ def run_blocks(run: RunFolder, prefix: str, folder: str = "") -> list[Block]:
         blocks.append(Paragraph(_comparison_in_words(run)))
     blocks += run_figures(run, slug(prefix))
     blocks += [figure] if figure else []
-    blocks += [tables.round_table(run), tables.center_table(run)]
+    blocks += [*cross_site, tables.round_table(run), tables.center_table(run)]
     if settings := _settings(run):
         blocks.append(Details("Settings", [Facts(settings)]))
     return blocks

@@ -230,7 +230,7 @@ class SharedModel:
                 f"round {round_index}: NaN or Inf in the mean ({name}), though every model in it is "
                 "finite: a step since the last shared model is too large for the codec; set exchange: {codec: fp32}"
             )
-        if self._outer is not None:
+        if self._outer is not None or model.is_narrow:
             return relative_change(shared[: model.parameter_size], self._last(model))
         return facts.squares.relative_change
 
@@ -395,6 +395,7 @@ class SharedModelAverager:
             vector, outer_state = shared.stepped(model, vector)
         if changes:
             facts = means.spread(vector, facts)
+            model.round_(vector)
         seconds = time.monotonic() - clock
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.

@@ -45,7 +45,14 @@ from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import check_trainer, join_trainer, joined_center
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.epoch_start import EpochStart
-from colearn_hpc.trainer.fingerprint import check_data, check_unchanged, fingerprint, meaning, terms
+from colearn_hpc.trainer.fingerprint import (
+    check_data,
+    check_lengths,
+    check_unchanged,
+    fingerprint,
+    meaning,
+    terms,
+)
 from colearn_hpc.trainer.keeping import KeptModelAverager
 from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
@@ -208,7 +215,8 @@ class CoLearning(Callback):
     def log(self, function: Any) -> None:
         # Lightning sets this right before it prepares data; no hook comes as early.
         vars(self)["log"] = function
-        self._before_data(function.__self__.trainer)
+        if isinstance(module := getattr(function, "__self__", None), pl.LightningModule):
+            self._before_data(module.trainer)
 
     def _before_data(self, trainer: pl.Trainer) -> None:
         """Collective over the world where it has not joined yet."""
@@ -249,7 +257,7 @@ class CoLearning(Callback):
             folder.writes_shared, folder.lock = writes_shared, lock
             if lock is not None:
                 remove_leftovers(path)
-            separate_outputs(trainer, place)
+            separate_outputs(trainer, place, path.resolve().name)
             if trainer.progress_bar_callback is not None and place.center.index != 0:
                 trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
@@ -333,6 +341,7 @@ class CoLearning(Callback):
             if self.settings.optimizer_state == "reset":
                 reset_state(trainer.optimizers)
             skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
+        check_lengths(trainer, self._placed)
         run.note(data=check_data(trainer, dict(run.state.data)))
         # Others see the digest alone (`data` in rounds.jsonl); here a site can tell what it stands for.
         log.info("trains on %s: %s", digest_of_texts(run.state.data) or "unnamed data", dict(run.state.data))

@@ -123,7 +123,9 @@ class EnsembleAverager:
         share = None
         if self._probabilities:
             probabilities, targets = torch.cat(self._probabilities).clone(), torch.cat(self._targets).clone()
-            share = (evaluated_indices(trainer, len(targets)), probabilities, targets)
+            loaders = trainer.val_dataloaders
+            loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+            share = (evaluated_indices(loader, len(targets)), probabilities, targets)
         self._probabilities, self._targets = [], []
         shares = site.gather(share)
         whole = None
@@ -149,10 +151,8 @@ class EnsembleAverager:
         return metrics_of(module, mean.view(probabilities.shape), targets)
 
 
-def evaluated_indices(trainer: pl.Trainer, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Positions in the evaluation set of the ``count`` examples that this rank evaluated, in its order."""
-    loaders = trainer.val_dataloaders
-    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+def evaluated_indices(loader: Any, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions in a loader's data of the ``count`` examples that this rank evaluated, in its order."""
     sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
     if sampler is None or isinstance(getattr(loader, "dataset", None), torch.utils.data.IterableDataset):
         return np.arange(count)

@@ -10,8 +10,9 @@ import torch
 from torch.nn.parameter import UninitializedParameter
 
 from colearn_hpc._version import NUMERICS, PROTOCOL
-from colearn_hpc.errors import ConfigurationError, FingerprintError
+from colearn_hpc.errors import ConfigurationError, DataError, FingerprintError
 from colearn_hpc.trainer.lightning_gaps import callbacks_of
+from colearn_hpc.trainer.place import Place
 
 
 def fingerprint(trainer: pl.Trainer, module: pl.LightningModule, settings: dict[str, str]) -> dict[str, str]:
@@ -99,6 +100,24 @@ def terms(trainer: pl.Trainer) -> dict[str, str]:
         if callable(of_callback := getattr(callback, "terms", None)):
             said |= {str(key): str(value) for key, value in of_callback().items()}
     return said
+
+
+def check_lengths(trainer: pl.Trainer, place: Place) -> None:
+    """Check that all ranks of a data center train on equally many batches: in the last ones some would wait for ever.
+
+    Collective over the data center. Loaders that do not know their length are believed.
+
+    Raises:
+        DataError: on all ranks of a data center that differ.
+    """
+    batches = trainer.num_training_batches
+    number = -1 if batches == float("inf") else int(batches)
+    most, fewest = place.site.largest(number, -number)
+    if most != -fewest and -fewest >= 0:
+        raise DataError(
+            f"the ranks of data center {place.center.name} have between {-fewest} and {most} batches in a local epoch, "
+            "and take their steps together; give all equally many (DistributedSampler, or drop_last)"
+        )
 
 
 def meaning(trainer: pl.Trainer) -> dict[str, str]:

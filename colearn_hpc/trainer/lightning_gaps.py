@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.fetchers import _DataLoaderIterDataFetcher
 from pytorch_lightning.utilities.parsing import lightning_hasattr, lightning_setattr
 from torch import Tensor
@@ -130,11 +130,41 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: 
         raise problem
 
 
-def rename_version(logger: CSVLogger | TensorBoardLogger, suffix: str) -> None:
-    """Append to a logger's version, after it has made its folder: 2.6 makes it before a callback's first hook."""
-    base = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    logger._version = f"{base}-{suffix}"
+def rename_version(logger: CSVLogger | TensorBoardLogger, version: int | str, suffix: str) -> None:
+    """Set a logger's version, after it has made its folder: 2.6 makes it before a callback's first hook.
+
+    The old folder stays, so that the next run gets another number.
+    """
+    base = version if isinstance(version, str) else f"version_{version}"
+    logger._version = f"{base}-{suffix}" if base else suffix
     logger._experiment = None
+
+
+def group_run(logger: Logger, run_name: str, center: str) -> None:
+    """Have a service show the runs of all data centers as one group, before 2.6 makes this one: it does so before a
+    callback's first hook. What the user has set stays, but for the data center's name at the end of the run's.
+
+    Args:
+        logger: W&B's and MLflow's are known; others are left as they are.
+        run_name: of the run folder.
+        center: the data center's name.
+    """
+    if isinstance(logger, WandbLogger) and logger._experiment is None:
+        settings = logger._wandb_init
+        settings["group"] = settings.get("group") or run_name
+        settings["name"] = logger._name = f"{settings.get('name') or run_name}-{center}"
+    elif isinstance(logger, MLFlowLogger) and not logger._initialized and logger._run_id is None:
+        logger._run_name = f"{logger._run_name or run_name}-{center}"
+
+
+def mark_run(logger: Logger, run_name: str, center: str) -> None:
+    """Write into a service's run to which run and data center it belongs, so that the user can group by it there."""
+    marks = {"colearn_run": run_name, "data_center": center}
+    if isinstance(logger, WandbLogger):
+        logger.experiment.config.update(marks, allow_val_change=True)
+    elif isinstance(logger, MLFlowLogger) and logger.run_id is not None:
+        for key, value in marks.items():
+            logger.experiment.set_tag(logger.run_id, key, value)
 
 
 def wants_stop(trainer: pl.Trainer) -> bool:

@@ -54,7 +54,8 @@ def set_rates(optimizers: Sequence[Optimizer], rates: Sequence[Sequence[float]])
 
 def first_rate(optimizers: Sequence[Optimizer]) -> float:
     """The current rate of the first parameter group: the one that is logged. 0 without an optimizer."""
-    return float(optimizers[0].param_groups[0]["lr"]) if optimizers else 0.0
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]  # Lightning's stand-in has none
+    return float(groups[0]["lr"]) if groups else 0.0
 
 
 def reset_state(optimizers: Sequence[Optimizer]) -> None:

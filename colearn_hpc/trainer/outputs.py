@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -11,7 +12,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.messages import Topic, TopicKind
-from colearn_hpc.trainer.lightning_gaps import callbacks_of, rename_version
+from colearn_hpc.trainer.lightning_gaps import callbacks_of, mark_run, rename_version
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import save_atomically
 from colearn_hpc.trainer.writer_lock import WriterLock, hold, is_held_by
@@ -19,21 +20,26 @@ from colearn_hpc.trainer.writer_lock import WriterLock, hold, is_held_by
 log = logging.getLogger("colearn_hpc")
 
 
-def separate_outputs(trainer: pl.Trainer, place: Place) -> None:
-    """Give each data center its own logger version and checkpoint folder where they would collide.
+def separate_outputs(trainer: pl.Trainer, place: Place, run_name: str) -> None:
+    """Give each data center its own logger version, and its own checkpoint folder where they would collide.
 
-    The first data center keeps what the user set; the others get its data center's name appended.
-    Collective over the world.
+    Versions of loggers end in the data center's name, unless a folder above is named so. A checkpoint folder stays as
+    it was set in the first data center; the others have one of their name in it. In services such as MLflow and W&B,
+    which make a run for each leader, these are marked as belonging together. Collective over the world.
     """
     center = place.center
     if place.alone:
         return
     for logger in trainer.loggers:
         if not isinstance(logger, CSVLogger | TensorBoardLogger):
-            continue  # services such as MLflow or W&B make a run of its own for each leader
-        folder = str(Path(logger.log_dir).resolve())
-        if _collides(place, "logger", folder) and center.index != 0:
-            rename_version(logger, center.name)
+            if center.is_leader:
+                mark_run(logger, run_name, center.name)
+            continue
+        # Lightning numbers versions by what lies there: the same moment gives one data center 0 and another 1.
+        topic = Topic(TopicKind.OUTPUT_FOLDERS, detail="logger")
+        version = place.conversation.decide(topic, partial(getattr, logger, "version"))
+        if center.name not in Path(logger.log_dir).resolve().parts:
+            rename_version(logger, version, center.name)
     for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint):
             # ModelCheckpoint.setup, which runs after this, fills in the logger's folder if there is one.
@@ -55,20 +61,21 @@ def claim_folder(folder: Path, place: Place) -> tuple[bool, WriterLock | None]:
     """
     conversation, center = place.conversation, place.center
 
-    def held() -> WriterLock | None:
-        return hold(folder, center.start, lambda text: conversation.progress(lambda: text))
+    def held(start: str) -> WriterLock | None:
+        return hold(folder, start, lambda text: conversation.progress(lambda: text))
 
     lock: WriterLock | None = None
 
-    def take() -> None:
+    def take() -> str:
         nonlocal lock
-        lock = held()
+        lock = held(center.start)
+        return center.start
 
-    conversation.decide(Topic(TopicKind.RUN_FOLDER), take)
-    attendance = conversation.meet(Topic(TopicKind.FOLDER_SEEN), is_held_by(folder, center.start))
+    start = conversation.decide(Topic(TopicKind.RUN_FOLDER), take)
+    attendance = conversation.meet(Topic(TopicKind.FOLDER_SEEN), is_held_by(folder, start))
     writes_shared = center.index == 0 or not attendance.contents[center.index]
     if writes_shared and center.is_leader and not conversation.presides:
-        lock = held()  # on a file system of its own
+        lock = held(start)  # on a file system of its own
     return writes_shared, lock
 
 

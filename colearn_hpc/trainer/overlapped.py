@@ -131,6 +131,7 @@ class OverlappedAverager(SharedModelAverager):
 
         clock, result = time.monotonic(), self.shared.buffer(model)
         facts = means.spread(result, means.finish() if means.carries else None)
+        model.round_(result)
         seconds = time.monotonic() - clock
         decision = conversation.decide(
             Topic(TopicKind.MEAN, round_index),

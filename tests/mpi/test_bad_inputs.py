@@ -98,6 +98,9 @@ CASES = {
     "too few in sizes": option("centers=[1]", "centers=[1] needs 1 ranks, found 2"),
     # Folders
     "no name": option("name=", "name '' must be that of a folder"),
+    "name is the folder of all": option("name=.", "name '.' must be that of a folder"),
+    "name with an escape": option("name=a\x1b[2Jb", "must be that of a folder"),
+    "name too long": option(f"name={'a' * 300}", "has 300 characters; use 200 at most"),
     "name leads out": option("name=../../x", "name '../../x' must be that of a folder"),
     "name is absolute": option("name=/tmp/x", "name '/tmp/x' must be that of a folder"),
     "runs cannot be made": option("runs=/proc/nowhere", "choose another --runs"),

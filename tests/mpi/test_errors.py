@@ -187,10 +187,13 @@ def test_exception_in_a_users_step(launch, tmp_path):
     done = launch(RANKS, "exit_codes.py", tmp_path / "cases.json", timeout=120)
     assert done.code != 0 and done.orphans == []
     said = message(tmp_path, "raise", 1)
-    assert the_error(said).count("RuntimeError: the user's code failed here") == 1
-    assert "the same error came back at the same batch" in said  # it was given one more chance
-    assert "data center dc1" in said and "in training_step" in said  # who, and where
-    assert "failed" in (tmp_path / "run" / "centers" / "dc1" / "log.txt").read_text()
+    assert the_error(said).startswith(" data center dc1: RuntimeError at faulty.py:")  # who, and where
+    assert "the same error came back at the same batch" in the_error(said)  # it was given one more chance
+    own = (tmp_path / "raise" / "1.err").read_text()
+    assert "RuntimeError: the user's code failed here" in own and "in training_step" in own
+    assert said.count("the user's code failed here") == own.count("the user's code failed here")
+    log = (tmp_path / "run" / "centers" / "dc1" / "log.txt").read_text()
+    assert "failed" in log and "RuntimeError: the user's code failed here" in log
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 

@@ -11,13 +11,6 @@ from colearn_hpc.models import Classifier, MultilabelTask
 from colearn_hpc.trainer.ensemble import evaluated_indices, in_order, metrics_of
 
 
-class Loaders:
-    """The part of a Trainer that is asked."""
-
-    def __init__(self, loader):
-        self.val_dataloaders = loader
-
-
 def shares(ranks: int, examples: int, batch: int):
     """What each rank evaluates of examples 0 … n-1; its probability and target are the example's number."""
     data = TensorDataset(torch.arange(examples))
@@ -26,7 +19,7 @@ def shares(ranks: int, examples: int, batch: int):
         sampler = DistributedSampler(data, ranks, rank, shuffle=False)
         loader = DataLoader(data, batch_size=batch, sampler=sampler)
         seen = torch.cat([x for (x,) in loader])
-        found.append((evaluated_indices(Loaders(loader), len(seen)), seen[:, None].float(), seen))
+        found.append((evaluated_indices(loader, len(seen)), seen[:, None].float(), seen))
     return found
 
 
@@ -38,8 +31,8 @@ def test_any_number_of_ranks_gives_every_example_once_in_order(ranks):
 
 def test_a_limited_validation_is_taken_as_far_as_it_went():
     loader = DataLoader(TensorDataset(torch.arange(10)), batch_size=4)
-    assert evaluated_indices(Loaders([loader]), 8).tolist() == list(range(8))
-    assert evaluated_indices(Loaders(None), 3).tolist() == [0, 1, 2]
+    assert evaluated_indices(loader, 8).tolist() == list(range(8))
+    assert evaluated_indices(None, 3).tolist() == [0, 1, 2]
 
 
 def test_one_label_uses_the_modules_own_metrics():

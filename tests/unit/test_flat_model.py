@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, infinite_buffers, squares
+from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite, infinite_buffers, relative_change, squares
 
 SHAPES = st.lists(st.sampled_from([(), (1,), (0,), (3, 5), (40,), (7, 1, 2)]), max_size=12)
 DTYPES = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
@@ -101,3 +101,21 @@ def test_buffers_that_are_infinite_by_design_are_left_out_while_they_stay_so():
     assert "mask" in [entry.name for entry in FlatModel.of(net, constant).entries]
     net.running_var[0] = torch.nan
     assert list(infinite_buffers(net)) == ["mask"]  # NaN is never by design
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_mean_is_rounded_to_what_the_module_holds(dtype):
+    """Eq. 4 between shared models that exist: a step below the last digit has moved nothing."""
+    module = nn.Linear(3, 2)
+    module.weight.data = module.weight.data.to(dtype)
+    model = FlatModel.of(module)
+    assert model.is_narrow and not FlatModel.of(nn.Linear(3, 2)).is_narrow
+    before = model.pack()
+    mean = before * (1 + 1e-6)
+    model.round_(mean)
+    weights = slice(0, 6)
+    assert torch.equal(mean[weights], before[weights])  # nothing but the bias, which is float32, has moved
+    assert not torch.equal(mean[6:], before[6:])
+    model.unpack(mean)
+    assert torch.equal(model.pack(), mean)  # it is what the module holds
+    assert relative_change(mean, before) < relative_change(before * (1 + 1e-6), before)

@@ -73,6 +73,8 @@ def test_number_and_names_that_agree():
         (2, ["a", "a", "a", "b"], "COLEARN_CENTER declares a (3 ranks), b (1 rank)"),
         (None, ["a/b"] * 2, "a name becomes a folder"),
         (None, ["..", "b"], "a name becomes a folder"),
+        (None, ["a\x1b[2J", "b"], r"a name becomes a folder"),
+        (None, ["a" * 300, "b"], "at most 100 of them"),
     ],
 )
 def test_what_does_not_fit(spec, names, says):

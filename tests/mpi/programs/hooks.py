@@ -28,6 +28,9 @@ LONGEST = 100.0  # s for a case on a machine that other work keeps busy; 60 are 
 class Model(toy.Toy):
     """With a scheduler, so that its hooks are called."""
 
+    def __init__(self):
+        super().__init__(toy.network(0))
+
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
         return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)]
@@ -86,13 +89,13 @@ def raising(owner, hook, struck):
     return type(f"{base.__name__}Raising", (base,), {hook: method, "__module__": __name__})
 
 
-def run(number, owner, hook, where, rank):
+def run(number, owner, hook, raises, where, rank):
     folder = where / str(number)
     folder.mkdir(exist_ok=True)
     here = sys.modules["hooks"] = sys.modules[__name__]
     for name, kind in OWNERS.items():
         setattr(here, f"Used{name}", kind)
-    if rank == json.loads(Path(sys.argv[1]).read_text())[number][2]:
+    if rank == raises:
         setattr(here, f"Used{owner}", raising(owner, hook, folder / f"{rank}.struck"))
     arguments = ["fit", "--model=hooks.Usedmodel", "--data=hooks.Useddata", "--centers=2", "--colearning.rounds=2"]
     arguments += ["--colearning.local_epochs=1", "--colearning.schedule=none", f"--runs={folder}", "--name=run"]
@@ -116,7 +119,7 @@ if __name__ == "__main__":
     for number in range(first, len(cases)):
         faulthandler.dump_traceback_later(LONGEST, exit=True)
         os.environ.pop("COLEARN_CENTER", None)
-        run(number, *cases[number][:2], path.parent, rank)
+        run(number, *cases[number], path.parent, rank)
         if distributed.is_initialized():
             distributed.destroy_process_group()  # Lightning would take the last case's
         leave_together()

@@ -56,8 +56,9 @@ def flat(module) -> np.ndarray:
     return torch.cat([v.detach().reshape(-1) for v in values]).numpy().copy()
 
 
-def train(out: Path, name: str, rounds: int, center: DataCenter, stop=None) -> tuple[list, str]:
+def train(out: Path, name: str, rounds: int, stop=None) -> tuple[list, str]:
     """The models after every round, and a digest of all that the data center holds at the end."""
+    center = DataCenter.join(2)
     colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, **SCENARIOS[name])
     trajectory = Trajectory(colearning, center, stop)
     module = toy.Toy(network(seed=center.world_rank), RATE, momentum(name))
@@ -70,6 +71,7 @@ def train(out: Path, name: str, rounds: int, center: DataCenter, stop=None) -> t
         )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # the next case makes worlds of its own
+    del os.environ["COLEARN_CENTER"]
     state = colearning.state_dict()
     held = {"history": state["run"]["history"], "correction": state["averaging"].get("correction")}
     text = repr([flat(module).tolist(), held["history"], _plain(held["correction"])])
@@ -86,13 +88,11 @@ def main(out: Path, ranks: int) -> None:
     toy.quiet()
     found = {}
     for name in SCENARIOS if ranks == 1 else SEVERAL_RANKS:
-        center = DataCenter.join(2)
-        models, whole = train(out / name, name, ROUNDS, center)
-        np.save(out / name / f"models-{center.world_rank}.npy", np.array(models))
-        train(out / f"{name}-parts", name, 2, center, stop=STOP)
-        _, parts = train(out / f"{name}-parts", name, ROUNDS, center)
+        models, whole = train(out / name, name, ROUNDS)
+        np.save(out / name / f"models-{MPI.COMM_WORLD.Get_rank()}.npy", np.array(models))
+        train(out / f"{name}-parts", name, ROUNDS, stop=STOP)
+        _, parts = train(out / f"{name}-parts", name, ROUNDS)
         equal = MPI.COMM_WORLD.allgather(whole == parts)
-        del os.environ["COLEARN_CENTER"]
         lines = [json.loads(line) for line in (out / name / "rounds.jsonl").read_text().splitlines()]
         losses = [[one["loss"] for one in line["centers"]] for line in lines]
         found[name] = {"equal": equal, "epochs": [line["local_epochs"] for line in lines], "losses": losses}

@@ -15,7 +15,8 @@ from mpi4py import MPI
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.demos.boring_classes import BoringModel, ManualOptimBoringModel
 from pytorch_lightning.demos.transformer import LightningTransformer
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -277,8 +278,14 @@ def loggers_and_checkpoints_do_not_collide():
     root = OUT / "logs"
     logger = CSVLogger(root, name="mine")
     checkpoint = ModelCheckpoint(dirpath=root / "kept", save_last=True)
-    toy_fit(logger=logger, callbacks=[checkpoint], enable_checkpointing=True, log_every_n_steps=1)
+    board = TensorBoardLogger(root, name="board")
+    toy_fit(logger=[logger, board], callbacks=[checkpoint], enable_checkpointing=True, log_every_n_steps=1)
     MPI.COMM_WORLD.Barrier()
+    for log_dir in (logger.log_dir, board.log_dir):
+        assert log_dir.endswith(f"version_0-{CENTER.name}"), log_dir
+    events = EventAccumulator(board.log_dir).Reload()
+    assert [event.step for event in events.Scalars("rounds/relative_change")] == [0, 1]
+    assert len(events.Scalars("rounds/val_loss")) == 2 and len(events.Scalars("colearn/round")) == 2
     folders = MPI.COMM_WORLD.allgather(str(logger.log_dir))
     assert len(set(folders)) == 2, folders
     text = (Path(logger.log_dir) / "metrics.csv").read_text()

@@ -312,7 +312,7 @@ def test_a_failure_is_told_and_marked(error):
     (topic, failed, patience, may_miss), *others = said.between.came
     assert topic.kind is TopicKind.FAILURE and (patience, may_miss) == (pacing.GRACE, False) and not others
     ours = isinstance(error, ConfigurationError)
-    assert failed.text == (str(error) if ours else f"KeyError ({MORE_IN_DC0})")
+    assert failed.text == (describe_error(error) if ours else f"KeyError ({MORE_IN_DC0})")
     assert str(error) in said.site.broken  # inside the data center all of it is told
 
 
@@ -341,7 +341,8 @@ def test_other_organisations_hear_class_file_and_line():
     with pytest.raises(RuntimeError) as found:  # the user's line, not the library's
         torch.ones(2).reshape(3)
     assert describe_elsewhere(found.value).startswith("RuntimeError at test_conversation.py:")
-    assert describe_elsewhere(ConfigurationError("rounds=0")) == "rounds=0"
+    ours = ConfigurationError("rounds=0")
+    assert describe_elsewhere(ours) == f"rounds=0 ({ours.more})"
 
 
 def test_what_all_ranks_raise_is_not_told():

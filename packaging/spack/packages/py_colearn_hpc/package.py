@@ -34,6 +34,7 @@ class PyColearnHpc(PythonPackage):
         depends_on("py-pyyaml@6:")
         depends_on("py-rich@13.7:")
         depends_on("py-scikit-learn@1.4:")
+        depends_on("py-safetensors@0.4:")
         depends_on("py-scipy@1.11:")
         depends_on("py-soundfile@0.12:")
         depends_on("py-tensorboard@2.15:")
