@@ -13,8 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from colearn_hpc.algorithm.codec import Codec
-from colearn_hpc.algorithm.combine import Combine
+from colearn_hpc.algorithm.encoding import Encoding, Plain
 from colearn_hpc.algorithm.slice_sums import Squares, ratio_of_norms
 from colearn_hpc.protocol.transport import Meetings, Site
 
@@ -63,47 +62,18 @@ class Part:
         self._whole.wait()
 
 
-@dataclass
-class Compression:
-    """A codec, and what messages could not say so far (error feedback).
-
-    Attributes:
-        codec: for the parameters. The rest goes as it is: a variance that a codec rounds below zero would make NaN.
-        residual: shape ``(parameter_size,)``. In this leader's own slices: what was missing in the means it sent;
-            elsewhere: what was missing in its own steps. None before the first mean, or without feedback.
-        pending: the residual after the mean that is under way; takes its place when that is committed.
-    """
-
-    codec: Codec
-    residual: Tensor | None = None
-    pending: Tensor | None = None
-
-    def prepare(self, size: int) -> None:
-        """Make room for the residuals of ``size`` parameters. One of another size is forgotten."""
-        if not self.codec.feedback:
-            return
-        if self.residual is None or len(self.residual) != size:
-            self.residual = torch.zeros(size)
-        if self.pending is None or len(self.pending) != size:
-            self.pending = torch.empty(size)
-
-    def commit(self) -> None:
-        self.residual, self.pending = self.pending, self.residual
-
-
 @dataclass(frozen=True)
 class Offer:
     """What a data center gives to a mean, and where the mean goes. Untouched by the caller until the mean is there.
 
     Attributes:
-        source: this data center's vector, the same size in all of them.
+        source: this data center's vector as its encoding wants it, the same size in all of them.
         result: contiguous CPU vector, shape ``(source.size,)``, in which the mean is put. It stays as it is until the
             next mean begins. Not the source's memory, if there is a ``previous``.
         weights: n_k per data center, in order; 0 takes the mean without giving to it, and may hold NaN.
-        parameter_size: length of the leading part to which norms and codec apply.
+        parameter_size: length of the leading part to which norms apply.
         previous: the last shared model, the same bits everywhere, shape ``(>= parameter_size,)``; None: no norms.
-        compression: how parameters are written on the wire; needs ``previous``.
-        combiner: how the rows of a slice become one; None: eq. 2.
+        encoding: how slices are written on the wire, and how they become one.
         gathering: chunks that are sent before the first one is waited for; None: the transport's own number. More where
             the mean is seldom moved on, for no more than these can move from one time to the next.
     """
@@ -113,27 +83,31 @@ class Offer:
     weights: Sequence[float]
     parameter_size: int
     previous: Tensor | None = None
-    compression: Compression | None = None
-    combiner: Combine | None = None
+    encoding: Encoding = field(default_factory=Plain)
     gathering: int | None = None
 
     def part(self, place: slice) -> Offer:
         """The same, of a stretch of the vector."""
         size = min(max(self.parameter_size - place.start, 0), place.stop - place.start)
         previous = None if self.previous is None else self.previous[place]
-        source = Part(self.source, place)
-        return replace(self, source=source, result=self.result[place], parameter_size=size, previous=previous)
+        return replace(
+            self,
+            source=Part(self.source, place),
+            result=self.result[place],
+            parameter_size=size,
+            previous=previous,
+            encoding=self.encoding.part(place),
+        )
 
-    def keep(self) -> tuple[Tensor, Tensor | None]:
-        """What a mean with this offer has brought: the vector and the codec's pending residual, not copied."""
-        return self.result, None if self.compression is None else self.compression.pending
+    def keep(self) -> tuple[Tensor, Any]:
+        """What a mean with this offer has brought: the vector, and what the encoding remembers; not copied."""
+        return self.result, self.encoding.keep()
 
-    def take_over(self, kept: tuple[Tensor, Tensor | None]) -> None:
+    def take_over(self, kept: tuple[Tensor, Any]) -> None:
         """Bring what another offer has kept, as if the mean had been taken with this one."""
-        vector, pending = kept
+        vector, remembered = kept
         self.result.copy_(vector)
-        if self.compression is not None:
-            self.compression.pending = pending
+        self.encoding.take_over(remembered)
 
 
 @dataclass(frozen=True)
@@ -198,8 +172,8 @@ class Between(Meetings, Protocol):
     def begin_mean(self, offer: Offer, present: tuple[int, ...]) -> UnderWay:
         """Begin eq. 2 over the data centers ``present``. Collective over their carriers, but waits for nobody.
 
-        Sums run in float64 in the order of the data centers, so the bits are those of ``algorithm/slice_sums.py``,
-        whatever carries them. To be called right after the meeting whose :class:`Attendance` says who is present.
+        The offer's encoding says how slices are written and summed, so the bits are the same whatever carries them. To
+        be called right after the meeting whose :class:`Attendance` says who is present.
 
         Raises:
             ValueError: all weights are 0, or the offer's result does not fit.

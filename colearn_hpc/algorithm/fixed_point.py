@@ -28,6 +28,7 @@ from torch import Tensor
 from colearn_hpc.algorithm.shared_model import FlatEntry, is_finite
 
 _BLOCK = 1 << 16  # elements worked on at a time: they and their float64 copies stay in a core's cache
+MORE_ROOM = 4  # bits of room that all make at a time
 _FINEST = 1000  # 2 to this power and its inverse are finite float64
 
 
@@ -54,7 +55,7 @@ class Scales:
         """Of the whole numbers."""
         return torch.int32 if self.bits == 32 else torch.int64
 
-    def with_more_room(self, bits: int = 4) -> Scales:
+    def with_more_room(self, bits: int = MORE_ROOM) -> Scales:
         """For steps that are larger by 2 to the power ``bits``, and coarser by as much."""
         return replace(self, exponents=tuple(exponent - bits for exponent in self.exponents))
 
@@ -70,8 +71,15 @@ class Scales:
 
 
 @torch.no_grad()
+def largest_of(entries: Sequence[FlatEntry], vector: Tensor) -> list[float]:
+    """max|v| of each tensor in a flat vector of shape ``(size,)``; 0 of an empty one."""
+    parts = (vector[entry.offset : entry.offset + entry.length] for entry in entries)
+    return [float(part.abs().max()) if len(part) else 0.0 for part in parts]
+
+
+@torch.no_grad()
 def public_scales(entries: Sequence[FlatEntry], last: Tensor, bits: int, centers: int, headroom: int = 6) -> Scales:
-    """The finest scales with which K steps fit that are up to 2 to the power ``headroom`` times as large as the last.
+    """:func:`scales_for` the last mean step.
 
     Args:
         entries: one per tensor, in order, see :class:`~colearn_hpc.algorithm.shared_model.FlatModel`.
@@ -90,12 +98,26 @@ def public_scales(entries: Sequence[FlatEntry], last: Tensor, bits: int, centers
         raise ValueError(f"a sum needs at least 1 data center, found centers={centers!r}")
     if not is_finite(last):
         raise ValueError("the last mean step holds NaN or Inf: no scale can be taken from it")
-    filled = [entry for entry in entries if entry.length]
-    sizes = [float(last[entry.offset : entry.offset + entry.length].abs().max()) for entry in filled]
-    largest = max(sizes, default=0.0) or 1.0
+    return scales_for(entries, largest_of(entries, last), bits, centers, headroom)
+
+
+def scales_for(
+    entries: Sequence[FlatEntry], sizes: Sequence[float], bits: int, centers: int, headroom: int = 6
+) -> Scales:
+    """The finest scales with which K steps fit that are up to 2 to the power ``headroom`` times as large as ``sizes``.
+
+    Args:
+        entries: one per tensor, in order.
+        sizes: the largest number in each tensor of the last mean step; 0: that of the largest tensor.
+        bits: 32 or 64.
+        centers: K.
+        headroom: bits of room for a data center's step to be larger than the last mean of them.
+    """
+    filled = [(entry, size) for entry, size in zip(entries, sizes, strict=True) if entry.length]
+    largest = max((size for _, size in filled), default=0.0) or 1.0
     # K · size < 2^exponent
-    exponents = (bits - 1 - headroom - math.frexp(centers * (size or largest))[1] for size in sizes)
-    offsets = tuple(entry.offset for entry in filled)
+    exponents = (bits - 1 - headroom - math.frexp(centers * (size or largest))[1] for _, size in filled)
+    offsets = tuple(entry.offset for entry, _ in filled)
     return Scales(bits, centers, offsets, tuple(max(-_FINEST, min(e, _FINEST)) for e in exponents))
 
 
@@ -153,6 +175,28 @@ def decode(total: Tensor, previous: Tensor, scales: Scales, divisor: float, out:
         steps = total[place].double().div_(scales.of(start + place.start, start + place.stop)).div_(divisor)
         out[place] = steps.add_(previous[place])
     return out
+
+
+@torch.no_grad()
+def decode_near_zero(
+    total: Tensor, previous: Tensor, scales: Scales, divisor: float, out: Tensor, start: int = 0
+) -> Tensor:
+    """:func:`decode`, with 0 for a mean that is closer to it than rounding can tell.
+
+    For what may not change its sign: a variance that is rounded below zero would make NaN. See :func:`decode`.
+    """
+    for place in _blocks(len(total)):
+        scale = scales.of(start + place.start, start + place.stop)
+        means = total[place].double().div_(scale).div_(divisor).add_(previous[place])
+        # K numbers, each rounded by at most one half.
+        blur = scale.reciprocal_().mul_(scales.centers / (2 * divisor))
+        out[place] = means.masked_fill_(means.abs() <= blur, 0.0)
+    return out
+
+
+def steps_of(numbers: Tensor, scales: Scales, factor: float, start: int = 0) -> Tensor:
+    """The step that a data center's whole numbers stand for, float64 of shape ``(n,)``; see :func:`encode`."""
+    return numbers.double().div_(scales.of(start, start + len(numbers))).div_(factor)
 
 
 def _refuse_non_finite(vector: Tensor, start: int) -> None:

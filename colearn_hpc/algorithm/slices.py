@@ -43,6 +43,11 @@ class Chunk:
     bounds: tuple[int, ...]
     parameters: bool
 
+    @property
+    def kind(self) -> int:
+        """0: of the parameters, 1: of what follows them; each may travel in its own way."""
+        return 0 if self.parameters else 1
+
     def length(self, k: int) -> int:
         return self.bounds[k + 1] - self.bounds[k]
 

@@ -27,6 +27,7 @@ from jsonargparse import ArgumentError
 
 import colearn_hpc.data
 import colearn_hpc.models
+import colearn_hpc.trainer.private_training
 from colearn_hpc._lightning import (
     CSVLogger,
     LightningArgumentParser,
@@ -61,6 +62,7 @@ from colearn_hpc.trainer.writing import private_folder, write_atomically
 # Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
 Classifier, MultilabelTask = colearn_hpc.models.Classifier, colearn_hpc.models.MultilabelTask
 ShardDataModule = colearn_hpc.data.ShardDataModule
+PrivateTraining = colearn_hpc.trainer.private_training.PrivateTraining
 
 
 class UsageError(ConfigurationError):
@@ -193,7 +195,8 @@ class ColearnCLI(LightningCLI):
             "enable_model_summary": bool(settings["enable_model_summary"]) and center.is_first,
         }
         if settings["strategy"] == "auto" and center.size > 1:
-            kwargs["strategy"] = "ddp"
+            private = any(isinstance(one, PrivateTraining) for one in _as_list(settings["callbacks"]))
+            kwargs["strategy"] = colearn_hpc.trainer.private_training.PrivateDDPStrategy() if private else "ddp"
         if settings["default_root_dir"] is None:
             kwargs["default_root_dir"] = str(self.center_folder)
         if settings["logger"] in (None, True) and self.subcommand == "fit":

@@ -205,7 +205,9 @@ class Page:
     def _round_table(self, history: int) -> Table:
         rounds = self._rounds[-history:]
         metrics = list(dict.fromkeys(name for record in rounds for name in record["centers"][0]["shared_metrics"]))
-        table = _table("round", "T", "epochs", "change", *metrics, "train s", "wait s", "exchange s")
+        spends = any(center["epsilon"] is not None for record in rounds for center in record["centers"])
+        spent = ["ε spent"] if spends else []
+        table = _table("round", "T", "epochs", "change", *metrics, *spent, "train s", "wait s", "exchange s")
         for record in rounds:
             shared, centers = record["centers"][0]["shared_metrics"], record["centers"]
             table.add_row(
@@ -214,6 +216,7 @@ class Page:
                 str(record["epochs_done"]),
                 _digits(record["relative_change"]),
                 *(_digits(shared.get(name)) for name in metrics),
+                *(_digits(max((c["epsilon"] or 0.0 for c in centers), default=0.0)) for _ in spent),
                 f"{max(center['train_seconds'] for center in centers):.1f}",
                 f"{max(center['wait_seconds'] for center in centers):.1f}",
                 f"{max(center['exchange_seconds'] for center in centers):.2f}",

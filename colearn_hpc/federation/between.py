@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from colearn_hpc.algorithm.encoding import Plain
 from colearn_hpc.between import Offer
 from colearn_hpc.errors import ConfigurationError, FederationError, LeftBehindError
 from colearn_hpc.federation.link import Link, Membership, Question
@@ -214,10 +215,10 @@ class FederatedBetween:
         """Begin eq. 2 over the sites ``present``. To be called right after the meeting at a round's end.
 
         Raises:
-            ConfigurationError: the offer has a codec or a combiner; these travel only inside an MPI world.
+            ConfigurationError: the offer has an encoding of its own; these travel only inside an MPI world.
             ValueError: all weights are 0, or the offer's result does not fit.
         """
-        if offer.compression is not None or offer.combiner is not None:
+        if offer.encoding != Plain():
             raise ConfigurationError("between the sites of a federation the mean is eq. 2, in full precision")
         assert self._round is not None, "a mean follows a round's end"
         hello = hello_of(self._round + 1, offer, present)

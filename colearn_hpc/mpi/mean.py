@@ -50,14 +50,16 @@ class MeanUnderWay:
 
     def finish(self, idle: Idle | None = None) -> MeanFacts:
         mine, rest, apart, sent = self._squares, self._rest, [0.0] * self._leaders.Get_size(), 0
+        distance = 0.0
         if (pipeline := self._pipeline) is not None:
             pipeline.run(idle)
             mine, rest, apart, sent = pipeline.squares, pipeline.rest, pipeline.distances, pipeline.sent
+            distance = pipeline.own_distance  # told to nobody
         _under_way.discard(self)
         known = np.array([*astuple(mine), *astuple(rest), *apart], dtype=np.float64)
         all_known = np.empty((self._leaders.Get_size(), len(known)))
         self._leaders.Allgather(known, all_known)
-        total, others, distance, me = Squares(), Squares(), 0.0, self._leaders.Get_rank()
+        total, others, me = Squares(), Squares(), self._leaders.Get_rank()
         for row in all_known.tolist():
             total, others, distance = total + Squares(*row[:3]), others + Squares(*row[3:6]), distance + row[6 + me]
         finite = math.isfinite(total.after) and math.isfinite(others.after)
@@ -92,14 +94,17 @@ def begin_mean(leaders: MPI.Comm, offer: Offer, weights: Sequence[float]) -> Mea
         ValueError: all weights are 0, or the offer's result does not fit.
     """
     source, result, length, previous = offer.source, offer.result, offer.parameter_size, offer.previous
-    if result.shape != (source.size,) or result.dtype != source.dtype:
-        raise ValueError(f"the mean needs {source.size} x {source.dtype}, found {tuple(result.shape)} x {result.dtype}")
-    if leaders.Get_size() == 1:
+    alone = leaders.Get_size() == 1
+    expected = result.dtype if alone else offer.encoding.source_dtype(result.dtype)
+    if result.shape != (source.size,) or source.dtype != expected:
+        raise ValueError(
+            f"a mean of {tuple(result.shape)} x {result.dtype} needs {expected}, found {source.size} x {source.dtype}"
+        )
+    if alone:
         result.copy_(source.read(0, source.size, result))
         source.wait()
         mine = squares(result[:length], None if previous is None else previous[:length])
         return MeanUnderWay(leaders, None, mine, squares(result[length:], None), gave=previous is not None)
-    if offer.compression is not None:
-        offer.compression.prepare(length)
+    offer.encoding.prepare(length)
     gave = previous is not None and bool(weights[leaders.Get_rank()])
     return MeanUnderWay(leaders, Pipeline(leaders, offer, weights), gave=gave)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from colearn_hpc import faults
-from colearn_hpc.algorithm.slice_sums import SliceSums, Squares, check_weights
-from colearn_hpc.algorithm.slices import Chunk, chunks
+from colearn_hpc.algorithm.encoding import Ground, Slices
+from colearn_hpc.algorithm.slice_sums import Squares, check_weights
+from colearn_hpc.algorithm.slices import chunks
 from colearn_hpc.between import Awaited, Idle, Offer
 
 if TYPE_CHECKING:
@@ -39,15 +40,16 @@ class _Slot:
     """Memory for one chunk under way, used again and again: fresh pages cost more than what is done in them."""
 
     staged: Tensor  # (chunk,): the chunk, where it does not lie in one piece
-    inbox: Tensor  # (K, bytes): rows of the own slice, then slices of the mean
-    rows: list[Tensor]  # K times the same memory as numbers
-    outbox: Tensor  # (K, bytes) with a codec, else empty
-    steps: Tensor  # (chunk,) with a codec, else empty: what is encoded
+    inbox: tuple[list[Tensor], ...]  # by kind: K rooms for rows of the own slice, then for slices of the mean
+    outbox: tuple[list[Tensor], ...]  # by kind: K rooms for messages, empty where they are written in no room
     values: list[Tensor] = field(default_factory=list)  # the chunk by owner
 
 
 class Pipeline:
     """The mean of one vector over the leaders; :meth:`run` is collective over them, :meth:`advance` is not.
+
+    What a slice looks like on the wire, and how slices are summed, is the offer's encoding's to know
+    (``algorithm/encoding.py``).
 
     Args:
         leaders: one rank per data center that takes part, in the order of the data centers.
@@ -58,31 +60,30 @@ class Pipeline:
     def __init__(self, leaders: MPI.Comm, offer: Offer, weights: Sequence[float]) -> None:
         from mpi4py import MPI
 
-        source, result, compression, gathering = offer.source, offer.result, offer.compression, offer.gathering
-
+        source, gathering = offer.source, offer.gathering
         self._testall = MPI.Request.Testall
         self._leaders = leaders
         self._centers, self._me = leaders.Get_size(), leaders.Get_rank()
         # Everyone starts with another neighbour, or all would send to the first at once.
         self._others = [(self._me + i) % self._centers for i in range(1, self._centers)]
-        self._source, self._result = source, result
+        self._source, self._result, self._previous = source, offer.result, offer.previous
         self._giving = [k for k in range(self._centers) if weights[k]]
-        self._given = [weights[k] for k in self._giving]
-        check_weights(self._given)
-        self._previous, self._compression = offer.previous, compression
+        self._mine = self._giving.index(self._me) if self._me in self._giving else -1
+        given = [weights[k] for k in self._giving]
+        check_weights(given)
         self._chunks = list(chunks(source.size, offer.parameter_size, self._centers))
-        self._gathering = GATHERING if gathering is None else gathering
-        self._spreading = self._gathering if compression else max(SPREADING, self._gathering)
-        # A coded slice of the mean waits in a slot until it is applied.
-        slots = self._gathering + 2 + (self._spreading if compression else 0)
         self._width = max((c.length(0) for c in self._chunks), default=0)
-        self._sums = SliceSums(self._width)
-        self._combine = self._sums.mean if offer.combiner is None else offer.combiner.combine
-        self._decoded = torch.empty((self._centers if compression else 0, self._width))
+        self._ground = Ground(offer.result, offer.previous, given, self._width)
+        self._sums = self._ground.sums
+        self._kinds: tuple[Slices, Slices] = offer.encoding.begin(self._ground)
+        waits = any(kind.waits for kind in self._kinds)
+        self._gathering = GATHERING if gathering is None else gathering
+        self._spreading = self._gathering if waits else max(SPREADING, self._gathering)
+        # A slice of the mean that has to be read waits in a slot until then.
+        slots = self._gathering + 2 + (self._spreading if waits else 0)
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._requests: dict[int, list[tuple[int, MPI.Request]]] = {}  # by chunk: with whom
         self.sent = 0
-        self.distances = [0.0] * self._centers
         self.squares = Squares()
         self.rest = Squares()
         self._progress = self._steps()
@@ -90,8 +91,8 @@ class Pipeline:
 
     def run(self, idle: Idle | None = None) -> None:
         """Fill ``result``. Then ``sent`` holds the payload bytes that this rank sent; ``squares`` and ``rest`` the sums
-        of squares over its own slices, of the parameters and of what follows them; ``distances`` ``‖w_k - w̄‖²`` of each
-        leader's parameters, over the same slices.
+        of squares over its own slices, of the parameters and of what follows them; :attr:`distances` and
+        :attr:`own_distance` tell how far the leaders' models were from the mean.
 
         Waits politely: on a slow link this takes minutes, and others may need the core.
 
@@ -146,123 +147,62 @@ class Pipeline:
 
     def _post(self, number: int) -> None:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
+        kind = self._kinds[chunk.kind]
         self._source.wait()
         if mine := chunk.length(self._me):
+            length = kind.length(mine)
             for k in self._giving:
                 if k != self._me:
-                    row = self._row(slot, k, mine, self._coded(chunk))
-                    self._receive(number, row, k, _TO_OWNER)
-        if self._me not in self._giving:
-            self._keep_residual(chunk)
+                    self._receive(number, slot.inbox[chunk.kind][k][:length], k, _TO_OWNER)
+        if self._mine < 0:
+            kind.skip(slice(chunk.bounds[0], chunk.bounds[-1]))
             return
         for k in self._others:
             if chunk.length(k):
-                message = self._encoded_step(chunk, slot, k) if self._coded(chunk) else slot.values[k]
+                message = kind.write(slot.values[k], chunk.place(k), slot.outbox[chunk.kind][k])
                 self._send(number, message, k, _TO_OWNER)
 
     def _average(self, number: int) -> Iterator[Awaited]:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
+        kind, inbox, place = self._kinds[chunk.kind], slot.inbox[chunk.kind], chunk.place(self._me)
         # The sends too: the result may go where the vector lies.
         yield from self._complete(number)
-        place = chunk.place(self._me)
         target = self._result[place]
-        if length := len(target):
-            if self._coded(chunk):
-                message = self._coded_mean(chunk, slot)
-            else:
-                rows = [slot.values[k] if k == self._me else self._row(slot, k, length, False) for k in self._giving]
-                message = self._combine(rows, self._given, target)
-                self._measure(chunk, rows, target)
+        if len(target):
+            length = kind.length(len(target))
+            rows = [slot.values[k] if k == self._me else inbox[k][:length] for k in self._giving]
+            message = kind.mean(rows, self._mine, place, slot.outbox[chunk.kind][self._me])
             for k in self._others:
                 self._send(number, message, k, _TO_ALL)
         for k in self._others:
-            if theirs := chunk.length(k):
-                here = self._row(slot, k, theirs, True) if self._coded(chunk) else self._result[chunk.place(k)]
-                self._receive(number, here, k, _TO_ALL)
-        if chunk.parameters:
+            if chunk.length(k):
+                self._receive(number, kind.arrival(chunk.place(k), inbox[k]), k, _TO_ALL)
+        if chunk.kind == 0:
             self.squares += self._sums.squares(target, None if self._previous is None else self._previous[place])
         else:
             self.rest += self._sums.squares(target, None)
 
-    def _measure(self, chunk: Chunk, rows: Sequence[Tensor], mean: Tensor) -> None:
-        """How far each leader's slice was from the mean, while both are in cache."""
-        if chunk.parameters and self._previous is not None:
-            for k, distance in zip(self._giving, self._sums.distances(rows, mean), strict=True):
-                self.distances[k] += distance
-
     def _collect(self, number: int) -> Iterator[Awaited]:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
+        kind, inbox = self._kinds[chunk.kind], slot.inbox[chunk.kind]
         yield from self._complete(number)
-        if self._coded(chunk):
-            for k in self._others:
-                if theirs := chunk.length(k):
-                    self._apply(self._row(slot, k, theirs, True), chunk.place(k), slot)
+        for k in self._others:
+            if chunk.length(k):
+                place = chunk.place(k)
+                kind.read(kind.arrival(place, inbox[k]), place)
 
-    # --- codec ----------------------------------------------------------------------------------------
+    @property
+    def distances(self) -> list[float]:
+        """``‖w_k - w̄‖²`` of each leader's parameters over this rank's own slices, as far as it can tell."""
+        found = [0.0] * self._centers
+        for k, distance in zip(self._giving, self._ground.apart, strict=True):
+            found[k] = distance
+        return found
 
-    def _coded(self, chunk: Chunk) -> bool:
-        return self._compression is not None and chunk.parameters
-
-    def _encoded_step(self, chunk: Chunk, slot: _Slot, k: int) -> Tensor:
-        """This leader's step since the last shared model, and what earlier messages lacked, as a message to ``k``."""
-        compression, place = self._compression, chunk.place(k)
-        assert compression is not None
-        step = self._step(chunk, slot, k)
-        if compression.residual is not None:
-            step.add_(compression.residual[place])
-        message = slot.outbox[k, : compression.codec.nbytes(len(step))]
-        compression.codec.encode(step, message)
-        if compression.pending is not None:
-            compression.codec.decode(message, compression.pending[place])
-            torch.sub(step, compression.pending[place], out=compression.pending[place])
-        return message
-
-    def _coded_mean(self, chunk: Chunk, slot: _Slot) -> Tensor:
-        """The mean step of the own slice: applied here, and as the message with which the others do the same."""
-        compression = self._compression
-        assert compression is not None
-        codec, place, length = compression.codec, chunk.place(self._me), chunk.length(self._me)
-        rows = []
-        for k in self._giving:
-            if k == self._me:
-                rows.append(self._step(chunk, slot, k))
-            else:
-                rows.append(self._decoded[k, :length])
-                codec.decode(self._row(slot, k, length, True), rows[-1])
-        mean = self._combine(rows, self._given, self._decoded[self._me, :length])
-        self._measure(chunk, rows, mean)
-        if compression.residual is not None:
-            mean.add_(compression.residual[place])
-        message = slot.outbox[self._me, : codec.nbytes(length)]
-        codec.encode(mean, message)
-        decoded = self._apply(message, place, slot)
-        if compression.pending is not None:
-            torch.sub(mean, decoded, out=compression.pending[place])
-        return message
-
-    def _apply(self, message: Tensor, place: slice, slot: _Slot) -> Tensor:
-        """Last shared model + decoded mean step: the same two operations, so the same bits, on all leaders."""
-        assert self._compression is not None and self._previous is not None
-        decoded = slot.steps[: place.stop - place.start]
-        self._compression.codec.decode(message, decoded)
-        torch.add(self._previous[place], decoded, out=self._result[place])
-        return decoded
-
-    def _step(self, chunk: Chunk, slot: _Slot, k: int) -> Tensor:
-        assert self._previous is not None
-        first = chunk.bounds[0]
-        step = slot.steps[chunk.bounds[k] - first : chunk.bounds[k + 1] - first]
-        previous = self._previous[chunk.place(k)]
-        if previous.dtype == step.dtype:
-            return torch.sub(slot.values[k], previous, out=step)
-        return step.copy_(slot.values[k] - previous)
-
-    def _keep_residual(self, chunk: Chunk) -> None:
-        """Whoever gives nothing sends nothing, so what its messages lacked before is lacking still."""
-        if self._coded(chunk) and self._compression is not None and self._compression.pending is not None:
-            place = slice(chunk.bounds[0], chunk.bounds[-1])
-            assert self._compression.residual is not None
-            self._compression.pending[place] = self._compression.residual[place]
+    @property
+    def own_distance(self) -> float:
+        """The same of this leader alone over all slices, where only it can tell."""
+        return self._ground.own_apart
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -284,23 +224,16 @@ class Pipeline:
         while not self._testall(requests):
             yield awaited
 
-    def _row(self, slot: _Slot, k: int, length: int, coded: bool) -> Tensor:
-        """Where a message of ``length`` elements from ``k`` arrives."""
-        if coded:
-            assert self._compression is not None
-            return slot.inbox[k, : self._compression.codec.nbytes(length)]
-        return slot.rows[k][:length]
-
     def _slot(self) -> _Slot:
         # A single element with its scale can be longer than the element.
-        width = self._width + 1
-        size, dtype, codec = self._centers * width, self._result.dtype, self._compression and self._compression.codec
-        row = -(-max(width * self._result.element_size(), codec.nbytes(width) if codec else 0) // 64) * 64
+        width, result = self._width + 1, self._result
+        lengths = [kind.length(width) * kind.unit.itemsize for kind in self._kinds]
+        row = -(-max(width * result.element_size(), *lengths) // 64) * 64
         inbox = torch.empty((self._centers, row), dtype=torch.uint8)
+        # A view as another dtype needs some memory, even if nothing is written in it.
+        outbox = torch.empty((self._centers, row if any(k.copies for k in self._kinds) else 64), dtype=torch.uint8)
         return _Slot(
-            staged=torch.empty(size, dtype=dtype, pin_memory=self._source.on_gpu),
-            inbox=inbox,
-            rows=list(inbox.view(dtype)),
-            outbox=torch.empty((self._centers if codec else 0, row), dtype=torch.uint8),
-            steps=torch.empty(size if codec else 0),
+            staged=torch.empty(self._centers * width, dtype=self._source.dtype, pin_memory=self._source.on_gpu),
+            inbox=tuple(list(inbox.view(kind.unit)) for kind in self._kinds),
+            outbox=tuple(list(outbox.view(kind.unit)) for kind in self._kinds),
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from colearn_hpc.protocol.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class CenterReport:
         shared_metrics: metrics of the shared model, from this data center's validation after averaging.
         absent: why it gave nothing to the round's mean, empty if it did.
         steps: optimizer steps it took in the round: as often synchronous training would have exchanged gradients.
+        epsilon: ε of differential privacy that it has spent in the run so far; None where it does not train privately.
         data: digest of what it trained on, as its data module names it; empty where it names nothing.
         model: digest of the shared model after the round, where the data center writes it; otherwise empty.
         loss: mean training loss over the round; NaN (null in the file) where ``training_step`` returned none.
@@ -38,6 +41,7 @@ class CenterReport:
     shared_metrics: dict[str, float] = field(default_factory=dict)
     absent: str = ""
     steps: int = 0
+    epsilon: float | None = None
     data: str = ""
     model: str = ""
     loss: float = math.nan
@@ -45,6 +49,21 @@ class CenterReport:
     def __post_init__(self) -> None:
         if math.isnan(self.loss):
             object.__setattr__(self, "loss", math.nan)  # this one NaN, so that reports can be equal
+
+    def to_be_told(self, settings: Settings) -> CenterReport:
+        """What the others may know of it: with secure sums, nothing that was measured on this data center's data."""
+        if not settings.secure or settings.share_metrics:
+            return self
+        shared = self.shared_metrics if settings.public_validation else {}
+        return replace(
+            self, examples=0, steps=0, divergence=math.nan, loss=math.nan, local_metrics={}, shared_metrics=dict(shared)
+        )
+
+    def private_text(self) -> str:
+        """For the data center's own log: what it does not tell."""
+        metrics = {f"local {key}": value for key, value in self.local_metrics.items()} | self.shared_metrics
+        found = {"examples": self.examples, "divergence": self.divergence, "loss": self.loss} | metrics
+        return ", ".join(f"{key} {value:.6g}" for key, value in found.items())
 
     def to_plain(self) -> dict[str, Any]:
         """As plain data, for a meeting or a file."""
@@ -77,7 +96,8 @@ class CenterReport:
             isinstance(plain[key], dict) and all(isinstance(value, int | float) for value in plain[key].values())
             for key in ("local_metrics", "shared_metrics")
         )
-        if not (texts and numbers and metrics):
+        spent = plain["epsilon"] is None or isinstance(plain["epsilon"], int | float)
+        if not (texts and numbers and metrics and spent):
             raise ValueError(f"no report of a data center: {plain!r:.200}")
         return cls(**plain)
 

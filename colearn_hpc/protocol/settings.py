@@ -21,7 +21,9 @@ _CHOICES = {
     "combine": ("weights", "predictions"),
     "on_failure": ("stop", "continue_without"),
     "validation": ("round", "epoch", "lightning"),
+    "sums": ("float64", "fixed32", "fixed64"),
 }
+_GROUPS = {"sums": "exchange: sums"}  # what a setting is called where it is not an argument of its own
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Settings:
         local_layers: ``"batch_norm"`` or names of layers that stay in their data center; None: all are averaged.
         kept_model: which model is evaluated and saved; None: the shared one. Opaque here.
         codec: how parameters are written on the wire, with ``name`` and ``feedback``; None: as they are.
+        sums: of what the mean is taken: float64 of the weights, or whole numbers of 32 or 64 bits of their steps.
+        secure: masks hide each data center's whole numbers from all others; the sum alone can be known.
+        share_metrics: with ``secure``, what a data center measures on its own data travels all the same.
+        public_validation: with ``secure``, everyone may know the data on which the shared model is validated.
         overlap: the mean travels while the next round's first local epoch is trained.
         lanes: ranks of a data center that share the transfer; None: one per node.
         round_timeout: seconds to wait for another data center; None: for ever.
@@ -71,6 +77,10 @@ class Settings:
     local_layers: Literal["batch_norm"] | tuple[str, ...] | None = None
     kept_model: Any = None
     codec: Any = None
+    sums: Literal["float64", "fixed32", "fixed64"] = "float64"
+    secure: bool = False
+    share_metrics: bool = False
+    public_validation: bool = False
     overlap: bool = False
     lanes: int | None = None
     round_timeout: float | None = None
@@ -86,7 +96,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConfigurationError(f"{name} must be one of {', '.join(choices)}; found {getattr(self, name)!r}")
+                called = _GROUPS.get(name, name)
+                raise ConfigurationError(f"{called} must be one of {', '.join(choices)}; found {getattr(self, name)!r}")
+        for name in ("secure", "share_metrics", "public_validation"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"privacy: {name} must be true or false; found {getattr(self, name)!r}")
         _check_whole("rounds", self.rounds, 1, or_none="None")
         _check_whole("restarts", self.restarts, 0)
         _check_whole("warmup_epochs", self.warmup_epochs, 0)
@@ -122,6 +136,16 @@ class Settings:
         return self.on_failure == "continue_without"
 
     @property
+    def whole_numbers(self) -> bool:
+        """Whether means are taken of whole numbers."""
+        return self.sums != "float64"
+
+    @property
+    def hides_examples(self) -> bool:
+        """Whether the numbers of examples are weights that nobody is told."""
+        return self.secure and self.weighting == "examples"
+
+    @property
     def transfer_lanes(self) -> int | None:
         """:attr:`lanes`, or 1 where only leaders can take part in the mean."""
         return 1 if self.federated or any(holds(self) for holds in _LEADERS_ALONE) else self.lanes
@@ -132,6 +156,8 @@ class Settings:
         new |= {"local_layers": str(self.local_layers), "overlap": str(self.overlap)}
         new["validation"] = "None" if self.validation == "lightning" else self.validation
         new["warmup_steps"] = str(self.warmup_steps or None)
+        new |= {name: str(getattr(self, name)) for name in ("secure", "share_metrics", "public_validation")}
+        new |= {"sums": self.sums} if self.whole_numbers else {}
         # A run that an earlier version began knows nothing of them.
         return {key: text for key, text in new.items() if text not in ("None", "False")} | {
             "rounds": str(self.rounds),
@@ -186,7 +212,11 @@ def _several_lanes(s: Settings) -> bool:
     return s.lanes is not None and s.lanes > 1
 
 
-_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback, _with_kept)
+def _secure(s: Settings) -> bool:
+    return s.secure
+
+
+_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback, _with_kept, _secure)
 _LEFT_OUT = (
     'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
     'out has no part of it. Use on_failure="stop"'
@@ -270,6 +300,53 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         "centers are, and they have gone on. Drop one of the two",
     ),
     (
+        lambda s: s.whole_numbers and s.codec is not None,
+        'exchange: sums={s.sums} writes steps as whole numbers, and codec="{s.codec.name}" writes them in its own way; '
+        "drop one of the two",
+    ),
+    (
+        lambda s: s.whole_numbers and s.combiner is not None and not s.secure,
+        "exchange: sums={s.sums} adds whole numbers up, and combine={s.combiner} is no sum; drop one of the two",
+    ),
+    (
+        lambda s: s.secure and s.combiner is not None,
+        "privacy: secure=True hides single models, and combine={s.combiner} has to see them to know which to trust; "
+        "decide which of the two you need, and drop the other",
+    ),
+    (
+        lambda s: s.whole_numbers and _with_predictions(s),
+        'exchange: sums={s.sums} is for weights, and with combine="predictions" none travel; drop one of the two',
+    ),
+    (
+        lambda s: s.sums == "fixed32" and s.optimizer_state == "average",
+        'exchange: sums=fixed32 is too coarse for optimizer_state="average"; use sums=fixed64, or "reset" or "keep"',
+    ),
+    (
+        lambda s: s.secure and not s.whole_numbers,
+        "privacy: secure=True hides whole numbers, and exchange: sums={s.sums} are none; use fixed32 or fixed64, or "
+        "leave sums out",
+    ),
+    (
+        lambda s: s.secure and s.weighting == "examples" and s.sums == "fixed32",
+        'privacy: secure=True with weighting="examples" would tell everyone how many examples each data center has; '
+        'use exchange: sums=fixed64, which adds the numbers up under masks, or weighting="uniform"',
+    ),
+    (
+        lambda s: s.secure and _several_lanes(s),
+        "privacy: secure=True cannot be combined with exchange: lanes={s.lanes}: the vector that may be sent once more "
+        "is the leader's to keep. Drop one of the two",
+    ),
+    (
+        lambda s: s.secure and s.overlap,
+        "privacy: secure=True cannot be combined with exchange: overlap=True: a resumed run would send a model whose "
+        "sum has begun before it can say with whom. Drop one of the two",
+    ),
+    (
+        lambda s: (s.share_metrics or s.public_validation) and not s.secure,
+        "privacy: share_metrics and public_validation loosen secure=True, which is not set; without it all metrics "
+        "travel. Set secure, or drop them",
+    ),
+    (
         lambda s: _with_correction(s) and _with_predictions(s),
         'local_correction={correction} pulls towards the shared model, and with combine="predictions" there is none; '
         "drop one of the two",
@@ -327,6 +404,10 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
     (
         lambda s: s.federated and _several_lanes(s),
         _NOT_BETWEEN_SITES.format("exchange: lanes={s.lanes}"),
+    ),
+    (
+        lambda s: s.federated and s.whole_numbers,
+        _NOT_BETWEEN_SITES.format("exchange: sums={s.sums} (and privacy: secure, which needs it)"),
     ),
 )
 

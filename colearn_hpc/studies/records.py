@@ -49,7 +49,7 @@ def round_record(line: str) -> dict[str, Any]:
     """A line of ``rounds.jsonl`` as every reader may rely on it; the fields are those of ``protocol/reports.py``.
 
     Numbers that the writer left out are 0, those that are optional None: ``relative_change``, a data center's
-    ``divergence`` and ``steps``, and metrics.
+    ``divergence``, ``steps`` and ``epsilon``, and metrics.
 
     Raises:
         ValueError: the line is cut off or damaged.
@@ -77,6 +77,7 @@ def _center(given: Any) -> dict[str, Any]:
     for key in ("train_seconds", "wait_seconds", "exchange_seconds"):
         center[key] = _number(given.get(key)) or 0.0
     center["divergence"] = _number(given.get("divergence"))
+    center["epsilon"] = _number(given.get("epsilon"))
     center["steps"] = None if given.get("steps") is None else _whole(given["steps"])
     for key in ("local_metrics", "shared_metrics"):
         metrics = given.get(key, {})

@@ -91,9 +91,12 @@ class RunFolder:
 
     @property
     def steps(self) -> float | None:
-        """Optimizer steps of a data center over the run, mean over data centers; None where a round does not say."""
+        """Optimizer steps of a data center over the run, mean over data centers; None where a round does not say.
+
+        With secure sums no data center tells its own.
+        """
         steps = [center["steps"] for line in self.rounds for center in line["centers"]]
-        return sum(steps) / len(self.center_names) if steps and None not in steps else None
+        return sum(steps) / len(self.center_names) if any(steps) and None not in steps else None
 
     @property
     def parameters(self) -> int | None:

@@ -79,6 +79,8 @@ def _facts(run: RunFolder, folder: str) -> list[Fact]:
         facts.append(Fact("model", model_in_words(run)))
     if run.rounds:
         facts.append(Fact("bytes sent", f"{megabytes(run.bytes_sent)} MB in all"))
+    if spent := _privacy_in_words(run):
+        facts.append(Fact("differential privacy", spent))
     metric = run.shared_metrics[0] if run.shared_metrics else ""
     if best := run.best_round(metric):
         text = value(best["centers"][0]["shared_metrics"][metric], metric, unit=True)
@@ -88,6 +90,12 @@ def _facts(run: RunFolder, folder: str) -> list[Fact]:
     if run.config:
         facts.append(Fact("settings", "config.yaml", link=f"{folder}config.yaml"))
     return facts
+
+
+def _privacy_in_words(run: RunFolder) -> str:
+    """ε that each data center has spent in the whole run; empty where none trains privately."""
+    spent = {center["name"]: center["epsilon"] for center in run.rounds[-1]["centers"]} if run.rounds else {}
+    return ", ".join(f"{name} spent ε = {epsilon:.4g}" for name, epsilon in spent.items() if epsilon is not None)
 
 
 def _state(run: RunFolder) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from colearn_hpc._lightning import LightningModule, Trainer
+from colearn_hpc.algorithm.encoding import Coded, Encoding, Plain
+from colearn_hpc.algorithm.fixed_point import largest_of
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,
     batch_norm_names,
@@ -21,82 +25,19 @@ from colearn_hpc.algorithm.shared_model import (
     relative_change,
     trainable_parameters,
 )
-from colearn_hpc.between import Compression, MeanFacts, Offer, Source
-from colearn_hpc.errors import ConfigurationError, ParticipantError
+from colearn_hpc.between import MeanFacts, Offer, Source
+from colearn_hpc.errors import ConfigurationError, ParticipantError, PrivacyError
 from colearn_hpc.protocol.messages import Topic, TopicKind
-from colearn_hpc.protocol.reports import CenterReport
-from colearn_hpc.protocol.run import Decision, RoundPlace
+from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
+from colearn_hpc.trainer.averager import MeanResult
 from colearn_hpc.trainer.correcting import Corrector
 from colearn_hpc.trainer.optimizers import averaged_state, reset_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
+from colearn_hpc.trainer.sums import Mean, Prepared, Void, WholeSums
 
-
-@dataclass(frozen=True)
-class MeanResult:
-    """What came of a round's end.
-
-    Attributes:
-        report: this data center's, with what it cost.
-        decision: None where the mean has only begun.
-        others: where those are who gave to the mean.
-    """
-
-    report: CenterReport
-    decision: Decision | None
-    others: RoundPlace
-
-
-class Averager(Protocol):
-    """What a round's end does to models.
-
-    Attributes:
-        shares_model: after a round all data centers hold one model.
-    """
-
-    shares_model: bool
-
-    def watch(self, module: LightningModule) -> None:
-        """See the module before it is trained, in each ``fit``."""
-
-    def start_from(self, module: LightningModule) -> None:
-        """Take the module as the shared model that round 0 starts from."""
-
-    def begin_epoch(self, module: LightningModule) -> None:
-        """A local epoch begins: what is trainable now is trained in it."""
-
-    def end_epoch(self, module: LightningModule) -> None:
-        """Its last batch is done.
-
-        Raises:
-            ConfigurationError: other parameters are trainable than at its beginning.
-        """
-
-    def take(self, end: RoundEnd) -> MeanResult:
-        """Average once. Collective over the world.
-
-        Raises:
-            ParticipantError: this data center's model must not enter the mean, or, on all ranks, the data
-                centers' models do not fit together. No weights have been touched then.
-        """
-
-    def show_local(self, module: LightningModule) -> None:
-        """Where the module was made the shared model only for a time: make it the local one again."""
-
-    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
-        """See a batch of the validation after a mean."""
-
-    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
-        """Metrics of the shared model where validation did not give them. Collective over the world."""
-
-    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
-        """Where the model that a round ends with is kept."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to continue."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+log = logging.getLogger("colearn_hpc")
 
 
 class SharedModel:
@@ -108,15 +49,17 @@ class SharedModel:
 
     Attributes:
         previous: on carriers, the last shared model, parameters first. It is the vector that was committed, not a copy.
+        coded: the codec, and what its messages lacked; None: parameters go as they are.
     """
 
     def __init__(self, place: Place, settings: Settings) -> None:
-        self._place, self._outer, self._combiner = place, settings.outer_optimizer, settings.combiner
+        self._place, self._outer = place, settings.outer_optimizer
         self.previous: Tensor | None = None
         self._outer_state: Tensor | None = None
         # Where the next mean goes. Kept between rounds: fresh memory of a model's size costs more than the sums in it.
         self._buffer: Tensor | None = None
-        self.compression = None if settings.codec is None else Compression(settings.codec)
+        self.coded = None if settings.codec is None else Coded(settings.codec, settings.combiner)
+        self._encoding: Encoding = self.coded or Plain(settings.combiner)
         self.constant: dict[str, Tensor] = {}  # buffers that are infinite by design
         self._local_layers, self._stays = settings.local_layers, frozenset[str]()
         # Parameters of the last shared model, in order; what has been trained since; what joined, as it was then.
@@ -124,6 +67,11 @@ class SharedModel:
         self._trained: dict[str, bool] = {}
         self._joined: dict[str, Tensor] = {}
         self._trainable: list[str] = []  # when the epoch began
+        # For whole numbers: what follows the parameters in the last shared model, and the largest number of each tensor
+        # in the last mean step. All data centers hold the same.
+        self._measures = settings.whole_numbers
+        self._rest: list[tuple[str, int]] = []
+        self._sizes: dict[str, float] = {}
 
     def watch(self, module: LightningModule) -> None:
         self.constant = infinite_buffers(module)
@@ -185,6 +133,7 @@ class SharedModel:
         self._layout = _parameters_in(model)
         if self._place.means.carries:
             self.previous = model.pack()
+            self._measure(model, self.previous)
 
     def align(self, model: FlatModel) -> None:
         """Lay the last shared model out as ``model`` is, where other parameters are trained than before."""
@@ -193,49 +142,62 @@ class SharedModel:
             self._layout = layout
             return
         if self.previous is not None:
-            before, residual = self.previous, None if self.compression is None else self.compression.residual
+            before, residual = self.previous, None if self.coded is None else self.coded.residual
             places, start = {}, 0
             for name, length in self._layout:
                 places[name] = slice(start, start + length)
                 start += length
             # A tensor that joins has nothing that earlier messages lacked.
             pieces = [before[places[n]] if n in places else self._joined[n].to(before.dtype) for n, _ in layout]
-            self.previous = torch.cat(pieces) if pieces else before[:0]
+            self.previous = torch.cat([*pieces, before[start:]])
             if residual is not None:
                 owed = [residual[places[n]] if n in places else torch.zeros(size) for n, size in layout]
-                self.compression.residual = torch.cat(owed) if owed else residual[:0]  # type: ignore[union-attr]
+                self.coded.residual = torch.cat(owed) if owed else residual[:0]  # type: ignore[union-attr]
             self._outer_state = None  # an outer optimizer's state is of the parameters that it had
         self._layout = layout
 
     def state_dict(self) -> dict[str, Any]:
         """The last shared model, the outer optimizer's state, what the codec's messages lacked; and by name, of which
         parameters that is, and what has been trained since."""
-        residual = self.compression.residual if self.compression is not None else None
+        residual = None if self.coded is None else self.coded.residual
         layout = [list(one) for one in self._layout]
         trained, joined = list(self._trained), dict(self._joined)
         kept = {"previous": self.previous, "outer": self._outer_state, "residual": residual}
-        return kept | {"layout": layout, "trained": trained, "joined": joined}
+        measured = {"rest": [list(one) for one in self._rest], "sizes": dict(self._sizes)} if self._measures else {}
+        return kept | {"layout": layout, "trained": trained, "joined": joined} | measured
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._layout = [(name, length) for name, length in state.get("layout", ())]
         self._trained, self._joined = dict.fromkeys(state.get("trained", ()), True), dict(state.get("joined", {}))
+        self._rest, self._sizes = (
+            [(name, length) for name, length in state.get("rest", ())],
+            dict(state.get("sizes", {})),
+        )
         if self._place.means.carries:
             self.previous, self._outer_state = state["previous"], state["outer"]
-            if self.compression is not None:
-                self.compression.residual = state.get("residual")
+            if self.coded is not None:
+                self.coded.residual = state.get("residual")
 
-    def offer(self, model: FlatModel, source: Source, weights: Sequence[float], gathering: int | None = None) -> Offer:
+    def offer(
+        self,
+        model: FlatModel,
+        source: Source,
+        weights: Sequence[float],
+        encoding: Encoding | None = None,
+        gathering: int | None = None,
+    ) -> Offer:
         """What a carrier brings to a mean of ``source``.
 
         Args:
             model: of the module.
             source: the vector that is averaged; the model itself, or a copy of it.
             weights: n_k per data center.
+            encoding: how it is written; None: as the settings say.
             gathering: see :class:`Offer`.
         """
         result = self.buffer(model)
         size, last = model.parameter_size, self._last(model)
-        return Offer(source, result, weights, size, last, self.compression, self._combiner, gathering)
+        return Offer(source, result, weights, size, last, encoding or self._encoding, gathering)
 
     def buffer(self, model: FlatModel) -> Tensor:
         """Where the mean is put, shape ``(size,)``: it must not touch the model before all have it."""
@@ -272,18 +234,49 @@ class SharedModel:
             return relative_change(shared[: model.parameter_size], self._last(model))
         return facts.squares.relative_change
 
-    def commit(self, shared: Tensor, outer_state: Tensor | None) -> None:
+    def whole(self, model: FlatModel) -> tuple[Tensor | None, list[float]]:
+        """What a step is measured from, and how large the last mean step was.
+
+        Returns:
+            On carriers, the last shared model as ``model`` is laid out, shape ``(size,)``, with zeros for what was not
+            in it; and per tensor the largest number of the last mean step. Elsewhere None, and zeros.
+        """
+        rest = _rest_of(model)
+        # What was not in the last mean has no last step that all know. Numbers of 64 bits have room for any guess.
+        sizes = [self._sizes.get(entry.name, 1.0) for entry in model.entries]
+        if self.previous is None:
+            return None, sizes
+        last = self.previous
+        if rest != self._rest or len(last) != model.size:
+            last = torch.cat([self._last(model), torch.zeros(model.size - model.parameter_size, dtype=model.dtype)])
+        return last, sizes
+
+    def _measure(self, model: FlatModel, step: Tensor) -> None:
+        if self._measures:
+            self._rest = _rest_of(model)
+            found = largest_of(model.entries, step)
+            self._sizes = {entry.name: size for entry, size in zip(model.entries, found, strict=True)}
+
+    def commit(self, model: FlatModel, shared: Tensor, outer_state: Tensor | None) -> None:
         """The vector is the shared model from here on. On carriers."""
+        if self._measures:
+            last, _ = self.whole(model)
+            assert last is not None, "carriers hold the last shared model"
+            self._measure(model, shared - last)
         if shared is self._buffer:
             self._buffer = self.previous  # the older one's memory serves the next mean
         self.previous, self._outer_state = shared, outer_state
-        if self.compression is not None:
-            self.compression.commit()
+        if self.coded is not None:
+            self.coded.commit()
 
     def _last(self, model: FlatModel) -> Tensor:
         """The parameters of the last shared model."""
         assert self.previous is not None, "carriers hold the last shared model"
         return self.previous[: model.parameter_size].to(model.dtype)
+
+
+def _rest_of(model: FlatModel) -> list[tuple[str, int]]:
+    return [(one.name, one.length) for one in model.entries if one.offset >= model.parameter_size and one.length]
 
 
 def staying_names(module: LightningModule, layers: Literal["batch_norm"] | tuple[str, ...] | None) -> frozenset[str]:
@@ -311,19 +304,25 @@ def _parameters_in(model: FlatModel) -> list[tuple[str, int]]:
     return [(one.name, one.length) for one in model.entries if one.offset < model.parameter_size and one.length]
 
 
+def changes_model(place: Place, settings: Settings) -> bool:
+    """Whether a round's end leaves another model than was trained; with one data center a mean does not."""
+    return not place.alone or settings.outer_optimizer is not None
+
+
 class SharedModelAverager:
     """What all averagers have in common whose data centers hold one model after a round.
 
     Args:
         place: this process's.
         settings: of the run.
+        sums: where means are taken of whole numbers.
     """
 
     shares_model = True
 
-    def __init__(self, place: Place, settings: Settings) -> None:
+    def __init__(self, place: Place, settings: Settings, sums: WholeSums | None = None) -> None:
         self._place, self._settings = place, settings
-        self.shared = SharedModel(place, settings)
+        self.shared, self._sums = SharedModel(place, settings), sums
         corrects = settings.local_correction is not None and not place.alone
         self.corrector = Corrector(settings.local_correction) if corrects else None
 
@@ -359,6 +358,75 @@ class SharedModelAverager:
     def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
         return run_folder / "shared.ckpt"
 
+    def _prepare(self, model: FlatModel, source: Source, given: Contributions, end: RoundEnd) -> Prepared | Void:
+        """Agree on how the round's vectors are written. Collective over the world."""
+        if self._sums is None or len(given.present) == 1:
+            return Prepared(None, source)
+        last, sizes = self.shared.whole(model)
+        found = self._sums.prepare(Mean(model, source, last, sizes, given, end.report.examples))
+        if isinstance(found, Void) and not self._settings.may_miss:
+            raise PrivacyError(
+                f"round {given.place.round}: {found.why}; bring the missing data centers back, or set "
+                'on_failure="continue_without" to go on without this round\'s mean'
+            ).on_all_ranks()
+        return found
+
+    def _take_mean(self, model: FlatModel, given: Contributions, end: RoundEnd) -> MeanResult:
+        """The mean of those who have arrived, made every rank's model. Collective over the world.
+
+        Args:
+            model: of the module, with what it offers.
+            given, end: what :func:`arrive` returned.
+        """
+        place, shared, means, round_index, report = (
+            self._place,
+            self.shared,
+            self._place.means,
+            given.place.round,
+            end.report,
+        )
+        clock, changes = time.monotonic(), changes_model(place, self._settings)
+        prepared = self._prepare(model, model, given, end)
+        if isinstance(prepared, Void):
+            return self._void(prepared, given, end)
+        vector, facts, outer_state = shared.buffer(model), None, None
+        if means.carries:
+            facts = means.take(shared.offer(model, prepared.source, given.weights, prepared.encoding), given.present)
+            vector, outer_state = shared.stepped(model, vector)
+        if changes:
+            facts = means.spread(vector, facts)
+            model.round_(vector)
+        seconds = time.monotonic() - clock
+
+        # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
+        decision = place.conversation.decide(
+            Topic(TopicKind.MEAN, round_index),
+            lambda: end.decide(shared.change(model, vector, facts, round_index), given),
+        )
+        clock = time.monotonic()
+        if changes:
+            model.unpack(vector)
+        if facts is not None:
+            report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
+            shared.commit(model, vector, outer_state)
+        shared.begin_round()
+        if changes and self._settings.optimizer_state == "reset":
+            reset_state(end.optimizers)
+        place.conversation.settled()
+        report = replace(report, exchange_seconds=seconds + time.monotonic() - clock)
+        return MeanResult(report, Decision.from_plain(decision), given.place)
+
+    def _void(self, void: Void, given: Contributions, end: RoundEnd) -> MeanResult:
+        """Close a round without a mean: everyone goes on with its own model. Collective over the world."""
+        decision = self._place.conversation.decide(
+            Topic(TopicKind.NO_MEAN, given.place.round),
+            lambda: end.decide(math.nan, given),
+        )
+        self._place.conversation.settled()
+        log.warning("round %d is void: %s; training goes on without a mean", given.place.round, void.why)
+        report = replace(end.report, divergence=math.nan, absent=f"the round is void: {void.why}")
+        return MeanResult(report, Decision.from_plain(decision), end.place, void=True)
+
 
 class MeanAverager(SharedModelAverager):
     """Takes the mean (eq. 2), measures its change (eq. 4), commits it everywhere or nowhere.
@@ -379,62 +447,10 @@ class MeanAverager(SharedModelAverager):
             # DDP keeps parameters equal inside a data center, buffers not.
             self._place.means.mean_in_center(model.stage_others())
         given, end = arrive(self._place, self._settings, model, None, end)
-        found = take_mean(self._place, self._settings, self.shared, model, given, end)
-        if self.corrector is not None:
+        found = self._take_mean(model, given, end)
+        if self.corrector is not None and not found.void:
             self.corrector.commit()
         return found
 
     def show_local(self, module: LightningModule) -> None:
         """The module is the shared model until it is trained on."""
-
-
-def changes_model(place: Place, settings: Settings) -> bool:
-    """Whether a round's end leaves another model than was trained; with one data center a mean does not."""
-    return not place.alone or settings.outer_optimizer is not None
-
-
-def take_mean(
-    place: Place,
-    settings: Settings,
-    shared: SharedModel,
-    model: FlatModel,
-    given: Contributions,
-    end: RoundEnd,
-) -> MeanResult:
-    """The mean of those who have arrived, made every rank's model. Collective over the world.
-
-    Args:
-        place: this process's.
-        settings: of the run.
-        shared: the last shared model; becomes the next one.
-        model: of the module, with what it offers.
-        given, end: what :func:`arrive` returned.
-    """
-    means, round_index, report = place.means, given.place.round, end.report
-    clock, changes = time.monotonic(), changes_model(place, settings)
-    vector, facts, outer_state = shared.buffer(model), None, None
-    if means.carries:
-        facts = means.take(shared.offer(model, model, given.weights), given.present)
-        vector, outer_state = shared.stepped(model, vector)
-    if changes:
-        facts = means.spread(vector, facts)
-        model.round_(vector)
-    seconds = time.monotonic() - clock
-
-    # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
-    decision = place.conversation.decide(
-        Topic(TopicKind.MEAN, round_index),
-        lambda: end.decide(shared.change(model, vector, facts, round_index), given),
-    )
-    clock = time.monotonic()
-    if changes:
-        model.unpack(vector)
-    if facts is not None:
-        report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
-        shared.commit(vector, outer_state)
-    shared.begin_round()
-    if changes and settings.optimizer_state == "reset":
-        reset_state(end.optimizers)
-    place.conversation.settled()
-    report = replace(report, exchange_seconds=seconds + time.monotonic() - clock)
-    return MeanResult(report, Decision.from_plain(decision), given.place)

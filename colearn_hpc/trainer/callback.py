@@ -44,7 +44,8 @@ from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings, ValidationMode
 from colearn_hpc.trainer.announce import announce, introduce, say
-from colearn_hpc.trainer.averaging import Averager, MeanAverager, MeanResult
+from colearn_hpc.trainer.averager import Averager, MeanResult
+from colearn_hpc.trainer.averaging import MeanAverager
 from colearn_hpc.trainer.correcting import CorrectsGradients
 from colearn_hpc.trainer.deciding import decider
 from colearn_hpc.trainer.ensemble import EnsembleAverager
@@ -81,10 +82,12 @@ from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outpu
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.prepare import Preparation
+from colearn_hpc.trainer.privacy_budget import check_monitors, epochs_left, epsilon_of
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
 from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.standing import Standing
+from colearn_hpc.trainer.sums import Hiding, WholeSums
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
 from colearn_hpc.trainer.validation import Validation
 from colearn_hpc.trainer.writing import remove_leftovers
@@ -131,7 +134,13 @@ class CoLearning(Callback):
         exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``,
             see ``algorithm/codec.py``;
             ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``;
-            ``{"lanes": 1}``: by leaders alone instead of a rank per node, see ``mpi/lanes.py``.
+            ``{"lanes": 1}``: by leaders alone instead of a rank per node, see ``mpi/lanes.py``;
+            ``{"sums": "float64" | "fixed32" | "fixed64"}``: whole numbers of the steps instead of float64 of the
+            weights, see ``algorithm/fixed_point.py``.
+        privacy: who may know what: ``{"secure": True}`` hides each data center's model under masks, so that only the
+            sum can be known (whole numbers; three or more data centers), and keeps at home what it measures on its own
+            data; ``"share_metrics": True`` lets that travel all the same, ``"public_validation": True`` says that
+            everyone may know the validation data. See ``docs/privacy.md``.
         centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
         run_dir: the run folder (see ``run_folder.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
         resume_points: write a resume point at every local epoch's end, and one where SIGUSR1 or SIGTERM stops the run.
@@ -179,6 +188,7 @@ class CoLearning(Callback):
         local_layers: Literal["batch_norm"] | list[str] | None = None,
         kept_model: KeptModel | None = None,
         exchange: dict[str, Any] | None = None,
+        privacy: dict[str, Any] | None = None,
         centers: CentersSpec | DataCenter = None,
         run_dir: str | Path | None = None,
         resume_points: bool = True,
@@ -219,7 +229,7 @@ class CoLearning(Callback):
             validation="lightning" if combine == "predictions" else validation,
             warmup_epochs=warmup_epochs,
             warmup_steps=warmup_steps,
-            **_exchange_settings(exchange),
+            **_exchange_settings(exchange, privacy),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
         self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
@@ -268,11 +278,17 @@ class CoLearning(Callback):
         writes_shared, lock = (False, None) if restarted else claim_folder(path, place)
         center = place.center
         folder = RunFolder(path, center.name, place.conversation.presides, center.is_leader, center.start)
+        if self.settings.secure:
+            check_monitors(trainer, self.settings)
+            if not restarted:
+                from colearn_hpc.trainer.secure_sums import SecureSums  # of the extra "privacy"
+
+                self._fit.hiding = SecureSums(place, self.settings, folder.center_folder)
         state = RunState.new(place.center.name, self.settings.rule.first())
         self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
         validation = Validation(self.settings, place)
-        limit, seen = trainer.max_epochs, self._fit.examples
-        self._fit = _Fit(folder, self._averager_of(place), validation, limit=limit, examples=seen)
+        limit, seen, hiding = trainer.max_epochs, self._fit.examples, self._fit.hiding
+        self._fit = _Fit(folder, self._averager_of(place), validation, limit=limit, examples=seen, hiding=hiding)
         if restarted:
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)
@@ -347,6 +363,8 @@ class CoLearning(Callback):
                 place.between.broadcast(tensors)
             place.site.copy_to_all(tensors)
             fit.averager.start_from(pl_module)
+        if self._fit.hiding is not None:
+            self._fit.hiding.join(run.state.run_id)
         state = run.state
         if fit.folder_.lock is not None:
             fit.folder_.lock.note_run(state.run_id)
@@ -610,8 +628,8 @@ class CoLearning(Callback):
         run, state, module = self._run, self._run.state, trainer.lightning_module
         place = run.place(_limit(trainer), leaving=False)
         decide = self._decider(state.round, state.epochs_done + (not state.over))
-        losses, known = self._fit.losses.state, len(state.history)
-        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, losses, known)
+        losses, known, left = self._fit.losses.state, len(state.history), None if absent else epochs_left(trainer)
+        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, losses, known, left)
         return self._taken(self._fit.averager.take(end), place, trainer)
 
     def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -626,7 +644,8 @@ class CoLearning(Callback):
             if not self._placed.center.is_leader:  # the leader's is the data center's sum
                 report, losses = replace(report, examples=0), (0.0, 0.0)
         decide = self._decider(round_, epochs_done)
-        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, "", losses, known)
+        left = epochs_left(trainer)
+        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, "", losses, known, left)
         found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
 
@@ -637,8 +656,10 @@ class CoLearning(Callback):
             others = found.others
             skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
         average_from_here(trainer)
-        step = self._run.mean_taken(found.decision, self._signed(found.report, trainer), others)
-        self._save_model(trainer)
+        report = found.report if found.void else self._signed(found.report, trainer)
+        step = self._run.mean_taken(found.decision, report, others)
+        if not found.void:  # the module is this data center's own
+            self._save_model(trainer)
         return step
 
     def _finish_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -670,7 +691,11 @@ class CoLearning(Callback):
         assert round_.decision is not None, "a round whose mean is there is decided on"
         fit.validation.agree(trainer, round_.index, {}, {}, 0)  # where no epoch's end has come before
         leaves |= state.over or state.leaving
-        said = place.conversation.meet(Topic(TopicKind.REPORT, round_.index), [round_.report.to_plain(), leaves])
+        mine = replace(round_.report, epsilon=epsilon_of(trainer))
+        if self.settings.secure and place.center.is_leader:
+            log.info("round %d, of this data center alone: %s", round_.index, mine.private_text())
+        told = mine.to_be_told(self.settings)
+        said = place.conversation.meet(Topic(TopicKind.REPORT, round_.index), [told.to_plain(), leaves])
         reports, anyone_leaves = [], False
         for name, brought in zip(place.between.names, said.brought, strict=True):
             if brought.content is None:
@@ -826,9 +851,11 @@ class CoLearning(Callback):
     def _averager_of(self, place: Place) -> Averager:
         if self.settings.combine == "predictions":
             return EnsembleAverager(place, self.settings)
+        whole = self.settings.whole_numbers and not place.alone
+        sums = WholeSums(place, self.settings, self._fit.hiding) if whole else None
         if self.settings.overlap and not place.alone:
-            return OverlappedAverager(place, self.settings)
-        return (MeanAverager if self.settings.kept_model is None else KeptModelAverager)(place, self.settings)
+            return OverlappedAverager(place, self.settings, sums)
+        return (MeanAverager if self.settings.kept_model is None else KeptModelAverager)(place, self.settings, sums)
 
     @property
     def _late_averager(self) -> OverlappedAverager:
@@ -893,6 +920,7 @@ class _Fit:
         batches, batch_examples: trained since then.
         limit: the Trainer's ``max_epochs``.
         examples: that this process has trained on since it began.
+        hiding: with secure sums; it outlives attempts, for the others know its keys.
         losses: of this rank in the round.
         steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
         began, trains, finished: how far the fit has come.
@@ -909,6 +937,7 @@ class _Fit:
     batches: int = 0
     batch_examples: int = 0
     examples: int = 0
+    hiding: Hiding | None = None
     losses: LossTally = field(default_factory=LossTally)
     steps_now: Callable[[], int] = lambda: 0
     steps: int = 0
@@ -970,17 +999,23 @@ def _agreed(membership: Any, timeout: float | None, on_failure: OnFailure) -> tu
     return agreed.round_timeout, agreed.on_failure
 
 
-def _exchange_settings(exchange: Any) -> dict[str, Any]:
-    """``exchange={"codec": name, "overlap": bool, "lanes": number}`` as arguments of :class:`Settings`.
+def _exchange_settings(exchange: Any, privacy: Any) -> dict[str, Any]:
+    """``exchange={"codec": name, …}`` and ``privacy={"secure": bool, …}`` as arguments of :class:`Settings`.
 
     Raises:
-        ConfigurationError: it is no such mapping.
+        ConfigurationError: one is no such mapping.
     """
-    keys = ("codec", "overlap", "lanes")
-    if exchange is not None and (not isinstance(exchange, dict) or set(exchange) - set(keys)):
-        known = ", ".join(f'"{key}"' for key in keys)
-        raise ConfigurationError(f"exchange must be a mapping with the keys {known}, or None; found {exchange!r}")
-    found = dict(exchange or {})
+    groups = {
+        "exchange": (exchange, ("codec", "overlap", "lanes", "sums")),
+        "privacy": (privacy, ("secure", "share_metrics", "public_validation")),
+    }
+    for name, (given, keys) in groups.items():
+        if given is not None and (not isinstance(given, dict) or set(given) - set(keys)):
+            known = ", ".join(f'"{key}"' for key in keys)
+            raise ConfigurationError(f"{name} must be a mapping with the keys {known}, or None; found {given!r}")
+    found = dict(exchange or {}) | dict(privacy or {})
+    if found.get("secure") is True:
+        found.setdefault("sums", "fixed32")
     try:
         found["codec"] = codec_of(found.get("codec", "fp32"))
     except ValueError as error:

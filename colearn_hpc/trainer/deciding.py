@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, replace
 from typing import Any
 
 from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs
 from colearn_hpc.protocol.run import PastRound, Round, Run
 from colearn_hpc.trainer.round_end import Contributions, Decide
+
+log = logging.getLogger("colearn_hpc")
 
 
 def decider(run: Run, rule: LocalEpochsRule, round_: Round, epochs_done: int) -> Decide:
@@ -25,8 +28,18 @@ def decider(run: Run, rule: LocalEpochsRule, round_: Round, epochs_done: int) ->
         ended = PastRound(round_.index, round_.chosen, change, epochs_done, rate, given.loss)
         before = [one for one in run.state.history if one.round < round_.index]
         outcome = replace(_outcome(ended), history=tuple(map(_outcome, before)))
+        chosen = checked_epochs(rule.next(outcome))
+        if given.epochs_left is not None and chosen > max(given.epochs_left, 1):
+            log.warning(
+                "round %d: T would be %d, and a data center's privacy budget allows %d more local epochs: T is %d",
+                round_.index + 1,
+                chosen,
+                given.epochs_left,
+                max(given.epochs_left, 1),
+            )
+            chosen = max(given.epochs_left, 1)
         told = (*(one for one in before if one.round >= given.known), ended)
-        return run.decision(round_, change, checked_epochs(rule.next(outcome)), given.leaves, told).to_plain()
+        return run.decision(round_, change, chosen, given.leaves, told).to_plain()
 
     return decide
 

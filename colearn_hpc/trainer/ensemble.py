@@ -31,13 +31,13 @@ from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import MeanResult
+from colearn_hpc.trainer.averager import MeanResult
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import RoundEnd, arrive
 
 
 class EnsembleAverager:
-    """An :class:`~colearn_hpc.trainer.averaging.Averager` for data centers that never exchange weights.
+    """An :class:`~colearn_hpc.trainer.averager.Averager` for data centers that never exchange weights.
 
     Args:
         place: this process's.

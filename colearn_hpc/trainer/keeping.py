@@ -14,9 +14,11 @@ from torch import Tensor
 
 from colearn_hpc._lightning import LightningModule
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import MeanAverager, MeanResult
+from colearn_hpc.trainer.averager import MeanResult
+from colearn_hpc.trainer.averaging import MeanAverager
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import RoundEnd
+from colearn_hpc.trainer.sums import WholeSums
 
 
 class KeptModelAverager(MeanAverager):
@@ -27,8 +29,8 @@ class KeptModelAverager(MeanAverager):
         settings: of the run.
     """
 
-    def __init__(self, place: Place, settings: Settings) -> None:
-        super().__init__(place, settings)
+    def __init__(self, place: Place, settings: Settings, sums: WholeSums | None = None) -> None:
+        super().__init__(place, settings, sums)
         self._state: Tensor | None = None  # of the rule; on leaders
         self._kept: Tensor | None = None
         self._shared: Tensor | None = None  # while the module is the kept model

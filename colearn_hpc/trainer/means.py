@@ -50,6 +50,10 @@ class Means:
         if self._under_way is not None:
             self._under_way.advance()
 
+    def part(self, size: int) -> slice:
+        """What this carrier carries of a vector of ``size`` elements."""
+        return parts_of(size, len(self._site.carriers))[list(self._site.carriers).index(self._site.rank)]
+
     def mean_in_center(self, vector: Tensor) -> None:
         """Put the mean over this data center's ranks into every carrier's vector. Collective over the data center.
 
@@ -67,10 +71,8 @@ class Means:
     def begin(self, offer: Offer, present: tuple[int, ...]) -> None:
         """Begin this lane's part of eq. 2 over the data centers ``present``, right after the meeting that says so. It
         goes on at every :meth:`advance`. Collective over the carriers."""
-        lane = list(self._site.carriers).index(self._site.rank)
         self._present = present
-        part = parts_of(offer.source.size, len(self._site.carriers))[lane]
-        self._under_way = self._between.begin_mean(offer.part(part), present)
+        self._under_way = self._between.begin_mean(offer.part(self.part(offer.source.size)), present)
         self._under_way.advance()
 
     def finish(self) -> MeanFacts:

@@ -31,17 +31,19 @@ from colearn_hpc.between import Vector
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averaging import MeanResult, SharedModelAverager, take_mean
+from colearn_hpc.trainer.averager import MeanResult
+from colearn_hpc.trainer.averaging import SharedModelAverager
 from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
+from colearn_hpc.trainer.sums import Void, WholeSums
 
 # Chunks that can move from one batch's end to the next.
 GATHERING = 16
 
 
 class OverlappedAverager(SharedModelAverager):
-    """An :class:`~colearn_hpc.trainer.averaging.Averager` whose mean is begun by :meth:`begin` and comes with
+    """An :class:`~colearn_hpc.trainer.averager.Averager` whose mean is begun by :meth:`begin` and comes with
     :meth:`finish`, unless the round is the last.
 
     Holds one vector more than :class:`~colearn_hpc.trainer.averaging.MeanAverager`, on all ranks: the model as it was
@@ -50,10 +52,11 @@ class OverlappedAverager(SharedModelAverager):
     Args:
         place: this process's.
         settings: of the run.
+        sums: where means are taken of whole numbers.
     """
 
-    def __init__(self, place: Place, settings: Settings) -> None:
-        super().__init__(place, settings)
+    def __init__(self, place: Place, settings: Settings, sums: WholeSums | None = None) -> None:
+        super().__init__(place, settings, sums)
         # What was sent, or the local model while the module is the shared one. Its memory is kept between rounds.
         self._local: Tensor | None = None
         self._sent = False
@@ -98,11 +101,13 @@ class OverlappedAverager(SharedModelAverager):
         if end.place.last or given.leaves:
             model.unpack(sent)
             self._shows_shared = False
-            return take_mean(self._place, self._settings, self.shared, model, given, end)
+            return self._take_mean(model, given, end)
+        prepared = self._prepare(model, Vector(sent), given, end)
+        assert not isinstance(prepared, Void), "only secure sums are void, and those do not overlap"
         self._sent, self._given = True, given
         self.shared.begin_round()
         if self._place.means.carries:
-            offer = self.shared.offer(model, Vector(sent), given.weights, GATHERING)
+            offer = self.shared.offer(model, prepared.source, given.weights, prepared.encoding, GATHERING)
             self._place.means.begin(offer, given.present)
         return MeanResult(end.report, None, given.place)
 
@@ -139,7 +144,7 @@ class OverlappedAverager(SharedModelAverager):
         self._sent, self._shows_shared = False, True
         if facts is not None:
             report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
-            self.shared.commit(result, None)
+            self.shared.commit(model, result, None)
         if self._settings.optimizer_state == "reset":
             reset_state(end.optimizers)
         conversation.settled()

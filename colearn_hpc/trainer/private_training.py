@@ -184,10 +184,11 @@ class PrivateTraining(Callback):
             self._hooks = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"key": self._key, "weights": self._weights, "accountant": self.accountant.state_dict()}
+        # As text: torch does not load bytes with weights_only=True.
+        return {"key": self._key.hex(), "weights": self._weights.hex(), "accountant": self.accountant.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._key, self._weights = state_dict["key"], state_dict["weights"]
+        self._key, self._weights = bytes.fromhex(state_dict["key"]), bytes.fromhex(state_dict["weights"])
         self.accountant.load_state_dict(state_dict["accountant"])
 
     # --- small things ---------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class RoundEnd:
         absent: why this data center takes the mean without giving to it; empty if it gives.
         loss: sum of this rank's training losses over the round's examples, and their number.
         known: rounds that this data center has heard of.
+        epochs_left: local epochs that its privacy budget still allows; None: any number.
     """
 
     module: LightningModule
@@ -45,6 +46,7 @@ class RoundEnd:
     absent: str = ""
     loss: tuple[float, float] = (0.0, 0.0)
     known: int = 0
+    epochs_left: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Contribution:
         layout: digest of the names of the tensors in the vector, in order.
         loss: its mean training loss over the round; NaN where it was not measured.
         known: rounds that it has heard of.
+        epochs_left: local epochs that its privacy budget still allows; None: any number.
     """
 
     size: int
@@ -66,16 +69,33 @@ class Contribution:
     layout: str = ""
     loss: float = math.nan
     known: int = 0
+    epochs_left: int | None = None
 
     def to_plain(self) -> Any:
-        return [self.size, self.examples, self.place.to_plain(), self.layout, self.loss, self.known]
+        return [
+            self.size,
+            self.examples,
+            self.place.to_plain(),
+            self.layout,
+            self.loss,
+            self.known,
+            self.epochs_left,
+        ]
 
     @classmethod
     def from_plain(cls, plain: Any) -> Contribution:
         """Raises ValueError where ``plain`` is no contribution."""
         match plain:
-            case [int(size), int(examples), place, str(layout), float() | int() as loss, int(known)]:
-                return cls(size, examples, RoundPlace.from_plain(place), layout, float(loss), known)
+            case [
+                int(size),
+                int(examples),
+                place,
+                str(layout),
+                float() | int() as loss,
+                int(known),
+                None | int() as epochs_left,
+            ]:
+                return cls(size, examples, RoundPlace.from_plain(place), layout, float(loss), known, epochs_left)
         raise ValueError(f"no contribution to a mean: {plain!r:.200}")
 
 
@@ -114,6 +134,11 @@ class Contributions:
     def leaves(self) -> bool:
         """Whether some data center takes part in no further round."""
         return any(one.place.leaving for one in self.by_center.values())
+
+    @property
+    def epochs_left(self) -> int | None:
+        """Local epochs that everyone's privacy budget still allows; None: any number."""
+        return min((one.epochs_left for one in self.by_center.values() if one.epochs_left is not None), default=None)
 
     @property
     def weights(self) -> list[float]:
@@ -158,8 +183,14 @@ def arrive(
             f"round {round_index}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
             "was not taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"
         )
+    if settings.hides_examples and place.center.is_leader and not end.absent and not examples:
+        raise ParticipantError(
+            f'round {round_index}: weighting="examples", but no batch size could be read; use "uniform"'
+        )
     clock = time.monotonic()
-    mine = Contribution(model.size, examples, end.place, layout_of(model), loss, end.known)
+    told = 0 if settings.secure else examples
+    told_loss = math.nan if settings.secure and not settings.share_metrics else loss
+    mine = Contribution(model.size, told, end.place, layout_of(model), told_loss, end.known, end.epochs_left)
     attendance = place.conversation.arrive(round_index, mine.to_plain(), end.absent)
     why_absent = getattr(attendance.brought[place.between.index], "why", "")
     waited = time.monotonic() - clock
@@ -171,7 +202,8 @@ def arrive(
         raise ParticipantError(
             f"round {round_index}: no data center has anything to give to the mean; see centers/*/log.txt"
         ).on_all_ranks()
-    found = Contributions(given, attendance.present, len(names), settings.weighting, known)
+    weighting = "uniform" if settings.secure else settings.weighting  # n_k is then a factor that stays at home
+    found = Contributions(given, attendance.present, len(names), weighting, known)
     if len({one.size for one in given.values()}) > 1:
         sizes = ", ".join(f"{names[index]}: {one.size}" for index, one in given.items())
         raise ParticipantError(
@@ -185,7 +217,7 @@ def arrive(
             f"round {found.place.round}: the data centers have trained different parameters since the last mean "
             f"({', '.join(names[k] for k in given)}); freeze and unfreeze the same ones everywhere, in the same epochs"
         ).on_all_ranks()
-    if settings.weighting == "examples" and not all(one.examples for one in given.values()):
+    if found.weighting == "examples" and not all(one.examples for one in given.values()):
         raise ParticipantError(
             f'round {found.place.round}: weighting="examples", but no batch size could be read; use "uniform"'
         ).on_all_ranks()

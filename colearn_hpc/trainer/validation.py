@@ -53,6 +53,9 @@ class Validation:
     def __init__(self, settings: Settings, place: Place) -> None:
         self._mode, self._place, self._may_miss = settings.validation, place, settings.may_miss
         self._agrees_alone = settings.combine == "predictions"
+        # With secure sums what is measured on private data stays home.
+        self._tells_trained = not settings.secure or settings.share_metrics
+        self._tells_validated = self._tells_trained or settings.public_validation
         self._examples: Counter[int] = Counter()  # of this rank's last validation, by loader
         self._agreed = -1  # the round whose metrics have been agreed on
 
@@ -107,6 +110,12 @@ class Validation:
             what = f"{type(config.scheduler).__name__}(monitor={config.monitor!r})"
             if self._agrees_alone or (not self.by_rounds and self._place.alone):
                 continue
+            if not self._tells_validated:
+                raise ConfigurationError(
+                    f"{what} follows a metric, and with privacy: secure=True metrics on private data stay home. Validate "
+                    "on public data and set privacy: public_validation=True, or set share_metrics=True, or use a "
+                    "scheduler that monitors nothing"
+                )
             if not self.by_rounds:
                 raise ConfigurationError(
                     f'{what}: with validation="lightning" each data center would lower its own rate by its own metric, '
@@ -182,8 +191,11 @@ class Validation:
         counted: Counter[int] = Counter()
         for one in self._place.site.gather(dict(self._examples)) or []:
             counted.update(one)
-        mine = {name: [value, examples] for name, value in trained.items() if not name.startswith(LOCAL)}
-        mine |= {name: [value, _of_loader(name, counted)] for name, value in validated.items()}
+        mine: dict[str, Any] = {}
+        if self._tells_trained:
+            mine = {name: [value, examples] for name, value in trained.items() if not name.startswith(LOCAL)}
+        if self._tells_validated:
+            mine |= {name: [value, _of_loader(name, counted)] for name, value in validated.items()}
         said = self._place.conversation.meet(Topic(TopicKind.METRICS, round_index), mine)
         means = means_of(list(said.contents.values()))
         if not (validated or trained):

@@ -6,10 +6,11 @@ from torch import nn
 
 from colearn_hpc import CoLearning, OuterSGD
 from colearn_hpc.algorithm.codec import codec_of
+from colearn_hpc.algorithm.encoding import Coded, Plain
 from colearn_hpc.algorithm.overlap import correct
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.algorithm.slice_sums import Squares
-from colearn_hpc.between import Compression, MeanFacts, Offer, Vector
+from colearn_hpc.between import MeanFacts, Offer, Vector
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.journal import Remembered
 from colearn_hpc.protocol.meeting import ProtocolError
@@ -112,11 +113,11 @@ class Doubled:
         pass
 
     def finish(self, idle=None):
-        source, compression = self.offer.source, self.offer.compression
+        source, encoding = self.offer.source, self.offer.encoding
         torch.mul(source.read(0, source.size, self.offer.result), 2, out=self.offer.result)
-        if compression is not None:
-            compression.prepare(source.size)
-            compression.pending.fill_(self.number)
+        if isinstance(encoding, Coded):
+            encoding.prepare(source.size)
+            encoding.pending.fill_(self.number)
         return MeanFacts(self.number, Squares(), finite=True, distance=0.0)
 
 
@@ -131,8 +132,9 @@ def meet(journal, topic=ROUND, content=None):
     return journal.meet(topic, Present(content), None, False)
 
 
-def offer(value, compression=None):
-    return Offer(Vector(torch.full((3,), value)), torch.empty(3), [1.0, 1.0], 3, compression=compression)
+def offer(value, encoding=None):
+    source = Vector(torch.full((3,), value))
+    return Offer(source, torch.empty(3), [1.0, 1.0], 3, encoding=encoding or Plain())
 
 
 def take(journal, offer):
@@ -207,7 +209,7 @@ def test_who_comes_elsewhere_is_told_nothing(journal, ask):
 
 def test_error_feedback_is_told_again(journal):
     """What is pending when the mean comes is the residual after the commit: that is before the restart."""
-    before, after = (Compression(codec_of("int8")) for _ in range(2))
+    before, after = (Coded(codec_of("int8")) for _ in range(2))
     take(journal, offer(1.0, before))
     before.commit()
     assert before.residual.tolist() == [1.0] * 3

@@ -13,9 +13,10 @@ import torch
 from mpi4py import MPI
 
 from colearn_hpc.algorithm.codec import codec_of
+from colearn_hpc.algorithm.encoding import Coded, Plain
 from colearn_hpc.algorithm.shared_model import FlatModel, relative_change, weighted_mean
-from colearn_hpc.between import Compression, Offer, Vector
 from colearn_hpc.algorithm import slices
+from colearn_hpc.between import Offer, Vector
 from colearn_hpc.mpi import pipeline
 from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
 
@@ -29,7 +30,7 @@ draw = np.random.default_rng(int(sys.argv[1]))
 def begin(comm, source, result, weights, parameters=None, previous=None, codec=None, gathering=None) -> MeanUnderWay:
     """A mean over ``comm``; norms and codec apply to all of it where nothing else is said."""
     size = source.size if parameters is None else parameters
-    return begin_mean(comm, Offer(source, result, weights, size, previous, codec, gathering=gathering), weights)
+    return begin_mean(comm, Offer(source, result, weights, size, previous, codec or Plain(), gathering), weights)
 
 
 class Late:
@@ -73,17 +74,17 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
     previous = torch.randn(mine.parameter_size, generator=generator, dtype=mine.dtype)
     result = torch.full((mine.size,), math.nan, dtype=mine.dtype)
     chosen = codec_of(codec)
-    compression = None if chosen is None else Compression(chosen)
-    facts = begin(world, mine, result, weights, mine.parameter_size, previous, compression).finish()
+    coded = None if chosen is None else Coded(chosen)
+    facts = begin(world, mine, result, weights, mine.parameter_size, previous, coded).finish()
 
     late = torch.empty_like(result)
-    fresh = None if chosen is None else Compression(chosen)
+    fresh = None if chosen is None else Coded(chosen)
     begin(world, Late(mine), late, weights, mine.parameter_size, previous, fresh).finish()
     assert torch.equal(late, result), "read before it was there"
 
     # Begun, and moved on by each rank as often as it likes: some are ahead, some wait for others to begin.
     passing = torch.full((mine.size,), math.nan, dtype=mine.dtype)
-    fresh = None if chosen is None else Compression(chosen)
+    fresh = None if chosen is None else Coded(chosen)
     seldom = 1 + mine.size % 7
     under_way = begin(world, mine, passing, weights, mine.parameter_size, previous, fresh, gathering=seldom)
     for _ in range(3 * ME):
@@ -152,18 +153,18 @@ for codec in BOUNDS:
         vector = torch.ones(1000)
         vector[567] = bad if ME == K - 1 else 1.0
         result, chosen = torch.empty(1000), codec_of(codec)
-        compression = None if chosen is None else Compression(chosen)
-        assert not begin(world, Vector(vector), result, [1.0] * K, 1000, torch.zeros(1000), compression).finish().finite
+        coded = None if chosen is None else Coded(chosen)
+        assert not begin(world, Vector(vector), result, [1.0] * K, 1000, torch.zeros(1000), coded).finish().finite
 
 # Error feedback: what messages lacked so far, and nothing else, is missing in what all know.
-compression = Compression(codec_of("int8"))
+coded = Coded(codec_of("int8"))
 shared = torch.zeros(5000)
 steps = torch.zeros(5000, dtype=torch.float64)
 for number in range(20):
     local = [shared + torch.randn(5000, generator=torch.Generator().manual_seed(100 * number + k)) for k in range(K)]
     result = torch.empty(5000)
-    begin(world, Vector(local[ME]), result, [1.0] * K, 5000, shared, compression).finish()
-    compression.commit()
+    begin(world, Vector(local[ME]), result, [1.0] * K, 5000, shared, coded).finish()
+    coded.commit()
     steps += sum(w.double() - shared.double() for w in local) / K
     shared = result
 # A residual is at most half a scale's step, 20 rounds later as well: errors do not add up.

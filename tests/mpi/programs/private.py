@@ -37,7 +37,7 @@ def main(out: Path, keys: str, kill_after: int) -> None:
     private = PrivateTraining(noise=1.0, delta=1e-2, budget=50)
     if keys == "known":
         key = bytes([center.index]) * 32
-        private.load_state_dict({"key": key, "weights": b"", "accountant": {"history": []}})
+        private.load_state_dict({"key": key.hex(), "weights": "", "accountant": {"history": []}})
     colearning = CoLearning(rounds=3, local_epochs=1, epsilon=0, run_dir=out, centers=center)
     module = toy.Toy(toy.network(seed=center.world_rank))
     trainer = toy.trainer(center, private, colearning, Kill(kill_after), strategy=PrivateDDPStrategy())
@@ -47,7 +47,7 @@ def main(out: Path, keys: str, kill_after: int) -> None:
         "center": center.index,
         "weights": torch.cat([p.detach().reshape(-1) for p in module.parameters()]).tolist(),
         "names": [name for name, _ in module.named_parameters()],
-        "key": private.state_dict()["key"].hex(),
+        "key": private.state_dict()["key"],
         "epsilon": private.epsilon(),
         "steps": private.accountant.steps,
         "optimizer": type(trainer.optimizers[0]).__name__,

@@ -70,7 +70,7 @@ def tap(meeting: Callable[[dict[str, Any]], None], mean: Callable[[Tensor], None
 
 def without_new_fields(report: dict[str, Any]) -> dict[str, Any]:
     """A data center's report as version 0.1.0 wrote it."""
-    return {key: value for key, value in report.items() if key not in ("steps", "data", "model", "loss")}
+    return {key: value for key, value in report.items() if key not in ("steps", "data", "model", "loss", "epsilon")}
 
 
 def _plain(kind, brought) -> dict[str, Any]:

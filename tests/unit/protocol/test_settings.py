@@ -16,6 +16,7 @@ from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.settings import CLASHES, Settings, describe
 
 PREDICTIONS, AVERAGE = {"combine": "predictions"}, {"optimizer_state": "average"}
+SECURE = {"privacy": {"secure": True}}
 OUTER, WITHOUT = {"outer_optimizer": OuterSGD()}, {"on_failure": "continue_without"}
 PROX, LOCAL, KEPT = {"local_correction": FedProx()}, {"local_layers": "batch_norm"}, {"kept_model": LatestMean()}
 SITE = {"federation": SimpleNamespace(federation=SimpleNamespace(round_timeout=None, on_failure="stop"))}
@@ -90,6 +91,53 @@ CASES = [
         "nesterov=True): its step begins where all data centers are, and they have gone on. Drop one of the two",
     ),
     (
+        {"exchange": {"sums": "fixed32", "codec": "bf16"}},
+        'exchange: sums=fixed32 writes steps as whole numbers, and codec="bf16" writes them in its own way; drop one '
+        "of the two",
+    ),
+    (
+        {"combine": "median", "exchange": {"sums": "fixed64"}},
+        "exchange: sums=fixed64 adds whole numbers up, and combine=Median() is no sum; drop one of the two",
+    ),
+    (
+        SECURE | {"combine": "median"},
+        "privacy: secure=True hides single models, and combine=Median() has to see them to know which to trust; decide "
+        "which of the two you need, and drop the other",
+    ),
+    (
+        PREDICTIONS | {"exchange": {"sums": "fixed64"}},
+        'exchange: sums=fixed64 is for weights, and with combine="predictions" none travel; drop one of the two',
+    ),
+    (
+        AVERAGE | {"exchange": {"sums": "fixed32"}},
+        'exchange: sums=fixed32 is too coarse for optimizer_state="average"; use sums=fixed64, or "reset" or "keep"',
+    ),
+    (
+        SECURE | {"exchange": {"sums": "float64"}},
+        "privacy: secure=True hides whole numbers, and exchange: sums=float64 are none; use fixed32 or fixed64, or "
+        "leave sums out",
+    ),
+    (
+        SECURE | {"weighting": "examples"},
+        'privacy: secure=True with weighting="examples" would tell everyone how many examples each data center has; '
+        'use exchange: sums=fixed64, which adds the numbers up under masks, or weighting="uniform"',
+    ),
+    (
+        SECURE | {"exchange": {"lanes": 2}},
+        "privacy: secure=True cannot be combined with exchange: lanes=2: the vector that may be sent once more is the "
+        "leader's to keep. Drop one of the two",
+    ),
+    (
+        SECURE | {"exchange": {"overlap": True}},
+        "privacy: secure=True cannot be combined with exchange: overlap=True: a resumed run would send a model whose "
+        "sum has begun before it can say with whom. Drop one of the two",
+    ),
+    (
+        {"privacy": {"share_metrics": True}},
+        "privacy: share_metrics and public_validation loosen secure=True, which is not set; without it all metrics "
+        "travel. Set secure, or drop them",
+    ),
+    (
         PROX | PREDICTIONS,
         'local_correction=FedProx(mu=0.01) pulls towards the shared model, and with combine="predictions" there is '
         "none; drop one of the two",
@@ -141,10 +189,17 @@ CASES = [
 ]
 
 
-def as_settings(exchange=None, schedule="clr", combine="weights", federation=None, **arguments):
+def as_settings(exchange=None, privacy=None, schedule="clr", combine="weights", federation=None, **arguments):
     """Arguments of CoLearning as those of Settings."""
     arguments["federated"] = federation is not None
-    found = arguments | dict(exchange or {}) | {"schedule": schedule_of(schedule, 0.25), "rule": None}
+    hides = {"sums": "fixed32"} if (privacy or {}).get("secure") else {}
+    found = (
+        arguments
+        | hides
+        | dict(exchange or {})
+        | dict(privacy or {})
+        | {"schedule": schedule_of(schedule, 0.25), "rule": None}
+    )
     found |= {"codec": codec_of(found.get("codec", "fp32")), "combiner": combiner_of(combine)}
     return found | {"combine": "predictions" if combine == "predictions" else "weights"}
 
@@ -194,6 +249,8 @@ IMPOSSIBLE = [
     ({"restarts": None}, "restarts must be a whole number, at least 0; found None"),
     ({"exchange": {"lanes": 0}}, "exchange: lanes must be a whole number, at least 1, or null; found 0"),
     ({"exchange": {"overlap": 1}}, "exchange: overlap must be true or false; found 1"),
+    ({"exchange": {"sums": "int"}}, "exchange: sums must be one of float64, fixed32, fixed64; found 'int'"),
+    ({"privacy": {"secure": "yes"}}, "privacy: secure must be true or false; found 'yes'"),
     ({"learning_rate": 0.0}, "learning_rate must be positive, or None for the optimizer's own; found 0.0"),
     (
         {"learning_rate": float("nan")},
@@ -236,7 +293,14 @@ def test_settings_do_not_change():
 
 @pytest.mark.parametrize(
     ("arguments", "lanes"),
-    [({}, None), ({"exchange": {"lanes": 2}}, 2), (PREDICTIONS, 1), (OUTER, 1), ({"exchange": {"codec": "int8"}}, 1)],
+    [
+        ({}, None),
+        ({"exchange": {"lanes": 2}}, 2),
+        (PREDICTIONS, 1),
+        (OUTER, 1),
+        ({"exchange": {"codec": "int8"}}, 1),
+        (SECURE, 1),
+    ],
     ids=str,
 )
 def test_where_only_leaders_can_take_part_there_is_one_lane(arguments, lanes):
@@ -253,6 +317,8 @@ def test_the_fingerprint():
     assert plain["rounds"] == "3" and plain["codec"] == "fp32" and "overlap" not in plain
     other = CoLearning(rounds=3, exchange={"codec": "int8", "overlap": True}).settings.fingerprint()
     assert {key for key in other if other[key] != plain.get(key)} == {"codec", "overlap"}
+    secure = CoLearning(rounds=3, **SECURE).settings.fingerprint()
+    assert {key for key in secure if secure[key] != plain.get(key)} == {"secure", "sums"}
 
 
 class Rule:

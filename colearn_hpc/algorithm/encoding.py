@@ -1,0 +1,408 @@
+"""How the slices of a vector look on the wire, and how those of all data centers become their mean: one object a kind.
+
+    Plain          the numbers as they are; eq. 2 or another way to combine them
+    Coded          parameters as coded steps since the last shared model (``codec.py``), the rest as it is
+    WholeNumbers   whole numbers of the steps (``fixed_point.py``); ``privacy/masked.py`` hides them under masks
+
+A transport moves messages and knows none of this. It asks an encoding to :meth:`~Encoding.begin` a mean, and gets two
+objects: one for slices of parameters, one for slices of what follows them. Whoever owns a slice is sent everyone's row
+of it, and sends its mean to all. Whatever the kind: the same bits at all data centers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from colearn_hpc.algorithm.codec import Codec
+from colearn_hpc.algorithm.combine import Combine
+from colearn_hpc.algorithm.fixed_point import Scales, decode, decode_near_zero, steps_of
+from colearn_hpc.algorithm.slice_sums import SliceSums
+
+
+@dataclass
+class Ground:
+    """What a mean stands on in one data center.
+
+    Attributes:
+        result: where the mean is put, shape ``(n,)``.
+        previous: the last shared model, shape ``(>= parameters,)``; None: nothing is measured.
+        weights: n_k of those who give, in the order of the data centers.
+        width: elements of the longest slice.
+        sums: for slices of that length.
+        apart: per data center that gives: ‖w_k - w̄‖² of its parameters over the slices that are summed here.
+        own_apart: of this data center alone, over all slices, where nobody else can measure it.
+    """
+
+    result: Tensor
+    previous: Tensor | None
+    weights: Sequence[float]
+    width: int
+    sums: SliceSums = field(init=False)
+    apart: list[float] = field(init=False)
+    own_apart: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.sums, self.apart = SliceSums(self.width), [0.0] * len(self.weights)
+
+    def measure(self, rows: Sequence[Tensor], mean: Tensor) -> None:
+        """How far each row of a slice is from its mean, while both are in cache."""
+        for index, distance in enumerate(self.sums.distances(rows, mean)):
+            self.apart[index] += distance
+
+
+class Slices(Protocol):
+    """One kind of slices in one mean.
+
+    Attributes:
+        unit: dtype of the elements of a row's message.
+        copies: rows are written into memory for messages, not sent from where the vector lies.
+        waits: a message with a mean stays where it arrived until it is read; else it arrives in the result.
+    """
+
+    unit: torch.dtype
+    copies: bool
+    waits: bool
+
+    def length(self, count: int) -> int:
+        """Elements of the message for ``count`` numbers."""
+
+    def write(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
+        """This data center's row as its owner is to see it.
+
+        Args:
+            values: the slice, shape ``(n,)``.
+            place: where it is in the vector.
+            room: ``unit`` of shape ``(>= length(n),)``; empty without ``copies``.
+
+        Returns:
+            The message: a part of ``room``, or ``values``.
+        """
+
+    def skip(self, place: slice) -> None:
+        """Nothing is given of this part of the vector."""
+
+    def mean(self, rows: Sequence[Tensor], mine: int, place: slice, room: Tensor) -> Tensor:
+        """The mean of a slice that this data center owns: put into the result, and as a message to all others.
+
+        Args:
+            rows: of those who give, in order: their messages, and this data center's own values.
+            mine: which one is its own; -1: it gives nothing.
+            place, room: see :meth:`write`.
+        """
+
+    def arrival(self, place: slice, room: Tensor) -> Tensor:
+        """Where the mean of another's slice is to arrive; see :meth:`write`."""
+
+    def read(self, message: Tensor, place: slice) -> None:
+        """Put a mean that has arrived into the result."""
+
+
+class Encoding(Protocol):
+    """How one vector is written, summed and read."""
+
+    def source_dtype(self, result: torch.dtype) -> torch.dtype:
+        """Of the vector that is sent, if the mean is to be of dtype ``result``."""
+
+    def begin(self, ground: Ground) -> tuple[Slices, Slices]:
+        """A mean begins: how its parameters are written, and how the rest is."""
+
+    def prepare(self, parameters: int) -> None:
+        """Make room for what is remembered about so many parameters."""
+
+    def part(self, place: slice) -> Encoding:
+        """The same for a stretch of the vector."""
+
+    def keep(self) -> Any:
+        """What it remembers of a mean that is there, not copied."""
+
+    def take_over(self, kept: Any) -> None:
+        """Remember what another one has kept."""
+
+
+class _Forgetful:
+    """What encodings have in common that remember nothing."""
+
+    def source_dtype(self, result: torch.dtype) -> torch.dtype:
+        return result
+
+    def prepare(self, parameters: int) -> None:
+        """Nothing."""
+
+    def keep(self) -> Any:
+        return None
+
+    def take_over(self, kept: Any) -> None:
+        """Nothing."""
+
+
+# --- the numbers as they are --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plain(_Forgetful):
+    """The numbers as they are.
+
+    Attributes:
+        combiner: how the rows of a slice become one; None: eq. 2.
+    """
+
+    combiner: Combine | None = None
+
+    def begin(self, ground: Ground) -> tuple[Slices, Slices]:
+        combine = ground.sums.mean if self.combiner is None else self.combiner.combine
+        return PlainSlices(ground, combine, ground.previous is not None), PlainSlices(ground, combine, False)
+
+    def part(self, place: slice) -> Encoding:
+        return self
+
+
+class PlainSlices:
+    """:class:`Slices` without a message of their own: from where the vector lies to where the mean belongs."""
+
+    copies = waits = False
+
+    def __init__(self, ground: Ground, combine: Any, measures: bool) -> None:
+        self.unit = ground.result.dtype
+        self._ground, self._combine, self._measures = ground, combine, measures
+
+    def length(self, count: int) -> int:
+        return count
+
+    def write(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
+        return values
+
+    def skip(self, place: slice) -> None:
+        pass
+
+    def mean(self, rows: Sequence[Tensor], mine: int, place: slice, room: Tensor) -> Tensor:
+        mean: Tensor = self._combine(rows, self._ground.weights, self._ground.result[place])
+        if self._measures:
+            self._ground.measure(rows, mean)
+        return mean
+
+    def arrival(self, place: slice, room: Tensor) -> Tensor:
+        return self._ground.result[place]
+
+    def read(self, message: Tensor, place: slice) -> None:
+        pass
+
+
+# --- coded steps --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Coded:
+    """A codec for the steps of parameters, and what its messages could not say so far (error feedback).
+
+    What follows the parameters goes as it is: a variance that a codec rounds below zero would make NaN.
+
+    Attributes:
+        codec: for parameters; their steps are from the last shared model, so there must be one.
+        combiner: how the rows of a slice become one; None: eq. 2.
+        residual: shape ``(parameters,)``. In this leader's own slices: what was missing in the means it sent;
+            elsewhere: what was missing in its own steps. None before the first mean, or without feedback.
+        pending: the residual after the mean that is under way; takes its place when that is committed.
+    """
+
+    codec: Codec
+    combiner: Combine | None = None
+    residual: Tensor | None = None
+    pending: Tensor | None = None
+
+    def source_dtype(self, result: torch.dtype) -> torch.dtype:
+        return result
+
+    def begin(self, ground: Ground) -> tuple[Slices, Slices]:
+        plain = Plain(self.combiner)
+        if ground.previous is None:
+            raise ValueError("a codec is for steps since a last shared model, and there is none")
+        return CodedSlices(self, ground), plain.begin(ground)[1]
+
+    def prepare(self, parameters: int) -> None:
+        """Make room for the residuals. One of another size is forgotten."""
+        if not self.codec.feedback:
+            return
+        if self.residual is None or len(self.residual) != parameters:
+            self.residual = torch.zeros(parameters)
+        if self.pending is None or len(self.pending) != parameters:
+            self.pending = torch.empty(parameters)
+
+    def part(self, place: slice) -> Encoding:
+        """Itself: where messages lack something, one rank carries the whole vector."""
+        return self
+
+    def keep(self) -> Any:
+        return self.pending
+
+    def take_over(self, kept: Any) -> None:
+        self.pending = kept
+
+    def commit(self) -> None:
+        """The mean that was under way is the shared model."""
+        self.residual, self.pending = self.pending, self.residual
+
+
+class CodedSlices:
+    """:class:`Slices` of steps that a codec has written."""
+
+    unit, copies, waits = torch.uint8, True, True
+
+    def __init__(self, coded: Coded, ground: Ground) -> None:
+        assert ground.previous is not None, "Coded.begin has looked"
+        self._coded, self._codec, self._ground, self._previous = coded, coded.codec, ground, ground.previous
+        self._combine = ground.sums.mean if coded.combiner is None else coded.combiner.combine
+        # One for each row, one for their mean.
+        self._decoded = torch.empty((len(ground.weights) + 1, ground.width))
+
+    def length(self, count: int) -> int:
+        return self._codec.nbytes(count)
+
+    def write(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
+        """This leader's step since the last shared model, and what earlier messages lacked."""
+        coded = self._coded
+        step = self._step(values, place, self._decoded[-1])
+        if coded.residual is not None:
+            step.add_(coded.residual[place])
+        message = room[: self._codec.nbytes(len(step))]
+        self._codec.encode(step, message)
+        if coded.pending is not None:
+            self._codec.decode(message, coded.pending[place])
+            torch.sub(step, coded.pending[place], out=coded.pending[place])
+        return message
+
+    def skip(self, place: slice) -> None:
+        """Whoever gives nothing sends nothing, so what its messages lacked before is lacking still."""
+        if self._coded.pending is not None:
+            assert self._coded.residual is not None, "prepare makes both"
+            self._coded.pending[place] = self._coded.residual[place]
+
+    def mean(self, rows: Sequence[Tensor], mine: int, place: slice, room: Tensor) -> Tensor:
+        """The mean step: applied here, and as the message with which the others do the same."""
+        coded, length = self._coded, place.stop - place.start
+        steps = []
+        for index, row in enumerate(rows):
+            step = self._decoded[index, :length]
+            if index == mine:
+                step = self._step(row, place, step)
+            else:
+                self._codec.decode(row, step)
+            steps.append(step)
+        mean = self._combine(steps, self._ground.weights, self._decoded[-1, :length])
+        self._ground.measure(steps, mean)
+        if coded.residual is not None:
+            mean.add_(coded.residual[place])
+        message = room[: self._codec.nbytes(length)]
+        self._codec.encode(mean, message)
+        decoded = self._apply(message, place, self._decoded[0])
+        if coded.pending is not None:
+            torch.sub(mean, decoded, out=coded.pending[place])
+        return message
+
+    def arrival(self, place: slice, room: Tensor) -> Tensor:
+        return room[: self._codec.nbytes(place.stop - place.start)]
+
+    def read(self, message: Tensor, place: slice) -> None:
+        self._apply(message, place, self._decoded[0])
+
+    def _apply(self, message: Tensor, place: slice, room: Tensor) -> Tensor:
+        """Last shared model + decoded mean step: the same two operations, so the same bits, on all leaders."""
+        decoded = room[: place.stop - place.start]
+        self._codec.decode(message, decoded)
+        torch.add(self._previous[place], decoded, out=self._ground.result[place])
+        return decoded
+
+    def _step(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
+        step, previous = room[: len(values)], self._previous[place]
+        if previous.dtype == step.dtype:
+            return torch.sub(values, previous, out=step)
+        return step.copy_(values - previous)
+
+
+# --- whole numbers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WholeNumbers(_Forgetful):
+    """Whole numbers of the steps since the last shared model: sums with the same bits in any order.
+
+    What is sent is a vector that :func:`~colearn_hpc.algorithm.fixed_point.encode` has written, for all must know that
+    everybody's numbers fit before anything is sent.
+
+    Attributes:
+        previous: the last shared model, all of it, shape ``(n,)``.
+        scales: of the whole vector, see :class:`~colearn_hpc.algorithm.fixed_point.Scales`.
+        factor: f_k of this data center.
+        divisor: d.
+        numbers: this data center's, shape ``(n,)``; None: it gives nothing.
+        start: where in the whole vector this stretch begins.
+    """
+
+    previous: Tensor
+    scales: Scales
+    factor: float
+    divisor: float
+    numbers: Tensor | None
+    start: int = 0
+
+    def source_dtype(self, result: torch.dtype) -> torch.dtype:
+        return self.scales.dtype
+
+    def begin(self, ground: Ground) -> tuple[Slices, Slices]:
+        return WholeSlices(self, ground, True), WholeSlices(self, ground, False)
+
+    def part(self, place: slice) -> Encoding:
+        numbers = None if self.numbers is None else self.numbers[place]
+        return replace(self, previous=self.previous[place], numbers=numbers, start=self.start + place.start)
+
+
+class WholeSlices:
+    """:class:`Slices` of whole numbers. Their mean goes as the numbers of the model, where it belongs.
+
+    Who owns a slice cannot tell how far each row was from the mean where masks hide it, and need not: every data center
+    has both.
+    """
+
+    copies = waits = False
+
+    def __init__(self, whole: WholeNumbers, ground: Ground, parameters: bool) -> None:
+        self.unit = whole.scales.dtype
+        self._whole, self._ground = whole, ground
+        self._decode = decode if parameters else decode_near_zero
+        self._measures = parameters and ground.previous is not None and whole.numbers is not None
+        self._total = torch.empty(ground.width, dtype=self.unit)
+
+    def length(self, count: int) -> int:
+        return count
+
+    def write(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
+        return values
+
+    def skip(self, place: slice) -> None:
+        pass
+
+    def mean(self, rows: Sequence[Tensor], mine: int, place: slice, room: Tensor) -> Tensor:
+        total = self._total[: place.stop - place.start].copy_(rows[0])
+        for row in rows[1:]:
+            total.add_(row)
+        whole, result = self._whole, self._ground.result[place]
+        start = whole.start + place.start
+        self._decode(total, whole.previous[place], whole.scales, whole.divisor, result, start)
+        self.read(result, place)
+        return result
+
+    def arrival(self, place: slice, room: Tensor) -> Tensor:
+        return self._ground.result[place]
+
+    def read(self, message: Tensor, place: slice) -> None:
+        if self._measures and place.stop > place.start:
+            whole = self._whole
+            assert whole.numbers is not None, "else nothing is measured"
+            start = whole.start + place.start
+            mine = steps_of(whole.numbers[place], whole.scales, whole.factor, start)
+            apart = mine.add_(whole.previous[place]).sub_(message)
+            self._ground.own_apart += float(torch.dot(apart, apart))
