@@ -120,7 +120,7 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
     everything = world.allreduce(facts.bytes_sent)
     if codec == "fp32":
         # Who gives nothing saves all that it would send to the other slices' owners.
-        own = [sum(c.bounds[k + 1] - c.bounds[k] for c in pipeline._chunks(mine.size, p, K)) for k in range(K)]
+        own = [sum(c.bounds[k + 1] - c.bounds[k] for c in slices.chunks(mine.size, p, K)) for k in range(K)]
         unsent = sum(mine.size - own[k] for k in range(K) if not weights[k])
         assert everything == (2 * (K - 1) * mine.size - unsent) * result.element_size()
 

@@ -34,8 +34,8 @@ def trained(weights, round_):
 
 
 def save(round_, weights):
-    torch.save((round_, weights), folder / ".point")
-    (folder / ".point").replace(folder / "point")
+    torch.save((round_, weights), folder / "point.tmp")
+    (folder / "point.tmp").replace(folder / "point")
 
 
 def meet(kind, round_, content):
