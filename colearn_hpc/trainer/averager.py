@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pytorch_lightning import LightningModule, Trainer
-
+from colearn_hpc._lightning import LightningModule, Trainer
 from colearn_hpc.protocol.reports import CenterReport
 from colearn_hpc.protocol.run import Decision, RoundPlace
 from colearn_hpc.trainer.round_end import RoundEnd

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
-import pytorch_lightning as pl
-
+import colearn_hpc._lightning as pl
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.lightning_gaps import callbacks_of

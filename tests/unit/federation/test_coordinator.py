@@ -69,7 +69,7 @@ def alive(links):
 def test_a_run_of_another_name(consortium):
     member = consortium.membership("lyon")
     other = Link(replace(member, federation=replace(member.federation, run="other")), session="")
-    with pytest.raises(FederationError, match="this is the coordinator of run gut, not of other"):
+    with pytest.raises(FederationError, match="is for the run gut, and this is other"):
         other.ask_now(["status"], 10)
 
 

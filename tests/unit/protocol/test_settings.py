@@ -184,6 +184,7 @@ CASES = [
             ({"combine": "median"}, "combine=Median()"),
             ({"exchange": {"codec": "bf16"}}, 'exchange: codec="bf16"'),
             ({"exchange": {"lanes": 2}}, "exchange: lanes=2"),
+            ({"exchange": {"sums": "fixed32"}}, "exchange: sums=fixed32 (and privacy: secure, which needs it)"),
         )
     ),
 ]
