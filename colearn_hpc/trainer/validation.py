@@ -113,8 +113,8 @@ class Validation:
             if not self._tells_validated:
                 raise ConfigurationError(
                     f"{what} follows a metric, and with privacy: secure=True metrics on private data stay home. "
-                    "Validate on public data and set privacy: public_validation=True, or set share_metrics=True, or use a "
-                    "scheduler that monitors nothing"
+                    "Validate on public data and set privacy: public_validation=True, or set share_metrics=True, or "
+                    "use a scheduler that monitors nothing"
                 )
             if not self.by_rounds:
                 raise ConfigurationError(
