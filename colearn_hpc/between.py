@@ -180,7 +180,8 @@ class Between(Meetings, Protocol):
         """
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Copy the presiding leader's tensors into every leader's, in place. Collective over the leaders."""
+        """Copy the tensors of the first data center's carrier into those of all carriers of this lane, in place.
+        Collective over them; the leaders are lane 0."""
 
 
 class TensorSite(Site, Protocol):

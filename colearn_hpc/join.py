@@ -25,6 +25,7 @@ def connect(
     patience: float | None = None,
     late: Callable[[], str] = lambda: "",
     membership: Membership | None = None,
+    sharded: bool = False,
 ) -> Connection:
     """How this process reaches the others of its run. Collective over the world; waits politely for all.
 
@@ -36,6 +37,7 @@ def connect(
         patience: seconds to wait for all ranks; None: for ever.
         late: why all are ended when they do not come in time.
         membership: this MPI world is one site of that federation; None: all data centers are in this world.
+        sharded: every rank holds a shard of the model, and carries it.
 
     Raises:
         TopologyError: on all ranks, when there cannot be so many lanes.
@@ -47,7 +49,7 @@ def connect(
         center.roll_call.wait(patience, late)
     site = MpiSite(center)
     if membership is None:
-        return Connection(center, site, MpiBetween(center, site, lanes))
+        return Connection(center, site, MpiBetween(center, site, lanes, sharded))
     from colearn_hpc.federation.between import FederatedBetween
 
     inside = MpiBetween(center, site, 1)

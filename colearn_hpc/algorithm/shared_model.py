@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,41 +42,46 @@ class FlatModel:
     """The exchanged part of a model as one flat vector, parameters first, then the rest.
 
     The vector is float32 (float64 if any exchanged tensor is); float16 and bfloat16 tensors are averaged
-    in float32 and rounded once on the way back. Complex tensors count as pairs of reals.
+    in float32 and rounded once on the way back. Complex tensors count as pairs of reals. Of a tensor that is sharded
+    over several ranks (a ``DTensor``) the vector holds this rank's shard.
 
     Args:
         parameters: (name, tensor) pairs that enter the norm.
         others: (name, tensor) pairs that are averaged but do not enter the norm.
+        counted_elsewhere: names of parameters of which another rank holds the same shard and counts it in the norm.
+            They come after all that are counted here.
 
     Attributes:
         size: length of the vector.
         parameter_size: length of its leading part, the parameters.
+        counted_size: length of that part's leading part, the parameters that enter the norm here.
         is_narrow: whether some tensor holds fewer digits than the vector: what is unpacked is then rounded.
         entries: one :class:`FlatEntry` per tensor, in order.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]], others: Iterable[tuple[str, Tensor]] = ()) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, Tensor]],
+        others: Iterable[tuple[str, Tensor]] = (),
+        counted_elsewhere: Collection[str] = (),
+    ) -> None:
         named = [*parameters]
         split = len(named)
         named += others
-        self._tensors = [tensor for _, tensor in named]
-        self._sources = [_real(tensor.detach()).reshape(-1) for tensor in self._tensors]
+        self._tensors = [shard_of(tensor) for _, tensor in named]
+        self._sources = [_real(tensor).reshape(-1) for tensor in self._tensors]
         self.on_gpu = any(tensor.is_cuda for tensor in self._tensors)
         self.dtype = torch.float64 if any(_real(t).dtype == torch.float64 for t in self._tensors) else torch.float32
         self.is_narrow = any(_real(tensor).dtype != self.dtype for tensor in self._tensors)
         entries, offset = [], 0
-        self.parameter_size = 0
-        for index, (name, tensor) in enumerate(named):
-            if index == split:
-                self.parameter_size = offset
-            length = _real(tensor).numel()
-            entries.append(FlatEntry(name, offset, length))
-            offset += length
+        for (name, _), source in zip(named, self._sources, strict=True):
+            entries.append(FlatEntry(name, offset, len(source)))
+            offset += len(source)
         self.entries = tuple(entries)
         self._offsets = [entry.offset for entry in entries]
         self.size = offset
-        if split == len(named):
-            self.parameter_size = offset
+        self.parameter_size = sum(entry.length for entry in entries[:split])
+        self.counted_size = sum(entry.length for entry in entries[:split] if entry.name not in counted_elsewhere)
 
     @classmethod
     def of(cls, module: nn.Module, constant: Mapping[str, Tensor] | None = None) -> FlatModel:
@@ -148,7 +153,7 @@ class FlatModel:
         """
         self._check_length(vector)
         for entry, tensor in zip(self.entries, self._tensors, strict=True):
-            target = _real(tensor.detach())
+            target = _real(tensor)
             source = vector[entry.offset : entry.offset + entry.length].view(target.shape)
             target.copy_(source, non_blocking=self.on_gpu)
         self.wait()
@@ -313,6 +318,13 @@ def first_non_finite(vector: Tensor | None, model: FlatModel) -> str:
         if not is_finite(source if vector is None else vector[entry.offset : entry.offset + entry.length]):
             return entry.name
     return ""
+
+
+def shard_of(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor that is sharded over several ranks, sharing its memory; of another, all of it."""
+    tensor = tensor.detach()
+    to_local = getattr(tensor, "to_local", None)  # a DTensor
+    return tensor if to_local is None else to_local()
 
 
 def _real(tensor: Tensor) -> Tensor:

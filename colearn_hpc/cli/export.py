@@ -100,7 +100,12 @@ def read(run: Path) -> dict[str, Any]:
         what = "no round of it has ended yet" if (run / "config.yaml").exists() else "it is no run folder"
         raise CheckpointError(f"{run} holds no shared.ckpt: {what}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if path.is_dir():
+            from colearn_hpc.trainer.sharded import whole_checkpoint
+
+            checkpoint = whole_checkpoint(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["state_dict"].values()
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error

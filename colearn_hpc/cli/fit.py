@@ -57,6 +57,7 @@ from colearn_hpc.trainer.local_model import LocalModel
 from colearn_hpc.trainer.outputs import claim_folder
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.progress import RunProgress
+from colearn_hpc.trainer.resume_points import remove
 from colearn_hpc.trainer.writing import private_folder, write_atomically
 
 # Short names for `class_path`: LightningCLI resolves the subclasses that have been imported.
@@ -367,7 +368,7 @@ class ColearnCLI(LightningCLI):
                 of_run = ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt", "cross_site.json")
                 old += [self.folder / name for name in of_run]
             for path in old:
-                path.unlink(missing_ok=True)
+                remove(path)
         try:
             if self.center.is_leader:
                 private_folder(self.center_folder)  # before a logger makes it

@@ -16,7 +16,7 @@ from torch import Tensor
 from colearn_hpc.between import Offer
 from colearn_hpc.errors import RoundTimeoutError, TopologyError
 from colearn_hpc.mpi.copies import copy_to_all
-from colearn_hpc.mpi.lanes import deal, places_of
+from colearn_hpc.mpi.lanes import deal, deal_shards, places_of
 from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
 from colearn_hpc.mpi.site import MpiSite, nothing
 from colearn_hpc.mpi.topology import DataCenter
@@ -40,22 +40,23 @@ class MpiBetween:
         center: this process's data center.
         site: inside it.
         lanes: ranks of each data center that share the transfer of a mean; None: one per node. Equal on all ranks.
+        sharded: every rank of a data center holds a shard of the model, and carries it. Equal on all ranks.
 
     Raises:
-        TopologyError: on all ranks, when the ranks disagree on ``lanes``, or there cannot be so many.
+        TopologyError: on all ranks, when the ranks disagree on ``lanes`` or ``sharded``, or there cannot be so many.
     """
 
     replays = False
     separate = False
     may_preside: frozenset[int] | None = None
 
-    def __init__(self, center: DataCenter, site: MpiSite, lanes: int | None = 1) -> None:
+    def __init__(self, center: DataCenter, site: MpiSite, lanes: int | None = 1, sharded: bool = False) -> None:
         self.index, self.names = center.index, tuple(c.name for c in center.topology.centers)
         self.agreed: Mapping[str, str] = {}  # there is no roster but the ranks that were started
         self.meanwhile: Callable[[], object] = nothing
         self.stop_asked = ""
         self._world, self._leaders = center.world, center.leaders
-        self._lanes = _agreed_lanes(center, site, lanes)
+        self._lanes = _agreed_lanes(center, site, lanes, sharded)
         mine = [lane for lane, ranks in enumerate(self._lanes) if center.world_rank in ranks]
         self.carries = bool(mine)
         # Ranks inside this data center, by lane.
@@ -164,8 +165,8 @@ class MpiBetween:
         return begin_mean(self._lane_of(present), offer, [offer.weights[k] for k in present])
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        assert self._leaders is not None, "only leaders are called"
-        copy_to_all(self._leaders, 0, tensors)
+        assert self._lane is not None, "only carriers are called"
+        copy_to_all(self._lane, 0, tensors)
 
     def _lane_of(self, present: tuple[int, ...]) -> MPI.Intracomm:
         """This lane's ranks of the data centers ``present``. Collective over them alone."""
@@ -181,16 +182,16 @@ class MpiBetween:
         sys.exit(code)  # Abort does not return
 
 
-def _agreed_lanes(center: DataCenter, site: MpiSite, lanes: int | None) -> list[list[int]]:
+def _agreed_lanes(center: DataCenter, site: MpiSite, lanes: int | None, sharded: bool) -> list[list[int]]:
     """World ranks of each lane. Collective over the world."""
-    wanted = site.gather(lanes)
+    wanted = site.gather("a model in shards" if sharded else lanes)
     everyone = None if center.leaders is None or wanted is None else allgather_plain(center.leaders, wanted)
     said = [one for of_center in site.bcast(everyone) or () for one in of_center]
     try:
         if len(set(said)) > 1:
             found = ", ".join(sorted({str(one) for one in said}))
             raise TopologyError(f"the ranks were given different numbers of lanes: {found}; use one configuration")
-        return deal(places_of(center.topology), lanes)
+        return deal_shards(center.topology) if sharded else deal(places_of(center.topology), lanes)
     except TopologyError as error:
         raise error.on_all_ranks() from None
 

@@ -7,6 +7,9 @@
 Each lane takes the mean of its part by itself, over the links of its own nodes; then the parts are spread inside each
 data center (``trainer/means.py``). Who takes part in a lane is called a carrier.
 
+Where a model is sharded inside each data center, every rank is a carrier: lane r are the ranks r of all data centers,
+each with its own shard, and nothing is spread.
+
 Source: multi-lane collectives, Träff 2019, arXiv:1910.13373.
 """
 
@@ -60,6 +63,20 @@ def deal(places: Sequence[NodePlace], lanes: int | None = None) -> list[list[int
                 f"{len(members[k])}. Set fewer lanes, or none: one per node"
             )
     return [[members[k][lane] for k in centers] for lane in range(count)]
+
+
+def deal_shards(topology: Topology) -> list[list[int]]:
+    """One lane per rank of a data center: the world ranks of equal place, in the order of the data centers.
+
+    Raises:
+        TopologyError: the data centers have different numbers of ranks, so their shards do not fit.
+    """
+    if len({len(center.world_ranks) for center in topology.centers}) > 1:
+        raise TopologyError(
+            f"a sharded model needs as many ranks in every data center, found {topology.describe()}; start the same "
+            "number in each"
+        )
+    return [list(ranks) for ranks in zip(*(center.world_ranks for center in topology.centers), strict=True)]
 
 
 def places_of(topology: Topology) -> list[NodePlace]:

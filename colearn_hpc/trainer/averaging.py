@@ -23,8 +23,11 @@ from colearn_hpc.algorithm.shared_model import (
     float_buffers,
     infinite_buffers,
     relative_change,
+    shard_of,
+    squares,
     trainable_parameters,
 )
+from colearn_hpc.algorithm.slice_sums import Squares
 from colearn_hpc.between import MeanFacts, Offer, Source
 from colearn_hpc.errors import ConfigurationError, ParticipantError, PrivacyError
 from colearn_hpc.protocol.messages import Topic, TopicKind
@@ -35,6 +38,7 @@ from colearn_hpc.trainer.correcting import Corrector
 from colearn_hpc.trainer.optimizers import averaged_state, reset_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
+from colearn_hpc.trainer.sharded import Shards, fresh_state
 from colearn_hpc.trainer.sums import Mean, Prepared, Void, WholeSums
 
 log = logging.getLogger("colearn_hpc")
@@ -62,6 +66,7 @@ class SharedModel:
         self._encoding: Encoding = self.coded or Plain(settings.combiner)
         self.constant: dict[str, Tensor] = {}  # buffers that are infinite by design
         self._local_layers, self._stays = settings.local_layers, frozenset[str]()
+        self._shards: Shards | None = None
         # Parameters of the last shared model, in order; what has been trained since; what joined, as it was then.
         self._layout: list[tuple[str, int]] = []
         self._trained: dict[str, bool] = {}
@@ -74,8 +79,13 @@ class SharedModel:
         self._sizes: dict[str, float] = {}
 
     def watch(self, module: LightningModule) -> None:
+        """Collective over the data center."""
         self.constant = infinite_buffers(module)
         self._stays = staying_names(module, self._local_layers)
+        if self._place.means.sharded:
+            self._shards = Shards(module, self._place.site)
+            if self.coded is not None:
+                self._shards.check_codec(self.coded.codec.name)
 
     def begin_epoch(self, module: LightningModule) -> None:
         """Whatever is trainable now will be in the next mean, whether or not it is then still trainable."""
@@ -84,7 +94,7 @@ class SharedModel:
         for name, parameter in trainable:
             if self._layout and name not in known and name not in self._joined:
                 # It was frozen, so all data centers hold the same: that is its last shared value.
-                self._joined[name] = parameter.detach().cpu().reshape(-1).clone()
+                self._joined[name] = shard_of(parameter).cpu().reshape(-1).clone()
             self._trained[name] = True
         self._trainable = [name for name, _ in trainable]
 
@@ -105,7 +115,21 @@ class SharedModel:
 
     def model_of(self, module: LightningModule) -> FlatModel:
         """What of the module is averaged."""
-        return FlatModel(self.parameters_of(module), self.buffers_of(module))
+        return self.flat(self.parameters_of(module), self.buffers_of(module))
+
+    def flat(self, parameters: Sequence[tuple[str, Tensor]], others: Sequence[tuple[str, Tensor]]) -> FlatModel:
+        """What this rank brings to a mean of these (name, tensor) pairs."""
+        elsewhere = frozenset() if self._shards is None else self._shards.counted_elsewhere
+        return FlatModel(sorted(parameters, key=lambda one: one[0] in elsewhere), others, elsewhere)
+
+    def check_ranks(self, module: LightningModule) -> None:
+        """Collective over the data center.
+
+        Raises:
+            ParticipantError: on all its ranks, if they hold different values of one parameter of a model in shards.
+        """
+        if self._shards is not None:
+            self._shards.check_copies(module)
 
     def buffers_of(self, module: LightningModule) -> list[tuple[str, Tensor]]:
         """The floating-point buffers that are averaged."""
@@ -119,9 +143,9 @@ class SharedModel:
         """The part of the module that the last shared model, or the vector under way, is laid out for."""
         names = dict(self._layout)
         if not names:
-            return FlatModel(self._travelling(trainable_parameters(module)), self.buffers_of(module))
+            return self.flat(self._travelling(trainable_parameters(module)), self.buffers_of(module))
         parameters = [(name, parameter) for name, parameter in module.named_parameters() if name in names]
-        return FlatModel(parameters, self.buffers_of(module))
+        return self.flat(parameters, self.buffers_of(module))
 
     def begin_round(self) -> None:
         """What was trained is in the mean that was taken or sent."""
@@ -196,8 +220,8 @@ class SharedModel:
             gathering: see :class:`Offer`.
         """
         result = self.buffer(model)
-        size, last = model.parameter_size, self._last(model)
-        return Offer(source, result, weights, size, last, encoding or self._encoding, gathering)
+        last = self._last(model)
+        return Offer(source, result, weights, model.counted_size, last, encoding or self._encoding, gathering)
 
     def buffer(self, model: FlatModel) -> Tensor:
         """Where the mean is put, shape ``(size,)``: it must not touch the model before all have it."""
@@ -218,21 +242,35 @@ class SharedModel:
         parameters, state = self._outer.step(self._last(model), mean[:size], self._outer_state)
         return torch.cat((parameters, mean[size:])), state
 
-    def change(self, model: FlatModel, shared: Tensor, facts: MeanFacts | None, round_index: int) -> float:
+    def change(
+        self, model: FlatModel, shared: Tensor, facts: MeanFacts | None, round_index: int, in_shards: Squares | None
+    ) -> float:
         """Equation 4's relative change; on the presiding leader only.
+
+        Args:
+            model, shared, facts, round_index: of the mean.
+            in_shards: the sums of eq. 4 over the shards of all ranks; None where each holds the whole model.
 
         Raises:
             ParticipantError: the mean of finite models is not finite, because a codec could not hold a step.
         """
         assert facts is not None, "leaders carry"
-        if not facts.finite and (name := first_non_finite(shared, model)):
+        name = "" if facts.finite else first_non_finite(shared, model)
+        if name or (in_shards is not None and not facts.finite):
             raise ParticipantError(
-                f"round {round_index}: NaN or Inf in the mean ({name}), though every model in it is "
+                f"round {round_index}: NaN or Inf in the mean ({name or 'another shard'}), though every model in it is "
                 "finite: a step since the last shared model is too large for the codec; set exchange: {codec: fp32}"
             )
+        if in_shards is not None:
+            return in_shards.relative_change
         if self._outer is not None or model.is_narrow:
             return relative_change(shared[: model.parameter_size], self._last(model))
         return facts.squares.relative_change
+
+    def measured(self, model: FlatModel, shared: Tensor) -> Squares:
+        """The sums of eq. 4 over this rank's shard of the shared model."""
+        size = model.counted_size
+        return squares(shared[:size], self._last(model)[:size])
 
     def whole(self, model: FlatModel) -> tuple[Tensor | None, list[float]]:
         """What a step is measured from, and how large the last mean step was.
@@ -393,15 +431,17 @@ class SharedModelAverager:
         if means.carries:
             facts = means.take(shared.offer(model, prepared.source, given.weights, prepared.encoding), given.present)
             vector, outer_state = shared.stepped(model, vector)
-        if changes:
+        if changes or means.sharded:
             facts = means.spread(vector, facts)
+        if changes:
             model.round_(vector)
+        in_shards = means.sum_of_shards(shared.measured(model, vector)) if means.sharded else None
         seconds = time.monotonic() - clock
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
         decision = place.conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: end.decide(shared.change(model, vector, facts, round_index), given),
+            lambda: end.decide(shared.change(model, vector, facts, round_index, in_shards), given),
         )
         clock = time.monotonic()
         if changes:
@@ -411,7 +451,7 @@ class SharedModelAverager:
             shared.commit(model, vector, outer_state)
         shared.begin_round()
         if changes and self._settings.optimizer_state == "reset":
-            reset_state(end.optimizers)
+            (fresh_state if means.sharded else reset_state)(end.optimizers)
         place.conversation.settled()
         report = replace(report, exchange_seconds=seconds + time.monotonic() - clock)
         return MeanResult(report, Decision.from_plain(decision), given.place)
@@ -441,7 +481,8 @@ class MeanAverager(SharedModelAverager):
             others += averaged_state(end.optimizers)
         if self.corrector is not None:
             others += self.corrector.offer(parameters, absent=bool(end.absent))
-        model = FlatModel(parameters, others)
+        self.shared.check_ranks(end.module)
+        model = self.shared.flat(parameters, others)
         self.shared.align(model)
         if changes_model(self._place, self._settings) and self._place.center.size > 1:
             # DDP keeps parameters equal inside a data center, buffers not.

@@ -26,7 +26,7 @@ from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSched
 from colearn_hpc.algorithm.local_correction import LocalCorrection
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
-from colearn_hpc.algorithm.shared_model import FlatModel
+from colearn_hpc.algorithm.shared_model import FlatModel, shard_of
 from colearn_hpc.errors import (
     CenterBrokenError,
     CheckpointError,
@@ -67,12 +67,14 @@ from colearn_hpc.trainer.lightning_gaps import (
     callbacks_of,
     check_callbacks,
     expect_epochs,
+    is_sharded,
     note_found_rate,
     pass_over_empty_hooks,
     set_callbacks,
     skip_epochs,
     tuners,
     wants_stop,
+    when_restored,
 )
 from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
@@ -86,6 +88,7 @@ from colearn_hpc.trainer.privacy_budget import check_monitors, epochs_left, epsi
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
 from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
+from colearn_hpc.trainer.sharded import check_settings, fresh_state, layout, put_rank_state, rank_state
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.sums import Hiding, WholeSums
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
@@ -160,9 +163,8 @@ class CoLearning(Callback):
             loggers, ``ModelCheckpoint(monitor=...)`` and ``EarlyStopping`` see nothing else; ``"epoch"``: the local
             model is validated between means too, as ``local/val_...``; ``"lightning"``: as the Trainer says, whichever
             model there is (with ``combine="predictions"`` always). See ``trainer/validation.py``.
-        warmup_epochs: so many local epochs of the run have rates below the schedule's, rising along a line; composes
-            with any schedule but ``"none"``.
-        warmup_steps: the same, in optimizer steps.
+        warmup_epochs, warmup_steps: so many local epochs, or optimizer steps, of the run have rates below the
+            schedule's, rising along a line; composes with any schedule but ``"none"``.
 
     Attributes:
         settings: all of this, as one frozen value.
@@ -272,6 +274,8 @@ class CoLearning(Callback):
             return
         place = self._connect(trainer)
         check_trainer(trainer, place.center)
+        if is_sharded(trainer):
+            check_settings(trainer, self.settings)
         if (before := self._fit.folder) is not None:
             before.close()  # of an attempt that failed before this one
         path = self._run_dir or Path(trainer.default_root_dir) / "colearn"
@@ -323,6 +327,9 @@ class CoLearning(Callback):
         set_callbacks(trainer, [start, *others, *corrects, end])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        when_restored(trainer, lambda: self._begin_fit(trainer, pl_module))
+
+    def _begin_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
         self._supervisor.fit_begins(pl_module)
         trainer.fit_loop.max_epochs = fit.limit
@@ -331,7 +338,9 @@ class CoLearning(Callback):
         fit.validation.prepare_schedulers(trainer)
         fit.rates = BaseRates(trainer.optimizers, settings.learning_rate)
         fit.averager.watch(pl_module)
-        if fit.loaded is not None:
+        if fit.loaded is not None and place.means.sharded:
+            fit.averager.load_state_dict(rank_state(Path(str(trainer.ckpt_path)), place.center.rank, pl_module))
+        elif fit.loaded is not None:
             fit.averager.load_state_dict(dict(fit.loaded))
         if self._supervisor.attempt.number > 0:
             fit.folder_.rewind(run.state.lines)
@@ -343,6 +352,8 @@ class CoLearning(Callback):
             fit.clock, fit.began, trainer.should_stop = time.monotonic(), True, True
             return
         found = fingerprint(trainer, pl_module, settings.fingerprint())
+        if place.means.sharded:
+            found["shards in a data center"] = layout(trainer)
         place.conversation.compare(Topic(TopicKind.START), found)
         agreed = {f"data: {key}": value for key, value in meaning(trainer).items()}
         agreed |= {f"federation: {key}": value for key, value in place.between.agreed.items()}
@@ -360,10 +371,12 @@ class CoLearning(Callback):
             # w⁰ of Algorithm 1: everything dense, frozen parameters and counters included.
             everything = [*pl_module.parameters(), *pl_module.buffers()]
             tensors = [tensor for tensor in everything if tensor.layout == torch.strided]
-            if place.center.is_leader:
-                place.between.broadcast(tensors)
-            place.site.copy_to_all(tensors)
+            if place.center.is_leader or place.means.sharded:
+                place.between.broadcast(map(shard_of, tensors))
+            place.site.copy_to_all(tensor for tensor in tensors if not hasattr(tensor, "to_local"))
             fit.averager.start_from(pl_module)
+            if place.means.sharded:
+                fresh_state(trainer.optimizers)
         if self._fit.hiding is not None:
             self._fit.hiding.join(run.state.run_id)
         state = run.state
@@ -515,7 +528,14 @@ class CoLearning(Callback):
 
     def _state_dict(self) -> dict[str, Any]:
         self._report_trained()
-        return {"run": self._run.state.to_plain(), "averaging": self._fit.averager.state_dict()}
+        sharded = self._placed.means.sharded  # then it is each rank's own, see on_save_checkpoint
+        return {"run": self._run.state.to_plain(), "averaging": {} if sharded else self._fit.averager.state_dict()}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._placed.means.sharded and trainer.state.fn == "fit":
+            put_rank_state(checkpoint, self._placed.center.rank, self._fit.averager.state_dict(), pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if (rejoin := self._supervisor.attempt.rejoin) is not None:
@@ -810,7 +830,9 @@ class CoLearning(Callback):
 
     def _signed(self, report: CenterReport, trainer: pl.Trainer) -> CenterReport:
         """A round's report, with what it was trained on and what came of it."""
-        shares = self._fit.folder_.writes_run and self._fit.averager.shares_model
+        # Of a model in shards no rank has all of it.
+        whole = not self._placed.means.sharded and self._fit.averager.shares_model
+        shares = whole and self._fit.folder_.writes_run
         model = model_digest(trainer.lightning_module.state_dict()) if shares else ""
         return replace(report, data=digest_of_texts(self._run.state.data), model=model)
 
@@ -882,6 +904,7 @@ class CoLearning(Callback):
                 failed,
                 self.settings.share_tracebacks,
                 self._membership,
+                is_sharded(trainer),
             )
         return self._place
 

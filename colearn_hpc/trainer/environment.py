@@ -161,11 +161,11 @@ def check_trainer(trainer: pl.Trainer, center: DataCenter) -> None:
             f"this Trainer is of {name}, and colearn_hpc was made for {', '.join(in_use())}, which alone had been "
             f"imported before it; import {name} before colearn_hpc"
         )
-    whole = kinds("strategies", "SingleDeviceStrategy") + kinds("strategies", "DDPStrategy")
-    if not isinstance(trainer.strategy, whole):
+    known = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
+    if not isinstance(trainer.strategy, tuple(kind for one in known for kind in kinds("strategies", one))):
         raise ConfigurationError(
-            f"CoLearning averages whole models; the strategy is {type(trainer.strategy).__name__}, which may "
-            'hold only a part of it on each rank. Use strategy="ddp" (or one device)'
+            f"the strategy is {type(trainer.strategy).__name__}, whose ranks may hold parts of the model that cannot "
+            'be told apart. Use strategy="ddp" (or one device), or ModelParallelStrategy for a model in shards (FSDP2)'
         )
     if trainer.world_size != center.size:
         raise TopologyError(

@@ -33,12 +33,20 @@ from colearn_hpc.trainer.lightning_gaps import (
     batches_done,
     pass_over_empty_hooks,
     restart_epoch,
+    when_restored,
 )
 from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
 from colearn_hpc.trainer.optimizers import averaged_state
 from colearn_hpc.trainer.place import Place
-from colearn_hpc.trainer.resume_points import check_readable, list_resume_points, obsolete, path_of, save_atomically
+from colearn_hpc.trainer.resume_points import (
+    check_readable,
+    list_resume_points,
+    obsolete,
+    path_of,
+    remove,
+    save_atomically,
+)
 from colearn_hpc.trainer.run_folder import RunFolder
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Supervisor
@@ -99,6 +107,9 @@ class EpochEnd(Checkpoint):
     # --- Lightning's hooks ------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        when_restored(trainer, lambda: self._begin_fit(trainer, pl_module))
+
+    def _begin_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._trainer, self._epochs_begun = trainer, 0
         self._constant = infinite_buffers(pl_module)
         self._heartbeat.start()
@@ -277,7 +288,7 @@ class EpochEnd(Checkpoint):
         self._supervisor.point_written()
         if self._place.center.is_leader:
             for old in obsolete(list_resume_points(folder)):
-                old.unlink(missing_ok=True)
+                remove(old)
 
     def _check_readable(self, path: Path) -> None:
         """The first resume point of a run is read back before anything relies on it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,21 @@ def average_from_here(trainer: pl.Trainer) -> None:
             average.module.load_state_dict(trainer.lightning_module.state_dict())
 
 
+def is_sharded(trainer: pl.Trainer) -> bool:
+    """Whether each rank of the Trainer holds a part of the model (see sharded.py)."""
+    return isinstance(trainer.strategy, kinds("strategies", "ModelParallelStrategy"))
+
+
 def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: int | None = None) -> None:
     """``trainer.save_checkpoint``, written where it belongs, with permissions ``mode``; None: as the umask has it.
     Collective over the data center.
 
     2.6 writes through a transaction of fsspec in the system's temporary folder, which may be full, small or missing. A
-    user's own plugin for checkpoints is left its way.
+    user's own plugin for checkpoints is left its way. So is a strategy that writes a folder with a part per rank.
     """
+    if is_sharded(trainer):
+        trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only), path)
+        return
     io = trainer.strategy.checkpoint_io
     if type(io) not in kinds("plugins.io", "TorchCheckpointIO"):
         trainer.save_checkpoint(path, weights_only=weights_only)
@@ -131,6 +139,25 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: 
     trainer.strategy.barrier("write_checkpoint")
     if problem is not None:
         raise problem
+
+
+def when_restored(trainer: pl.Trainer, begin: Callable[[], None]) -> None:
+    """Call ``begin`` when module and callbacks are restored; to be called in ``on_fit_start``.
+
+    Mostly they are by then. With a model in shards 2.6 restores them right after that hook, because its optimizers must
+    exist first.
+    """
+    if not trainer.strategy.restore_checkpoint_after_setup:
+        return begin()
+    connector, name = trainer._checkpoint_connector, "_restore_modules_and_callbacks"
+    restore = getattr(connector, name)
+
+    def restore_and_begin(*arguments: Any, **more: Any) -> None:
+        vars(connector).pop(name, None)
+        restore(*arguments, **more)
+        begin()
+
+    setattr(connector, name, restore_and_begin)
 
 
 def rename_version(logger: CSVLogger | TensorBoardLogger, version: int | str, suffix: str) -> None:

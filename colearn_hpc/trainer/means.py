@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from colearn_hpc.algorithm.shared_model import weighted_mean
+from colearn_hpc.algorithm.slice_sums import Squares
 from colearn_hpc.between import Between, MeanFacts, Offer, TensorSite, UnderWay
 from colearn_hpc.trainer.stall import stall_watch
 
@@ -29,13 +30,16 @@ class Means:
         site: inside this data center.
         between: between the data centers.
         patience: seconds that a mean may stand still; None: ``pacing.STALL``.
+        sharded: each rank's vector is a shard of the model, and travels whole in this rank's lane.
 
     Attributes:
         waiting: this rank waits for a mean.
     """
 
-    def __init__(self, site: TensorSite, between: Between, patience: float | None = None) -> None:
-        self._site, self._between, self._patience = site, between, patience
+    def __init__(
+        self, site: TensorSite, between: Between, patience: float | None = None, sharded: bool = False
+    ) -> None:
+        self._site, self._between, self._patience, self.sharded = site, between, patience, sharded
         self._under_way: UnderWay | None = None
         self._present: tuple[int, ...] = ()
         self.waiting = False
@@ -72,7 +76,9 @@ class Means:
         """Begin this lane's part of eq. 2 over the data centers ``present``, right after the meeting that says so. It
         goes on at every :meth:`advance`. Collective over the carriers."""
         self._present = present
-        self._under_way = self._between.begin_mean(offer.part(self.part(offer.source.size)), present)
+        if not self.sharded:
+            offer = offer.part(self.part(offer.source.size))
+        self._under_way = self._between.begin_mean(offer, present)
         self._under_way.advance()
 
     def finish(self) -> MeanFacts:
@@ -93,6 +99,12 @@ class Means:
         """:meth:`begin` and :meth:`finish`."""
         self.begin(offer, present)
         return self.finish()
+
+    def sum_of_shards(self, mine: Squares) -> Squares | None:
+        """What all ranks of this data center have measured over their shards, on the leader; None elsewhere.
+        Collective over the data center."""
+        found = self._site.gather(mine)
+        return None if found is None else functools.reduce(operator.add, found)
 
     def abandon(self) -> None:
         """Forget a mean that is under way, because the run is left. Collective over the carriers."""
@@ -115,5 +127,6 @@ class Means:
             return facts
         lanes = len(self._site.carriers)
         found: Sequence[MeanFacts | None] | None = self._site.gather(facts) if lanes > 1 else None
-        self._site.spread(vector, parts_of(len(vector), lanes))
+        if not self.sharded:
+            self._site.spread(vector, parts_of(len(vector), lanes))
         return facts if found is None else functools.reduce(operator.add, filter(None, found))

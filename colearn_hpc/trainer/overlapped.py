@@ -135,7 +135,7 @@ class OverlappedAverager(SharedModelAverager):
         seconds = time.monotonic() - clock
         decision = conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: end.decide(self.shared.change(model, result, facts, round_index), given),
+            lambda: end.decide(self.shared.change(model, result, facts, round_index, None), given),
         )
 
         clock = time.monotonic()

@@ -44,6 +44,7 @@ class Place:
         failed: Callable[[], str] | None = None,
         share_tracebacks: bool = False,
         membership: Any = None,
+        sharded: bool = False,
     ) -> Place:
         """Reach the others. Collective over the world.
 
@@ -55,14 +56,15 @@ class Place:
             failed: what this rank has to tell, where it has failed: then it does not wait for ever until all are here.
             share_tracebacks: what an exception says is told to other data centers.
             membership: this MPI world is one site of that federation; None: all data centers are in this world.
+            sharded: every rank holds a shard of the model, and carries it.
 
         Raises:
             TopologyError: on all ranks, when there cannot be so many lanes.
         """
         grace = None if failed is None else pacing.GRACE
-        connection = connect(center, lanes, grace, failed or (lambda: ""), membership)
+        connection = connect(center, lanes, grace, failed or (lambda: ""), membership, sharded)
         journal = Remembered(connection.between)
-        means = Means(connection.site, journal, patience)
+        means = Means(connection.site, journal, patience, sharded)
         conversation = Conversation(connection.site, journal, patience, may_miss, means.advance, share_tracebacks)
         return cls(center, connection.site, journal, journal, conversation, means)
 

@@ -5,15 +5,20 @@ another has not. So two are kept, the newest and the newest from before the last
 resume all agree on the latest round that every one of them can continue.
 
 A point is written under a temporary name and renamed, so it is whole or absent; what a disk does to it later
-shows in the checksums that torch writes beside each tensor, and such a point counts as absent.
+shows in the checksums that torch writes beside each tensor, and such a point counts as absent. That of a model in
+shards is a folder: each rank writes the checksums of its files.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 import re
+import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,7 +31,7 @@ from colearn_hpc import faults
 from colearn_hpc.errors import CheckpointError
 from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.messages import Topic, TopicKind
-from colearn_hpc.trainer.lightning_gaps import write_checkpoint
+from colearn_hpc.trainer.lightning_gaps import is_sharded, write_checkpoint
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.writing import PRIVATE, temporary
 
@@ -34,6 +39,7 @@ log = logging.getLogger("colearn_hpc")
 
 Moment: TypeAlias = "tuple[int, int, int]"  # rounds done, epochs done, batches done in the epoch under way
 
+_CHECKSUMS = "checksums-{rank}.json"
 _POINT = re.compile(r"resume-round(\d+)-epoch(\d+)(?:-batch(\d+))?\.ckpt")
 
 
@@ -60,12 +66,42 @@ def sound_points(folder: Path) -> dict[Moment, Path]:
 
 
 def damage_of(path: Path) -> str:
-    """What is wrong with a checkpoint file; empty if every checksum in it holds."""
+    """What is wrong with a checkpoint; empty if every checksum in it holds."""
+    if path.is_dir():
+        return _damage_of_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return f"checksum of {wrong}" if (wrong := archive.testzip()) else ""
     except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         return str(error) or type(error).__name__
+
+
+def _damage_of_folder(folder: Path) -> str:
+    try:
+        sums = [json.loads(file.read_text()) for file in folder.glob(_CHECKSUMS.format(rank="*"))]
+        expected = {name: number for of_rank in sums for name, number in of_rank["files"].items()}
+        if not sums or len(sums) != sums[0]["ranks"]:
+            return f"the checksums of {len(sums)} ranks"
+        wrong = [name for name, number in expected.items() if _checksum(folder / name) != number]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error) or type(error).__name__
+    return f"checksum of {wrong[0]}" if wrong else ""
+
+
+def _checksum(file: Path) -> int:
+    number = 0
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            number = zlib.crc32(block, number)
+    return number
+
+
+def remove(path: Path) -> None:
+    """Take away a checkpoint, file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def obsolete(points: dict[Moment, Path]) -> list[Path]:
@@ -108,7 +144,7 @@ def find_resume_point(run_folder: Path, place: Place) -> Path | None:
         # Killed before all had written their first point: nothing was shared yet.
         if center.is_leader:
             for path in list_resume_points(folder).values():
-                path.unlink(missing_ok=True)
+                remove(path)
         return None
     if not common:
         found = "; ".join(f"{name}: {_text(rounds)}" for name, rounds in offered.items())
@@ -177,14 +213,40 @@ def save_atomically(
         OSError: on the leader alone, when the file could not be written; what was there before is still there.
     """
     new = temporary(path, center.start)
+    if is_sharded(trainer):  # a folder in which all ranks write
+        new = Path(trainer.strategy.broadcast(str(new)))
     try:
         write_checkpoint(trainer, new, weights_only, PRIVATE if private else None)
+        if new.is_dir():
+            _seal(new, trainer)
     except OSError:
-        new.unlink(missing_ok=True)
+        remove(new)
         raise
     if center.is_leader:
         faults.reached("checkpoint")
-        new.replace(path)
+        if new.is_dir() and path.exists():  # no folder takes the place of another in one step
+            before = temporary(path, center.start)
+            path.replace(before)
+            new.replace(path)
+            remove(before)
+        else:
+            new.replace(path)
+
+
+def _seal(folder: Path, trainer: pl.Trainer) -> None:
+    """Make sure that this rank's files are on the disk, and write their checksums. Collective over the data center."""
+    rank = trainer.global_rank
+    mine = [*folder.glob(f"__{rank}_*.distcp"), *([folder / ".metadata", folder / "meta.pt"] if rank == 0 else [])]
+    for file in mine:
+        _sync(file)
+    content = {"ranks": trainer.world_size, "files": {file.name: _checksum(file) for file in mine}}
+    (folder / _CHECKSUMS.format(rank=rank)).write_text(json.dumps(content))
+    trainer.strategy.barrier("seal")
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
 
 
 def check_readable(path: Path) -> None:
@@ -193,6 +255,8 @@ def check_readable(path: Path) -> None:
     Raises:
         CheckpointError: it cannot be read, with the part of it that is to blame.
     """
+    if path.is_dir():
+        path /= "meta.pt"  # the shards beside it hold tensors alone
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception:

@@ -173,12 +173,14 @@ def arrive(
         ParticipantError: see :meth:`Averager.take`.
     """
     names, round_index = place.between.names, end.place.round
-    counts = place.site.gather((end.report.examples, *end.loss))
+    looks = (place.center.is_leader or place.means.sharded) and not end.absent  # ranks hold the same, or shards
+    wrong = first_non_finite(vector, model) if looks else ""
+    counts = place.site.gather((end.report.examples, *end.loss, wrong))
     examples, loss = 0, math.nan
     if counts is not None:
         examples, measured = sum(one[0] for one in counts), sum(one[2] for one in counts)
         loss = sum(one[1] for one in counts) / measured if measured else math.nan
-    if place.center.is_leader and not end.absent and (name := first_non_finite(vector, model)):
+    if name := next((one[3] for one in counts or () if one[3]), ""):
         raise ParticipantError(
             f"round {round_index}: NaN or Inf in the model of data center {place.center.name} ({name}); the mean "
             "was not taken. Lower the learning rate or clip gradients; shared.ckpt holds the last good shared model"

@@ -121,6 +121,8 @@ class Supervisor:
         """Whether beginning again may help against this error, and would find its way."""
         if not self.supervises or not isinstance(error, Exception) or isinstance(error, RoundTimeoutError):
             return False
+        if place.means.sharded:  # its shards belong to the process group that is broken; a new start has another
+            return False
         return place.can_begin_again and not is_everywhere(error)
 
     def fit_begins(self, model: pl.LightningModule) -> None:
