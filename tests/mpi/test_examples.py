@@ -122,7 +122,11 @@ OWN_PARTS = """
 import torch
 from pytorch_lightning.demos.boring_classes import BoringModel, RandomDataset
 
-model = BoringModel()
+class Model(BoringModel):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+model = Model()
 
 def my_data_of(name):
     return torch.utils.data.DataLoader(RandomDataset(32, 16))
