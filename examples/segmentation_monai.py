@@ -68,7 +68,7 @@ def main() -> None:
     augmented = Compose([*always, RandFlipd(keys, prob=0.5, spatial_axis=0)])
     train = Dataset(volumes(EXAMPLES, center.index, contrast=1.0 + 0.5 * center.index), augmented)
     val = Dataset(volumes(8, 100, contrast=1.5), Compose(always))
-    colearning = CoLearning(rounds=4, local_epochs=4, epsilon=0.05, run_dir="runs/segmentation_monai")
+    colearning = CoLearning(rounds=7, local_epochs=4, epsilon=0.05, run_dir="runs/segmentation_monai")
     trainer = pl.Trainer(
         max_epochs=-1,
         devices=1,

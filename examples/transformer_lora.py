@@ -81,7 +81,7 @@ def main() -> None:
     model = Notes()
     first = 20 + 10 * center.index
     train, val = notes(EXAMPLES, center.index, first, first + 20), notes(EXAMPLES, 100, 20, VOCABULARY)
-    colearning = CoLearning(rounds=4, local_epochs=3, epsilon=0.05, run_dir="runs/transformer_lora")
+    colearning = CoLearning(rounds=8, local_epochs=3, epsilon=0.05, run_dir="runs/transformer_lora")
     trainer = pl.Trainer(
         max_epochs=-1,
         devices=1,
