@@ -36,7 +36,7 @@ SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 build/lightning/.done: .venv-dev/.done
 	$(DEV)/python -m venv build/lightning
 	build/lightning/bin/pip install --quiet --no-deps "$$(grep '^lightning==' constraints.txt)"
-	$(DEV)/python -c "$(SITE)" > "$$(build/lightning/bin/python -c "$(SITE)")/everything_else.pth"
+	{ $(DEV)/python -c "$(SITE)"; echo "$(CURDIR)"; } > "$$(build/lightning/bin/python -c "$(SITE)")/everything_else.pth"
 	touch $@
 
 # -- what people type -----------------------------------------------------------------------------

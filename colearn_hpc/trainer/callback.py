@@ -163,8 +163,9 @@ class CoLearning(Callback):
             loggers, ``ModelCheckpoint(monitor=...)`` and ``EarlyStopping`` see nothing else; ``"epoch"``: the local
             model is validated between means too, as ``local/val_...``; ``"lightning"``: as the Trainer says, whichever
             model there is (with ``combine="predictions"`` always). See ``trainer/validation.py``.
-        warmup_epochs, warmup_steps: so many local epochs, or optimizer steps, of the run have rates below the
-            schedule's, rising along a line; composes with any schedule but ``"none"``.
+        warmup_epochs: so many local epochs of the run have rates below the schedule's, rising along a line; composes
+            with any schedule but ``"none"``.
+        warmup_steps: the same, in optimizer steps.
 
     Attributes:
         settings: all of this, as one frozen value.

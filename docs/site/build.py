@@ -205,8 +205,11 @@ def commands() -> str:
     os.environ["COLUMNS"] = "100"
     import importlib
 
+    from colearn_hpc._torchvision import make_torchvision_importable
     from colearn_hpc.cli import COMMANDS, fit_help
     from colearn_hpc.cli.completion import help_of, subcommands
+
+    make_torchvision_importable()  # some commands import Lightning, and beside it may lie the registry's torchvision
 
     parts = ["# Commands", "What each command says for `--help`."]
     for name, (module, _) in COMMANDS.items():
