@@ -8,6 +8,7 @@ import in_memory
 import pytest
 import torch
 
+from colearn_hpc.algorithm import slices
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.encoding import Coded, Plain, WholeNumbers
 from colearn_hpc.algorithm.fixed_point import decode, decode_near_zero, encode, scales_for, steps_of
@@ -21,7 +22,7 @@ ENTRIES = [FlatEntry("w", 0, PARAMETERS), FlatEntry("b", PARAMETERS, SIZE - PARA
 
 @pytest.fixture(autouse=True)
 def _many_chunks(monkeypatch):
-    monkeypatch.setattr(pipeline, "SLICE", 16)
+    monkeypatch.setattr(slices, "SLICE", 16)
 
 
 def models(centers, seed=0):

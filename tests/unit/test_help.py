@@ -116,7 +116,7 @@ def script(tmp_path_factory):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("st", {"study"}),
+        ("st", {"study", "stop"}),
         ("fit --colearning.eps", {"--colearning.epsilon"}),
         (
             "fit --trainer.acc",

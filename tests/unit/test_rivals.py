@@ -89,22 +89,48 @@ def test_fedavg_is_a_constant_rate_and_fixed_epochs() -> None:
     assert {ConstantLR().factor(EpochPosition(i, 0, 5, 5 * i)) for i in range(4)} == {1.0}
 
 
+GIVEN = {"colearning": {"local_epochs": 3, "learning_rate": 0.1}, "trainer": {"max_epochs": 30}}
+# Schedule, rule for T, outer optimizer.
+MEANT = {
+    "clr+ile": "CyclicalLR IncreasingEpochs",
+    "clr+fle": "CyclicalLR FixedEpochs",
+    "elr+ile": "ExponentialLR IncreasingEpochs",
+    "elr+fle": "ExponentialLR FixedEpochs",
+    "clr+auto": "CyclicalLR PlateauEpochs",
+    "clr+ile-int4": "CyclicalLR IncreasingEpochs",
+    "clr+ile-topk": "CyclicalLR IncreasingEpochs",
+    "fedavg": "ConstantLR FixedEpochs",
+    "fedprox": "ConstantLR FixedEpochs",
+    "scaffold": "ConstantLR FixedEpochs",
+    "fedbn": "ConstantLR FixedEpochs",
+    "lawa": "ConstantLR FixedEpochs",
+    "fedswa": "LinearLR FixedEpochs OuterSGD",
+    "fedswa-mean": "LinearLR FixedEpochs",
+    "qsr": "ExponentialLR QuadraticEpochs",
+    "post-local": "ExponentialLR PostLocalEpochs",
+    "decaying": "ConstantLR DecayingEpochs",
+    "adacomm": "ConstantLR AdaptiveEpochs",
+    "diloco": "ExponentialLR FixedEpochs OuterSGD",
+    "delayed-nesterov": "ExponentialLR FixedEpochs DelayedNesterov",
+    "fedavgm": "ConstantLR FixedEpochs OuterSGD",
+    "fedadam": "ConstantLR FixedEpochs FedAdam",
+    "fedyogi": "ConstantLR FixedEpochs FedYogi",
+}
+
+
 @pytest.mark.parametrize("arm", [name for name, settings in ARMS.items() if settings["method"] == "colearning"])
 def test_every_arm_of_a_study_is_a_configuration_that_fit_takes(arm: str) -> None:
     """Study files are plain settings: that they mean what they say is seen only where they are parsed."""
-    settings = completed(merged({"colearning": {"local_epochs": 3, "learning_rate": 0.1}}, ARMS[arm]))
+    settings = completed(merged(GIVEN, ARMS[arm]))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CoLearning, "colearning", skip={"centers", "run_dir"})
     parsed = parser.parse_object({"colearning": settings["colearning"]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the parser's own deprecation
         found = parser.instantiate_classes(parsed).colearning.settings
-    schedule, rule = arm.split("+") if "+" in arm else {"fedavg": ("constant", "fle")}.get(arm, ("elr", "fle"))
-    rule = "qsr" if arm == "qsr" else rule
-    assert type(found.schedule).__name__ == {"clr": "CyclicalLR", "elr": "ExponentialLR"}.get(schedule, "ConstantLR")
-    expected = {"ile": "IncreasingEpochs", "fle": "FixedEpochs", "qsr": "QuadraticEpochs"}[rule]
-    assert type(found.rule).__name__ == expected and found.rule.first() == 3
-    assert (found.outer_optimizer is not None) == (arm == "diloco")
+    kinds = [type(one).__name__ for one in (found.schedule, found.rule, found.outer_optimizer)]
+    assert kinds == [*MEANT[arm].split(), "NoneType"][:3]
+    assert found.rule.first() == (1 if arm == "post-local" else 3)
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,8 @@ class _Taking:
             self.check()
             if receiving.done() and receiving.exception() is not None:
                 receiving.result()
-            changed = asyncio.create_task(self._changed_once())
+            # This event and not a later one: others may publish before the task that waits for it first runs.
+            changed = asyncio.create_task(self._changed.wait())
             try:
                 waits = {changed} if receiving.done() else {changed, receiving}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -326,9 +327,6 @@ class _Taking:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    async def _changed_once(self) -> None:
-        await self._changed.wait()
 
     async def _change(self) -> None:
         self.check()

@@ -1,4 +1,4 @@
-"""The rivals that rivals.py trains, and test_rivals.py as literal loops: arguments of CoLearning by name."""
+"""The rivals that rivals.py trains, and test_rivals_trained.py as literal loops: arguments of CoLearning by name."""
 
 from colearn_hpc.algorithm import (
     AdaptiveEpochs,

@@ -69,7 +69,7 @@ def measured(page, tmp_path, width=PHONE, dark=False) -> dict:
 def test_a_study_fits_a_phone_and_shows_its_pictures(study_folder, tmp_path):
     page = measured(write_study_report(study_folder), tmp_path)
     assert page["scroll"] <= page["width"] <= PHONE
-    assert page["pictures"] == 2 + 6 * 6  # two of the arms, six of every run
+    assert page["pictures"] == 2 + 3 + 6 * 6  # two of the arms, three of what they cost, six of every run
     assert page["least"] > 0.8 * PHONE and page["letters"] >= 9
     assert page["cut"] > 0, "tables scroll"
     assert page["overlapping"] == []
