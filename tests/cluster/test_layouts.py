@@ -115,6 +115,9 @@ def test_centers_named_by_hand(cluster, pmix, tmp_path):
     # A figure for people, in float32: on two nodes its slices are others.
     apart = [[center.pop("divergence") for line in run for center in line["centers"]] for run in (two_lanes, one_lane)]
     assert apart[0] == pytest.approx(apart[1], rel=1e-5)
+    # Eq. 4's sums are in float64, in the order of the slices.
+    changes = [[line.pop("relative_change") for line in run] for run in (two_lanes, one_lane)]
+    assert changes[0] == pytest.approx(changes[1], rel=1e-12)
     assert two_lanes == one_lane
 
 
