@@ -249,28 +249,34 @@ class SharedModel:
 
         Args:
             model, shared, facts, round_index: of the mean.
-            in_shards: the sums of eq. 4 over the shards of all ranks; None where each holds the whole model.
+            in_shards: the sums of eq. 4 over all ranks' shards of a model that :meth:`differs`; otherwise None.
 
         Raises:
             ParticipantError: the mean of finite models is not finite, because a codec could not hold a step.
         """
         assert facts is not None, "leaders carry"
         name = "" if facts.finite else first_non_finite(shared, model)
-        if name or (in_shards is not None and not facts.finite):
+        if name or (self._place.means.sharded and not facts.finite):
             raise ParticipantError(
                 f"round {round_index}: NaN or Inf in the mean ({name or 'another shard'}), though every model in it is "
                 "finite: a step since the last shared model is too large for the codec; set exchange: {codec: fp32}"
             )
         if in_shards is not None:
             return in_shards.relative_change
-        if self._outer is not None or model.is_narrow:
+        if self.differs(model):
             return relative_change(shared[: model.parameter_size], self._last(model))
         return facts.squares.relative_change
 
-    def measured(self, model: FlatModel, shared: Tensor) -> Squares:
-        """The sums of eq. 4 over this rank's shard of the shared model."""
+    def differs(self, model: FlatModel) -> bool:
+        """Whether the shared model is another vector than the mean, whose sums are known: stepped or rounded."""
+        return self._outer is not None or model.is_narrow
+
+    def in_shards(self, model: FlatModel, shared: Tensor) -> Squares | None:
+        """What :meth:`change` is to be given, on the leader. Collective over the data center."""
+        if not (self._place.means.sharded and self.differs(model)):
+            return None
         size = model.counted_size
-        return squares(shared[:size], self._last(model)[:size])
+        return self._place.means.sum_of_shards(squares(shared[:size], self._last(model)[:size]))
 
     def whole(self, model: FlatModel) -> tuple[Tensor | None, list[float]]:
         """What a step is measured from, and how large the last mean step was.
@@ -416,13 +422,8 @@ class SharedModelAverager:
             model: of the module, with what it offers.
             given, end: what :func:`arrive` returned.
         """
-        place, shared, means, round_index, report = (
-            self._place,
-            self.shared,
-            self._place.means,
-            given.place.round,
-            end.report,
-        )
+        place, shared, means = self._place, self.shared, self._place.means
+        round_index, report = given.place.round, end.report
         clock, changes = time.monotonic(), changes_model(place, self._settings)
         prepared = self._prepare(model, model, given, end)
         if isinstance(prepared, Void):
@@ -435,7 +436,7 @@ class SharedModelAverager:
             facts = means.spread(vector, facts)
         if changes:
             model.round_(vector)
-        in_shards = means.sum_of_shards(shared.measured(model, vector)) if means.sharded else None
+        in_shards = shared.in_shards(model, vector)
         seconds = time.monotonic() - clock
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
