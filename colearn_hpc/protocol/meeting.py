@@ -109,8 +109,7 @@ class Chair:
         here = {k: self._inbox.pop(k) for k in sorted(self.members)}
         for k in sorted(returned):
             self.messages.append(f"{topic}: {self._names[k]} is back; it missed {here[k].topic}")
-            if isinstance(here[k].brought, Present | Absent):
-                here[k] = _as_back(here[k], topic)
+            here[k] = as_back(here[k], topic)
         outcome = Outcome(topic, tuple(here.get(k) for k in range(len(self._names))))
         self._out += [(k, outcome) for k in here]
         self._topic = None
@@ -133,9 +132,10 @@ class Chair:
         return out
 
 
-def _as_back(arrival: Arrival, topic: Topic) -> Arrival:
+def as_back(arrival: Arrival, topic: Topic) -> Arrival:
     """What is told of a data center that had been left out: it listens to this round, and gives nothing to it."""
-    assert isinstance(arrival.brought, Present | Absent), "a failure or a stop stays what it is"
+    if not isinstance(arrival.brought, Present | Absent):
+        return arrival  # a failure or a stop stays what it is
     return Arrival(topic, Absent(f"missed {arrival.topic}", arrival.brought.content))
 
 

@@ -138,3 +138,29 @@ def test_a_site_is_killed_and_comes_back(world, tmp_path, victim):
         sites[victim] = start(tmp_path / victim, consortium, victim, **PLAIN)
         assert [site.wait(300) for site in sites.values()] == [0, 0], (consortium.folder / f"{victim}.said").read_text()
     assert all(same(tmp_path / name, world / "plain") for name in sites)
+
+
+@pytest.mark.exhaustive(sample=1)
+@pytest.mark.parametrize("returns", ["in the run", "after its end"])
+def test_the_others_go_on_without_a_site_which_comes_back(tmp_path, returns):
+    """``continue_without``: whenever it comes back, it ends with the shared model of all others."""
+    names = ("dc0", "dc1", "dc2")
+    settings = {"on_failure": "continue_without", "round_timeout": 3.0}
+    case = PLAIN | {"rounds": 8 if returns == "in the run" else 4, "epsilon": 0.0}
+    with Consortium(tmp_path / "c", names, **settings) as consortium:
+        sites = {n: start(tmp_path / n, consortium, n, **case, pause=0.5) for n in names}
+        until(lambda: "round 0: report: dc0, dc1, dc2" in consortium.said())
+        sites["dc2"].kill()
+        sites["dc2"].wait()
+        until(lambda: "going on without dc2" in consortium.said())
+        if returns == "after its end":
+            assert [sites[n].wait(300) for n in names[:2]] == [0, 0], (consortium.folder / "dc0.said").read_text()
+        sites["dc2"] = start(tmp_path / "dc2", consortium, "dc2", **case)
+        assert [site.wait(300) for site in sites.values()] == [0, 0, 0], (consortium.folder / "dc2.said").read_text()
+        assert consortium.process.wait(20) == 0
+    mine, others = lines(tmp_path / "dc2"), lines(tmp_path / "dc0")
+    assert [line["round"] for line in others] == list(range(case["rounds"]))
+    assert mine[-1]["relative_change"] == others[-1]["relative_change"]
+    assert len(mine) < len(others)
+    models = {center["model"] for center in mine[-1]["centers"]}  # digests of all that is averaged
+    assert len(models) == 1 and all(models)

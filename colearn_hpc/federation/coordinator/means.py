@@ -149,7 +149,7 @@ class Means:
     def _check(self, site: int, hello: Hello) -> None:
         if site not in hello.present:
             raise WireError("a mean in which it does not take part")
-        if site in self._without(hello.number):
+        if hello.weights[site] and site in self._without(hello.number):
             raise SiteLeftError(f"{self._names[site]} was left out of mean {hello.number} while it did not come")
         newest = max(self._store.means(), default=-1)
         if hello.number < newest and hello.number not in self._store.means():
@@ -157,7 +157,7 @@ class Means:
                 f"mean {hello.number} is not kept any more (the last {KEPT} are, up to {newest}); bring back a later "
                 "resume point"
             )
-        present = self._store.round_present(hello.number - 1) if hello.number else tuple(range(len(self._names)))
+        present = self._store.round_present(site, hello.number - 1) if hello.number else tuple(range(len(self._names)))
         if present != hello.present:
             raise WireError(f"a mean among {list(hello.present)}, where the round's end had {present}")
 

@@ -6,7 +6,8 @@ The pure :class:`~colearn_hpc.protocol.meeting.Chair` decides who is waited for.
   is told what it was told, and the others do not notice.
 * Before the run's id is decided nothing is settled: a site may be corrected and started again, and all begin anew.
 * A site that is left out may be any; and at any meeting of a round, since it may have died anywhere. It comes in again
-  at the end of a later round.
+  at the end of a later round; where there is none any more, it is led through the last one, and so ends with the shared
+  model that all others have.
 
 No wire and no clock here: times are seconds on one clock, handed in.
 """
@@ -19,7 +20,7 @@ from typing import TypeAlias
 
 from colearn_hpc.federation import wire
 from colearn_hpc.federation.coordinator.store import Came, Store
-from colearn_hpc.protocol.meeting import FINISHED, Chair, GaveUp
+from colearn_hpc.protocol.meeting import FINISHED, Chair, GaveUp, as_back
 from colearn_hpc.protocol.messages import Arrival, Outcome, Topic, TopicKind, to_plain
 
 _MAY_DIFFER_NOT = (TopicKind.START, TopicKind.DIFFERENCE)
@@ -113,7 +114,7 @@ class Meetings:
         came = Came(arrival, session)
         if site not in self._chair.members:
             if self._store.fact("finished"):
-                return Outcome(FINISHED, (None,) * len(self._names))
+                return self._afterwards(site, came)
             if asked.kind is not TopicKind.ROUND:
                 return BeginAgain(f"{self._names[site]} was left out of the round while it was at {asked}")
             self._returning[site] = came
@@ -191,10 +192,9 @@ class Meetings:
         self.messages.append(f"{topic}: going on without {self._names[site]}")
 
     def finish(self) -> None:
-        """The run is over: whoever was left out and has come is told so."""
+        """The run is over: whoever was left out and has come goes through the last round."""
         self._store.note(finished=True)
-        over = Outcome(FINISHED, (None,) * len(self._names))
-        self._anew |= {k: (came.arrival.topic, over) for k, came in self._returning.items()}
+        self._anew |= {k: (came.arrival.topic, self._afterwards(k, came)) for k, came in self._returning.items()}
         self._returning.clear()
 
     # --- inside -----------------------------------------------------------------------------------------
@@ -203,6 +203,9 @@ class Meetings:
         """What is written down for a site that comes again."""
         found = self._store.told(site, arrival.topic)
         if found is None:
+            return None
+        if site not in self._chair.members and self._store.is_past(found.outcome.topic):
+            self._forget_round(site, found.outcome.topic)  # it cannot go on from there, only from a later round
             return None
         same = found.content == wire.pack(to_plain(arrival))
         each_its_own = arrival.topic.detail == "terms"  # what a site says of itself in the contract
@@ -216,6 +219,21 @@ class Meetings:
             return found.outcome
         self._begin_anew(f"{self._names[site]} has begun again")
         return None
+
+    def _afterwards(self, site: int, came: Came) -> Answer:
+        """What a site is told that was left out, and comes when the run is over: what was said in the last round."""
+        asked = came.arrival.topic
+        found = self._store.last_round() if asked.kind is TopicKind.ROUND else self._store.outcome(asked)
+        if found is None:
+            return Outcome(FINISHED, (None,) * len(self._names))
+        arrivals = list(found.arrivals)
+        arrivals[site] = came.arrival
+        if asked.kind is TopicKind.ROUND:
+            arrivals[site] = as_back(came.arrival, found.topic)
+            self.messages.append(f"{self._names[site]} is back after the run's end; it is led through {found.topic}")
+        outcome = Outcome(found.topic, tuple(arrivals))
+        self._store.conclude(outcome, {site: came}, True, self._chair.members)
+        return outcome
 
     def _begin_anew(self, why: str) -> None:
         """Nothing holds of what was said before round 0."""

@@ -158,6 +158,8 @@ class Store:
                     (k, _key(one.arrival.topic), number, wire.pack(to_plain(one.arrival)), one.session),
                 )
             self._set("members", sorted(members))
+            if outcome.topic.kind is TopicKind.ROUND:
+                self._set("last round", outcome.topic.round)
             if run_id is not None:
                 self._set("run_id", run_id)
                 self._db.execute("update outcomes set settled=1")
@@ -184,17 +186,31 @@ class Store:
             )
             self._set("members", sorted(members))
 
-    def round_present(self, round_index: int) -> tuple[int, ...] | None:
-        """Who was at the end of a round; None: it has not come."""
-        row = self._db.execute(
-            "select value from outcomes where topic=? order by number desc limit 1",
-            (_key(Topic(TopicKind.ROUND, round_index)),),
-        ).fetchone()
+    def outcome(self, topic: Topic) -> Outcome | None:
+        """The newest outcome of ``topic``, whoever was told it; None: there is none."""
+        return self._newest("select value from outcomes where topic=? order by number desc limit 1", _key(topic))
+
+    def last_round(self) -> Outcome | None:
+        """The outcome of the last round's end that there was; None: there was none."""
+        number = self.fact("last round")
+        return None if number is None else self.outcome(Topic(TopicKind.ROUND, number))
+
+    def round_present(self, site: int, round_index: int) -> tuple[int, ...] | None:
+        """Who was at the end of a round, as ``site`` was told; None: it was told of no such one."""
+        found = self._newest(
+            "select value from told join outcomes on outcome=number where site=? and topic=? order by number desc",
+            site,
+            _key(Topic(TopicKind.ROUND, round_index)),
+        )
+        return None if found is None else found.present
+
+    def _newest(self, select: str, *values: Any) -> Outcome | None:
+        row = self._db.execute(select, values).fetchone()
         if row is None:
             return None
         outcome = from_plain(wire.unpack(row[0]))
         assert isinstance(outcome, Outcome), "only outcomes are written"
-        return outcome.present
+        return outcome
 
     # --- means ------------------------------------------------------------------------------------------
 
@@ -204,6 +220,11 @@ class Store:
     def means(self) -> list[int]:
         """Numbers of the means that are kept."""
         return sorted(int(path.name[5:]) for path in self.folder.glob("mean-*") if path.name[5:].isdigit())
+
+    def is_past(self, topic: Topic) -> bool:
+        """Whether ``topic`` is a round's end whose mean is not kept any more."""
+        kept = self.means()
+        return topic.kind is TopicKind.ROUND and topic.round is not None and bool(kept) and topic.round + 1 < kept[0]
 
     def spool(self, hello: Hello) -> Spool:
         """A file for the mean that ``hello`` describes."""

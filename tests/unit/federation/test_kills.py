@@ -144,3 +144,14 @@ def test_any_site_may_be_left_out_and_comes_back(walk, away):
     walking.wait(walking.done)
     assert len(walking.bits()) == 1, walking.said()
     assert f"{away} is back" in walking.consortium.said() or len(walking.lines(away)) < 8
+
+
+def test_who_comes_back_after_the_end_ends_with_the_shared_model(walk):
+    walking = walk(rounds=5, size=10_001, pause=0.2, on_failure="continue_without", round_timeout=2.0)
+    walking.wait(lambda: len(walking.lines("lyon")) >= 1)
+    walking.kill("kiel")
+    walking.wait(lambda: walking.done("lyon", "oslo"), restart=False)
+    walking.start("kiel")
+    walking.wait(walking.done)
+    assert len(walking.bits()) == 1, walking.said()
+    assert walking.consortium.process.wait(10) == 0

@@ -176,16 +176,26 @@ def test_a_site_that_dies_in_mid_round_is_left_out_of_it(tmp_path, kind):
     assert told[1].topic == round_(1) and isinstance(told[1].arrivals[1].brought, Absent)
 
 
-def test_who_is_left_out_for_good_hears_that_the_run_is_over(tmp_path):
+@pytest.mark.parametrize("waits", [True, False])
+def test_who_comes_after_the_end_is_led_through_the_last_round(tmp_path, waits):
     run = Run(tmp_path, patience=5.0, may_miss=True).begin()
-    run.ask(0, round_(0))
-    run.ask(1, round_(0))
+    for k in (0, 1):
+        run.ask(k, round_(0))
     run.due(now=6.0)
-    run.ask(2, round_(0))
+    for topic in (round_(0, TopicKind.MEAN), round_(1), round_(1, TopicKind.MEAN)):
+        run.meet(topic, 0, 1, content=topic.round)
+    if waits:
+        run.ask(2, round_(0), "late")
     run.meetings.finish()
-    assert run.due()[2].topic.kind is TopicKind.FINISHED
+    told = run.due()[2] if waits else run.ask(2, round_(0), "late")
+    assert told.topic == round_(1) and told.present == (0, 1, 2)
+    assert told.arrivals[2].brought == Absent("missed round 0", "late")
+    assert run.ask(2, round_(1, TopicKind.MEAN)).arrivals[0].brought == Present(1)  # what the others had decided
+    assert run.store.round_present(2, 1) == (0, 1, 2) and run.store.round_present(0, 1) == (0, 1)
+    # Killed, it comes again from its old point; and to what the others never came, there is nothing to be said.
     run.killed()
-    assert run.ask(2, round_(0), session="new").topic.kind is TopicKind.FINISHED
+    assert run.ask(2, round_(0), "late", session="new") == told
+    assert run.ask(2, round_(1, TopicKind.REPORT), session="new").topic.kind is TopicKind.FINISHED
 
 
 def test_a_full_disk_tells_nobody_anything(run, monkeypatch):
