@@ -10,43 +10,41 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 import colearn_hpc._lightning as pl
 from colearn_hpc._lightning import Callback
-from colearn_hpc.algorithm.codec import codec_of
-from colearn_hpc.algorithm.combine import Combine, combiner_of
+from colearn_hpc.algorithm.combine import Combine
 from colearn_hpc.algorithm.kept_model import KeptModel
-from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, WarmUp, schedule_of
+from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, schedule_of
 from colearn_hpc.algorithm.local_correction import LocalCorrection
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
-from colearn_hpc.algorithm.shared_model import FlatModel, shard_of
+from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import (
     CenterBrokenError,
-    CheckpointError,
     ColearnError,
     ConfigurationError,
     Interrupted,
     PeerError,
 )
-from colearn_hpc.join import CentersSpec, DataCenter, as_site, end_world, read_membership, start_command
-from colearn_hpc.protocol.contract import Contract, digest_of_texts, texts_of
+from colearn_hpc.join import CentersSpec, DataCenter, as_site, end_world, start_command
+from colearn_hpc.protocol.contract import digest_of_texts
 from colearn_hpc.protocol.conversation import is_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
 from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_elsewhere, describe_error
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
-from colearn_hpc.protocol.settings import OnFailure, OptimizerState, Settings, ValidationMode
+from colearn_hpc.protocol.settings import OnFailure, OptimizerState, ValidationMode
 from colearn_hpc.trainer.announce import announce, introduce, say
+from colearn_hpc.trainer.arguments import membership_of, settings_of
 from colearn_hpc.trainer.averager import Averager, MeanResult
 from colearn_hpc.trainer.averaging import MeanAverager
+from colearn_hpc.trainer.before_round_0 import agree, check_same_run, share_first_model
 from colearn_hpc.trainer.correcting import CorrectsGradients
+from colearn_hpc.trainer.current_fit import CurrentFit
 from colearn_hpc.trainer.deciding import decider
 from colearn_hpc.trainer.ensemble import EnsembleAverager
 from colearn_hpc.trainer.environment import check_trainer, join_trainer, joined_center
@@ -55,10 +53,6 @@ from colearn_hpc.trainer.epoch_start import EpochStart
 from colearn_hpc.trainer.fingerprint import (
     check_data,
     check_lengths,
-    check_unchanged,
-    fingerprint,
-    meaning,
-    terms,
 )
 from colearn_hpc.trainer.keeping import KeptModelAverager
 from colearn_hpc.trainer.lightning_gaps import (
@@ -76,8 +70,7 @@ from colearn_hpc.trainer.lightning_gaps import (
     wants_stop,
     when_restored,
 )
-from colearn_hpc.trainer.losses import LossTally
-from colearn_hpc.trainer.metrics import MetricsSplit, batch_size
+from colearn_hpc.trainer.metrics import batch_size
 from colearn_hpc.trainer.model_digest import model_digest
 from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, rates_of, reset_state, set_rates
 from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outputs
@@ -88,9 +81,9 @@ from colearn_hpc.trainer.privacy_budget import check_monitors, epochs_left, epsi
 from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
 from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
-from colearn_hpc.trainer.sharded import check_settings, fresh_state, layout, put_rank_state, rank_state
+from colearn_hpc.trainer.sharded import check_settings, fresh_state, put_rank_state, rank_state
 from colearn_hpc.trainer.standing import Standing
-from colearn_hpc.trainer.sums import Hiding, WholeSums
+from colearn_hpc.trainer.sums import WholeSums
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
 from colearn_hpc.trainer.validation import Validation
 from colearn_hpc.trainer.writing import remove_leftovers
@@ -207,40 +200,37 @@ class CoLearning(Callback):
         warmup_epochs: int = 0,
         warmup_steps: int = 0,
     ) -> None:
-        self._membership = _membership_of(federation, site, identity)
-        if self._membership is not None:
-            round_timeout, on_failure = _agreed(self._membership, round_timeout, on_failure)
-        rates = schedule_of(schedule, decay)
-        self.settings = Settings(
-            schedule=WarmUp(rates, warmup_epochs) if rates is not None and _is_positive(warmup_epochs) else rates,
-            rule=local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs),
+        self._membership = membership_of(federation, site, identity)
+        self.settings = settings_of(
+            self._membership,
             rounds=rounds,
+            rule=local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs),
+            schedule=schedule_of(schedule, decay),
             learning_rate=learning_rate,
             optimizer_state=optimizer_state,
             weighting=weighting,
-            combine="predictions" if combine == "predictions" else "weights",
-            combiner=combiner_of(combine),
+            combine=combine,
             outer_optimizer=outer_optimizer,
             local_correction=local_correction,
-            local_layers=tuple(local_layers) if isinstance(local_layers, list) else local_layers,
+            local_layers=local_layers,
             kept_model=kept_model,
+            exchange=exchange,
+            privacy=privacy,
             round_timeout=round_timeout,
             restarts=restarts,
             on_failure=on_failure,
             resume_points=resume_points,
             share_tracebacks=share_tracebacks,
-            federated=self._membership is not None,
-            validation="lightning" if combine == "predictions" else validation,
+            validation=validation,
             warmup_epochs=warmup_epochs,
             warmup_steps=warmup_steps,
-            **_exchange_settings(exchange, privacy),
         )
         self._centers, self._run_dir = centers, None if run_dir is None else Path(run_dir)
         self._supervisor = Supervisor(RestartPolicy(restarts, on_failure))
         self._preparation = Preparation()
         self._place: Place | None = None
         self._run = Run(RunState.new("", self.settings.rule.first()), rounds=rounds, overlap=False)
-        self._fit = _Fit()
+        self._fit = CurrentFit()
         pass_over_empty_hooks(self)
 
     # --- Lightning's hooks, in the order in which they run ------------------------------------------------
@@ -294,7 +284,7 @@ class CoLearning(Callback):
         self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
         validation = Validation(self.settings, place)
         limit, seen, hiding = trainer.max_epochs, self._fit.examples, self._fit.hiding
-        self._fit = _Fit(folder, self._averager_of(place), validation, limit=limit, examples=seen, hiding=hiding)
+        self._fit = CurrentFit(folder, self._averager_of(place), validation, limit=limit, examples=seen, hiding=hiding)
         if restarted:
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)
@@ -352,29 +342,14 @@ class CoLearning(Callback):
             fit.folder_.begin(pl_module)
             fit.clock, fit.began, trainer.should_stop = time.monotonic(), True, True
             return
-        found = fingerprint(trainer, pl_module, settings.fingerprint())
-        if place.means.sharded:
-            found["shards in a data center"] = layout(trainer)
-        place.conversation.compare(Topic(TopicKind.START), found)
-        agreed = {f"data: {key}": value for key, value in meaning(trainer).items()}
-        agreed |= {f"federation: {key}": value for key, value in place.between.agreed.items()}
-        place.conversation.compare(Topic(TopicKind.START, detail="data"), agreed)
-        said = place.conversation.meet(Topic(TopicKind.START, detail="terms"), terms(trainer)).contents
-        contract = Contract(found | agreed, {place.between.names[k]: texts_of(said[k]) for k in said}, run.state.lines)
+        contract = agree(trainer, pl_module, settings, place, run)
         self._preparation.over()
-        check_unchanged(dict(run.state.settings), found)
-        run.note(settings=found)
         resumed = fit.loaded is not None
         if resumed and place.between.separate:
-            _check_same_run(place, run.state.run_id)
+            check_same_run(place, run.state.run_id)
         if not resumed:
             run.note(run_id=place.conversation.decide(Topic(TopicKind.RUN_ID), lambda: uuid.uuid4().hex))
-            # w⁰ of Algorithm 1: everything dense, frozen parameters and counters included.
-            everything = [*pl_module.parameters(), *pl_module.buffers()]
-            tensors = [tensor for tensor in everything if tensor.layout == torch.strided]
-            if place.center.is_leader or place.means.sharded:
-                place.between.broadcast(map(shard_of, tensors))
-            place.site.copy_to_all(tensor for tensor in tensors if not hasattr(tensor, "to_local"))
+            share_first_model(pl_module, place)
             fit.averager.start_from(pl_module)
             if place.means.sharded:
                 fresh_state(trainer.optimizers)
@@ -927,143 +902,6 @@ class CoLearning(Callback):
     def _placed(self) -> Place:
         assert self._place is not None, "from setup on"
         return self._place
-
-
-@dataclass
-class _Fit:
-    """What one call of ``trainer.fit`` needs; made anew in ``setup``.
-
-    Attributes:
-        folder: the run's.
-        averager: what a round's end does to models.
-        validation: when it runs, and what monitors find.
-        rates: the optimizers' base rates.
-        metrics: which metrics speak of which model.
-        loaded: the averager's state, from a checkpoint.
-        factor: of the schedule in this epoch; None without one.
-        clock: when the epoch began, or when what was trained in it was last reported.
-        batches, batch_examples: trained since then.
-        limit: the Trainer's ``max_epochs``.
-        examples: that this process has trained on since it began.
-        hiding: with secure sums; it outlives attempts, for the others know its keys.
-        losses: of this rank in the round.
-        steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
-        began, trains, finished: how far the fit has come.
-    """
-
-    folder: RunFolder | None = None
-    averager: Averager = field(default=None)  # type: ignore[assignment]
-    validation: Validation = field(default=None)  # type: ignore[assignment]
-    rates: BaseRates | None = None
-    metrics: MetricsSplit = field(default_factory=MetricsSplit)
-    loaded: Mapping[str, Any] | None = None
-    factor: float | None = None
-    clock: float = 0.0
-    batches: int = 0
-    batch_examples: int = 0
-    examples: int = 0
-    hiding: Hiding | None = None
-    losses: LossTally = field(default_factory=LossTally)
-    steps_now: Callable[[], int] = lambda: 0
-    steps: int = 0
-    limit: int | None = None
-    began: bool = False
-    trains: bool = False
-    finished: bool = False
-
-    @property
-    def folder_(self) -> RunFolder:
-        assert self.folder is not None, "from setup on"
-        return self.folder
-
-    @property
-    def rates_(self) -> BaseRates:
-        assert self.rates is not None, "from on_fit_start on"
-        return self.rates
-
-    def count(self, examples: int) -> None:
-        """A batch was trained."""
-        self.batches += 1
-        self.batch_examples += examples
-        self.examples += examples
-
-    def leave(self, trainer: pl.Trainer) -> None:
-        """Leave the Trainer as it was found."""
-        self.validation.end(trainer)
-        trainer.fit_loop.max_epochs = self.limit
-
-    def uncount(self) -> None:
-        """What was counted is reported, or lost."""
-        self.batches = self.batch_examples = 0
-
-
-def _membership_of(federation: Any, site: str | None, identity: str | Path | None) -> Any:
-    if isinstance(federation, str | Path):
-        return read_membership(federation, site, identity)
-    if federation is None and (site is not None or identity is not None):
-        raise ConfigurationError(f"site={site!r} is of a federation, and federation is None; give its federation.yaml")
-    return federation
-
-
-def _agreed(membership: Any, timeout: float | None, on_failure: OnFailure) -> tuple[float | None, OnFailure]:
-    """``round_timeout`` and ``on_failure`` of the federation.
-
-    Raises:
-        ConfigurationError: others were set here.
-    """
-    agreed = membership.federation
-    for name, mine, theirs, default in (
-        ("round_timeout", timeout, agreed.round_timeout, None),
-        ("on_failure", on_failure, agreed.on_failure, "stop"),
-    ):
-        if mine not in (default, theirs):
-            raise ConfigurationError(
-                f"{name}={mine!r} is set here, and federation.yaml says {theirs!r}, which holds for all sites; "
-                "leave it out here"
-            )
-    return agreed.round_timeout, agreed.on_failure
-
-
-def _exchange_settings(exchange: Any, privacy: Any) -> dict[str, Any]:
-    """``exchange={"codec": name, …}`` and ``privacy={"secure": bool, …}`` as arguments of :class:`Settings`.
-
-    Raises:
-        ConfigurationError: one is no such mapping.
-    """
-    groups = {
-        "exchange": (exchange, ("codec", "overlap", "lanes", "sums")),
-        "privacy": (privacy, ("secure", "share_metrics", "public_validation")),
-    }
-    for name, (given, keys) in groups.items():
-        if given is not None and (not isinstance(given, dict) or set(given) - set(keys)):
-            known = ", ".join(f'"{key}"' for key in keys)
-            raise ConfigurationError(f"{name} must be a mapping with the keys {known}, or None; found {given!r}")
-    found = dict(exchange or {}) | dict(privacy or {})
-    if found.get("secure") is True:
-        found.setdefault("sums", "fixed32")
-    try:
-        found["codec"] = codec_of(found.get("codec", "fp32"))
-    except ValueError as error:
-        raise ConfigurationError(f"exchange: {error}") from error
-    return found
-
-
-def _check_same_run(place: Place, run_id: str) -> None:
-    """A site goes on in the run that its coordinator holds. Collective over the site.
-
-    Raises:
-        CheckpointError: on all ranks, when its resume point is of another one.
-    """
-    held = place.conversation.decide(Topic(TopicKind.RUN_ID), lambda: run_id)
-    if held != run_id:
-        raise CheckpointError(
-            f"this site's resume point is of run {run_id[:8]}, and the coordinator holds run {str(held)[:8]}; begin "
-            "anew (`--overwrite`), or give the coordinator the --state folder of that run"
-        ).on_all_ranks()
-
-
-def _is_positive(number: Any) -> bool:
-    return isinstance(number, int) and number > 0  # what is no number, Settings refuses
 
 
 def _limit(trainer: pl.Trainer) -> int | None:

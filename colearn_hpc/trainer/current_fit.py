@@ -1,0 +1,84 @@
+"""What one call of ``trainer.fit`` needs, and what has been counted in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import colearn_hpc._lightning as pl
+from colearn_hpc.trainer.averager import Averager
+from colearn_hpc.trainer.losses import LossTally
+from colearn_hpc.trainer.metrics import MetricsSplit
+from colearn_hpc.trainer.optimizers import BaseRates
+from colearn_hpc.trainer.run_folder import RunFolder
+from colearn_hpc.trainer.sums import Hiding
+from colearn_hpc.trainer.validation import Validation
+
+
+@dataclass
+class CurrentFit:
+    """What one call of ``trainer.fit`` needs; made anew in ``setup``.
+
+    Attributes:
+        folder: the run's.
+        averager: what a round's end does to models.
+        validation: when it runs, and what monitors find.
+        rates: the optimizers' base rates.
+        metrics: which metrics speak of which model.
+        loaded: the averager's state, from a checkpoint.
+        factor: of the schedule in this epoch; None without one.
+        clock: when the epoch began, or when what was trained in it was last reported.
+        batches, batch_examples: trained since then.
+        limit: the Trainer's ``max_epochs``.
+        examples: that this process has trained on since it began.
+        hiding: with secure sums; it outlives attempts, for the others know its keys.
+        losses: of this rank in the round.
+        steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
+        began, trains, finished: how far the fit has come.
+    """
+
+    folder: RunFolder | None = None
+    averager: Averager = field(default=None)  # type: ignore[assignment]
+    validation: Validation = field(default=None)  # type: ignore[assignment]
+    rates: BaseRates | None = None
+    metrics: MetricsSplit = field(default_factory=MetricsSplit)
+    loaded: Mapping[str, Any] | None = None
+    factor: float | None = None
+    clock: float = 0.0
+    batches: int = 0
+    batch_examples: int = 0
+    examples: int = 0
+    hiding: Hiding | None = None
+    losses: LossTally = field(default_factory=LossTally)
+    steps_now: Callable[[], int] = lambda: 0
+    steps: int = 0
+    limit: int | None = None
+    began: bool = False
+    trains: bool = False
+    finished: bool = False
+
+    @property
+    def folder_(self) -> RunFolder:
+        assert self.folder is not None, "from setup on"
+        return self.folder
+
+    @property
+    def rates_(self) -> BaseRates:
+        assert self.rates is not None, "from on_fit_start on"
+        return self.rates
+
+    def count(self, examples: int) -> None:
+        """A batch was trained."""
+        self.batches += 1
+        self.batch_examples += examples
+        self.examples += examples
+
+    def leave(self, trainer: pl.Trainer) -> None:
+        """Leave the Trainer as it was found."""
+        self.validation.end(trainer)
+        trainer.fit_loop.max_epochs = self.limit
+
+    def uncount(self) -> None:
+        """What was counted is reported, or lost."""
+        self.batches = self.batch_examples = 0
