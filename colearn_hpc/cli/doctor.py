@@ -28,6 +28,7 @@ from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi import probe
 from colearn_hpc.mpi.startup import launched_as, leave_together
 from colearn_hpc.mpi.topology import DataCenter
+from colearn_hpc.protocol.messages import plural
 from colearn_hpc.trainer.gpus import choose
 
 _SLOW_LINK = 50e6  # bytes/s: a model of 100 MB then takes seconds a round
@@ -183,7 +184,7 @@ def _cores(everyone: Sequence[Rank]) -> list[Finding]:
 
 def _work(ranks: Sequence[Rank]) -> str:
     threads = sum(rank.threads for rank in ranks)
-    return f"{len(ranks)} rank{'s'[: len(ranks) != 1]} with {threads} thread{'s'[: threads != 1]}"
+    return f"{plural(len(ranks), 'rank')} with {plural(threads, 'thread')}"
 
 
 def _span(cores: Collection[int]) -> str:
@@ -195,7 +196,7 @@ def _span(cores: Collection[int]) -> str:
         else:
             runs.append([core])
     numbers = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"core{'s'[: len(cores) != 1]} {numbers}"
+    return f"{'core' if len(cores) == 1 else 'cores'} {numbers}"
 
 
 def _packages(everyone: Sequence[Rank]) -> list[Finding]:

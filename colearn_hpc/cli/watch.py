@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from colearn_hpc.cli import describe
+from colearn_hpc.protocol.messages import plural
 from colearn_hpc.studies.records import read_json
 from colearn_hpc.studies.run_folder import read_rounds, read_statuses
 from colearn_hpc.studies.words import duration, printable
@@ -146,7 +147,7 @@ class Page:
         alive, seen = self._alive(), any(self._statuses.values())
         said = self._summary.get("status", "starting")
         status = "running" if alive else said if said in _ENDED or not seen else "silent"
-        text = f"{self._name}: {status}, {len(self._rounds)} round{'s'[: len(self._rounds) != 1]} done"
+        text = f"{self._name}: {status}, {plural(len(self._rounds), 'round')} done"
         reason = self._summary.get("stopped_by" if status == "finished" else "error")
         if reason and status in _ENDED:
             text += f" ({str(reason).splitlines()[-1]})"

@@ -199,7 +199,7 @@ class SlurmLauncher(Launcher):
         names = [run.id for run in runs]
         if not names:
             return
-        self.tell(f"cancelling {len(names)} Slurm job{'s'[: len(names) != 1]}: {' '.join(names)}")
+        self.tell(f"cancelling in Slurm: {' '.join(names)}")
         done = _slurm("scancel", *names)
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:

@@ -9,6 +9,7 @@ import torch
 from colearn_hpc._lightning import CUDAAccelerator
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.join import DataCenter
+from colearn_hpc.protocol.messages import plural
 from colearn_hpc.trainer.gpus import choose, visible_gpus
 
 
@@ -59,6 +60,6 @@ def unused_gpus(accelerator: str) -> str:
     if accelerator != "cpu" or not (gpus := visible_gpus()):
         return ""
     return (
-        f"trainer.accelerator=cpu, and this rank sees {len(gpus)} GPU{'s'[: len(gpus) != 1]}, which will stand idle; "
+        f"trainer.accelerator=cpu, and this rank sees {plural(len(gpus), 'GPU')}, which will stand idle; "
         "take them with --trainer.accelerator gpu"
     )

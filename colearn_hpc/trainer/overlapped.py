@@ -39,7 +39,7 @@ from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
 from colearn_hpc.trainer.sums import Void, WholeSums
 
 # Chunks that can move from one batch's end to the next.
-GATHERING = 16
+CHUNKS_AHEAD = 16
 
 
 class OverlappedAverager(SharedModelAverager):
@@ -107,7 +107,7 @@ class OverlappedAverager(SharedModelAverager):
         self._sent, self._given = True, given
         self.shared.begin_round()
         if self._place.means.carries:
-            offer = self.shared.offer(model, prepared.source, given.weights, prepared.encoding, GATHERING)
+            offer = self.shared.offer(model, prepared.source, given.weights, prepared.encoding, CHUNKS_AHEAD)
             self._place.means.begin(offer, given.present)
         return MeanResult(end.report, None, given.place)
 

@@ -202,7 +202,7 @@ def test_an_interruption_cancels_the_jobs(slurm, script, plans, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         runner.run(plans)
     assert {job["states"][0] for job in slurm.jobs().values()} == {"CANCELLED/85"}
-    assert "cancelling 4 Slurm jobs: 101 102 103 104" in said
+    assert "cancelling in Slurm: 101 102 103 104" in said
 
 
 def left_behind(slurm, script, plans, out):
