@@ -57,6 +57,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(scope="module")
+def chosen(request: pytest.FixtureRequest) -> Callable[[str], list[Any]]:
+    """``chosen(test)``: the parameters of that test's cases that are to run, for a fixture that prepares only those."""
+
+    def of(test: str) -> list[Any]:
+        items = [one for one in request.session.items if isinstance(one, pytest.Function)]
+        cases = [one.callspec.params for one in items if one.module is request.module and one.originalname == test]
+        return [next(iter(one.values())) if len(one) == 1 else one for one in cases]
+
+    return of
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What goes side by side (``-n 2``) are files, for a module's fixtures are dear; but a machine has one Slurm."""

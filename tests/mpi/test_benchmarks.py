@@ -12,6 +12,7 @@ SMALL = ["--parameters", "20000"]
 
 
 @pytest.mark.mpi
+@pytest.mark.exhaustive(sample=2)
 @pytest.mark.parametrize(
     ("script", "options", "figure"),
     [

@@ -47,9 +47,10 @@ SILENT += [f"hang@center=dc0,rank=0,round=2,epoch={epoch},seconds=3" for epoch i
 
 
 @pytest.fixture(scope="module")
-def died(launch, tmp_path_factory):
+def died(launch, tmp_path_factory, chosen):
     """Of each death the run folder, and how the run ended."""
-    folders = {fault: tmp_path_factory.mktemp("died") for fault in DEATHS}
+    faults = dict.fromkeys([IN_MID_EPOCH, *chosen("test_a_process_dies")])  # other tests need the first
+    folders = {fault: tmp_path_factory.mktemp("died") for fault in faults}
     return {fault: (run, train(launch, run, ROUNDS, faults=fault, timeout=90)) for fault, run in folders.items()}
 
 
@@ -73,13 +74,13 @@ def copy(died, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(launch, died, damaged, copy, tmp_path_factory):
+def finished(launch, died, damaged, copy, tmp_path_factory, chosen):
     """Of each run that comes to its end the run folder, and how it did."""
     folder = tmp_path_factory.mktemp("finished")
     settings = {fault: {"run": run, "faults": fault} for fault, (run, _) in died.items()}
     settings["damaged"] = {"run": damaged[0], "faults": IN_MID_EPOCH}
     settings["undisturbed"] = {}
-    settings |= {name: {"faults": faults} for name, faults in INSIDE.items()}
+    settings |= {name: {"faults": INSIDE[name]} for name in chosen("test_a_failure_inside_a_participant")}
     settings["absent"] = ABSENT
     settings["silent"] = {"faults": " ".join(SILENT), "on_failure": "continue_without", "round_timeout": 2}
     cases = {
@@ -94,6 +95,7 @@ def undisturbed(finished):
     return digests(finished["undisturbed"][1])
 
 
+@pytest.mark.exhaustive(sample=3)
 @pytest.mark.parametrize("name", INSIDE)
 def test_a_failure_inside_a_participant(finished, undisturbed, name):
     run, done = finished[name]
@@ -103,6 +105,7 @@ def test_a_failure_inside_a_participant(finished, undisturbed, name):
     assert fired(run) > 1 or "(2 of 3 in this round)" not in done.err  # one fault needs one restart
 
 
+@pytest.mark.exhaustive(sample=2)
 @pytest.mark.parametrize("fault", DEATHS)
 def test_a_process_dies(died, finished, undisturbed, fault):
     """The job ends at once, whatever the others are doing, and the next start has the same bits."""
@@ -151,6 +154,7 @@ def test_a_silent_participant_is_left_out(finished):
     ]
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize(("hangs_for", "patience", "ended"), [(12, 6, False), (0, 2, True)])
 def test_a_participant_comes_too_late(launch, tmp_path, hangs_for, patience, ended):
     """Left out of all there was: it is told so when it comes, and ended when it does not."""

@@ -88,7 +88,11 @@ def fit_together(launch, ranks, folder, runs):
     return found
 
 
-@pytest.fixture(scope="module", params=[(2, 0), (4, 1)], ids=["1 rank each", "2 ranks each, workers"])
+# make test-all alone
+ALONE = pytest.param((2, 0), id="1 rank each", marks=pytest.mark.exhaustive(sample=0))
+
+
+@pytest.fixture(scope="module", params=[ALONE, pytest.param((4, 1), id="2 ranks each, workers")])
 def start(fit, request, tmp_path_factory):
     """How to start a run by its name, in a folder of all of them."""
     ranks, workers = request.param
@@ -136,7 +140,7 @@ def signalled(start):
     run = start.folder / "signalled"
     moments = random.Random(start.ranks)
     codes = []
-    for _ in range(3):
+    for _ in range(2):
         victim = moments.randrange(start.ranks)
         delay = moments.uniform(0.0, 1.5)
 
