@@ -365,8 +365,8 @@ class ColearnCLI(LightningCLI):
             old += [self.center_folder / "local.ckpt"]
             old += [self.center_folder / "status.json", self.folder / "status" / f"{self.center.name}.json"]
             if self.center.is_first:
-                of_run = ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt", "cross_site.json")
-                old += [self.folder / name for name in of_run]
+                of_run = ("rounds.jsonl", "rounds.damaged.jsonl", "contract.json", "summary.json", "shared.ckpt")
+                old += [self.folder / name for name in (*of_run, "cross_site.json")]
             for path in old:
                 remove(path)
         try:

@@ -226,7 +226,7 @@ def read_statuses(path: Path, summary: dict[str, Any]) -> dict[str, dict[str, An
 
 def forget(path: Path) -> None:
     """Remove what a run would be continued from, as ``fit --overwrite`` does: its configuration has changed."""
-    names = ("rounds.jsonl", "contract.json", "summary.json", "shared.ckpt")
+    names = ("rounds.jsonl", "rounds.damaged.jsonl", "contract.json", "summary.json", "shared.ckpt")
     old = [*path.glob("centers/*/resume-*.ckpt"), *(path / name for name in names)]
     for file in old:
         file.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
     RUN/contract.json         what all data centers agreed on, see :mod:`~colearn_hpc.protocol.contract`
     RUN/rounds.jsonl          one line per round, see :class:`~colearn_hpc.protocol.reports.RoundReport`
+    RUN/rounds.damaged.jsonl  lines of it that could not be read, as they were, if there ever were any
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
     RUN/summary.json          how the run stands or ended
     RUN/writer.json           who writes here (see writer_lock.py)
@@ -145,7 +146,7 @@ class RunFolder:
         self._unwritten.append(json.dumps(line) + "\n")
         try:
             # Whole and atomically: a line that a full disk cut in the middle would hide all after it.
-            lines = [json.dumps(line) + "\n" for line in read_lines(path)] if path.exists() else []
+            lines = [json.dumps(line) + "\n" for line in self._lines(path)]
             write_atomically(path, "".join(lines + self._unwritten), self.start)
             self._unwritten.clear()
         except OSError as error:
@@ -155,7 +156,7 @@ class RunFolder:
         """Drop the lines of rounds that a resumed run will do again."""
         path = self.folder / "rounds.jsonl"
         if self.writes_run and path.exists():
-            kept = [line for line in read_lines(path) if line["round"] < rounds_done]
+            kept = [line for line in self._lines(path) if line["round"] < rounds_done]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept), self.start)
         self._unwritten = [one for one in self._unwritten if json.loads(one)["round"] < rounds_done]
         self._rechain(rounds_done)
@@ -199,8 +200,36 @@ class RunFolder:
         """The chain ends where the lines do that are kept."""
         path = self.folder / "rounds.jsonl"
         if self.writes_run and self._contracts:
-            lines = [*(read_lines(path) if path.exists() else []), *map(json.loads, self._unwritten)]
+            lines = [*self._lines(path), *map(json.loads, self._unwritten)]
             self._chain = tail(self._contracts, lines, next_round)
+
+    def _lines(self, path: Path) -> list[dict[str, Any]]:
+        """The records of ``rounds.jsonl``; none where it is not there. What cannot be read is set aside, and said.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if not path.exists():
+            return []
+        lines = path.read_text(errors="backslashreplace").split("\n")
+        lines = lines[:-1] if lines[-1] == "" else lines
+        records = [_record(line) for line in lines]
+        damaged = [number for number, record in enumerate(records) if record is None]
+        if damaged:
+            aside = path.with_name("rounds.damaged.jsonl")
+            before = aside.read_text() if aside.exists() else ""
+            write_atomically(aside, before + "".join(lines[number] + "\n" for number in damaged), self.start)
+            kept = [record for record in records if record is not None]
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept), self.start)
+            where = ", ".join(str(number + 1) for number in damaged[:10]) + (", ..." if len(damaged) > 10 else "")
+            log.warning(
+                "%s: line %s of %d cannot be read; what it said of its round is missing there, and kept as it is in %s",
+                path,
+                where,
+                len(lines),
+                aside.name,
+            )
+        return [record for record in records if record is not None]
 
     def check_lock(self) -> None:
         """Raises ConfigurationError where another start has taken this folder over."""
@@ -220,15 +249,14 @@ class RunFolder:
             self._handler = None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``rounds.jsonl``; a last line cut off by a kill is left out."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of ``rounds.jsonl``; None where a kill or a bad disk has cut or changed it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    number = record.get("round") if isinstance(record, dict) else None
+    return record if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def read_contracts(path: Path) -> list[Contract]:

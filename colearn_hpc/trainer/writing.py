@@ -19,7 +19,7 @@ PRIVATE = 0o600  # what only the data center's own user reads
 PUBLIC = 0o644  # what others of the run's group are meant to read, whatever the umask
 
 _JSON = r"contract|summary|status|writer"
-_OURS = rf"resume-.*\.ckpt|(shared|local|model)\.ckpt|rounds\.jsonl|config\.yaml|({_JSON})\.json"
+_OURS = rf"resume-.*\.ckpt|(shared|local|model)\.ckpt|rounds(\.damaged)?\.jsonl|config\.yaml|({_JSON})\.json"
 _TEMPORARY = re.compile(rf"\.({_OURS})(\.[0-9a-f]*-[0-9a-f]+)?\.tmp")
 
 

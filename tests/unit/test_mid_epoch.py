@@ -6,6 +6,7 @@ import signal
 import pytest
 import pytorch_lightning as pl
 import torch
+from run_folders import lines
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -13,7 +14,6 @@ from colearn_hpc import CoLearning
 from colearn_hpc.cli.data import main as data
 from colearn_hpc.data import ShardDataModule
 from colearn_hpc.errors import RESUME_CODE, Interrupted
-from colearn_hpc.trainer.run_folder import read_lines
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -65,7 +65,7 @@ def fit(run, shards, *callbacks, workers=0, resume=False, **settings):
     module = ShardDataModule(str(shards / "dc0.h5"), batch_size=16, num_workers=workers)
     path = colearning.resume_path() if resume else None
     trainer.fit(net, module, ckpt_path=path)
-    metrics = read_lines(run / "rounds.jsonl")[-1]["centers"][0]["local_metrics"]
+    metrics = lines(run)[-1]["centers"][0]["local_metrics"]
     return [value.clone() for value in net.state_dict().values()], metrics
 
 

@@ -24,7 +24,7 @@ from colearn_hpc.trainer.metrics import batch_size
 from colearn_hpc.trainer.optimizers import BaseRates, averaged_state, first_rate, reset_state
 from colearn_hpc.trainer.progress import table
 from colearn_hpc.trainer.resume_points import list_resume_points, obsolete
-from colearn_hpc.trainer.run_folder import RunFolder, read_lines
+from colearn_hpc.trainer.run_folder import RunFolder
 from colearn_hpc.trainer.writing import write_atomically
 
 
@@ -52,11 +52,34 @@ def test_a_round_is_a_line(log):
     assert second["relative_change"] is None and second["centers"][0]["shared_metrics"]["val_acc"] is None
 
 
-def test_a_line_cut_off_by_a_kill_is_left_out(log):
-    log.append(record(0))
-    with (log.folder / "rounds.jsonl").open("a") as file:
-        file.write('{"round": 1, "local_ep')
-    assert [line["round"] for line in read_lines(log.folder / "rounds.jsonl")] == [0]
+BAD_LINES = [
+    '{"round": 1, "local_ep',
+    "",
+    "[" * 100_000,
+    "4711",
+    '{"round": "one"}',
+    "\x00",
+    b"\xff\xfe".decode("latin1"),
+]
+
+
+@pytest.mark.parametrize("bad", BAD_LINES, ids=["cut", "empty", "deep", "number", "text", "nul", "latin1"])
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_bad_line_of_the_record_is_said_and_kept(log, caplog, bad, place):
+    """Be it the last one, cut off by a kill, or one in the middle: the rounds after it stay in the record."""
+    for index in range(3):
+        log.append(record(index))
+    path = log.folder / "rounds.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines.insert(place, bad.encode("latin1"))
+    path.write_bytes(b"\n".join(lines))
+    log.rewind(3)
+    log.append(record(3))
+    assert [json.loads(line)["round"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+    (said,) = caplog.messages
+    assert said.startswith(f"{path}: line {place + 1} of 4 cannot be read") and said.endswith("rounds.damaged.jsonl")
+    kept = (log.folder / "rounds.damaged.jsonl").read_text()
+    assert kept == bad.encode("latin1").decode(errors="backslashreplace") + "\n"
 
 
 def test_rewind_drops_the_rounds_that_come_again(log):
@@ -64,7 +87,7 @@ def test_rewind_drops_the_rounds_that_come_again(log):
         log.append(record(index))
     log.rewind(2)
     log.append(record(2, change=0.1))
-    changes = [line["relative_change"] for line in read_lines(log.folder / "rounds.jsonl")]
+    changes = [json.loads(line)["relative_change"] for line in (log.folder / "rounds.jsonl").read_text().splitlines()]
     assert changes == [0.5, 0.5, 0.1]
 
 
