@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ from colearn_hpc._lightning import (
 from colearn_hpc.cli.method import arrange
 from colearn_hpc.cli.options import OPTIONS, SET_BY_US
 from colearn_hpc.cli.usage import in_one_line
-from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted
+from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted, PeerError
 from colearn_hpc.join import read_membership
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec
@@ -256,10 +257,10 @@ class ColearnCLI(LightningCLI):
         except UsageError as wrong:
             error = str(wrong)
         except (ArgumentError, SystemExit) as stop:
-            if isinstance(stop, SystemExit) and not stop.code:  # --help, --print_config
+            if isinstance(stop, SystemExit) and not stop.code and _asks(sys.argv[1:]):
                 raise
             said = str(stop) if isinstance(stop, ArgumentError) else output.getvalue()
-            error = in_one_line(said, list(self._example.get_defaults().keys()))
+            error = in_one_line(said, list(self._example.get_defaults().keys())) if said else _who_left(stop)
         if errors := all_errors(error):
             raise UsageError("\n".join(errors)).on_all_ranks()
         self._check_same_command()
@@ -419,6 +420,18 @@ def _check_config_files(argv: Sequence[str]) -> None:
             raise UsageError(f"configuration {path} must hold `setting: value` lines, found {found}")
 
 
+def _asks(argv: Sequence[str]) -> bool:
+    """Whether the command line asks for help or for the configuration, after which a parser leaves."""
+    options = [argument.partition("=")[0] for argument in argv if argument.startswith("-")]
+    return any(option == "-h" or "help" in option or "print_config" in option for option in options)
+
+
+def _who_left(stop: BaseException) -> str:
+    """Of code that ends the process when it is imported."""
+    frames = [frame for frame in traceback.extract_tb(stop.__traceback__) if "site-packages" not in frame.filename]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} calls sys.exit() when it is imported"
+
+
 def _own(error: BaseException) -> BaseException:
     """The error of ours that another library has wrapped while it built an object, or the error itself."""
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
@@ -452,15 +465,15 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
     try:
         with contextlib.redirect_stdout(None if rank else sys.stdout):
             cli(session)
+        _settled(size)
         return 0
     except BaseException as raised:
         if isinstance(raised, SystemExit) and (session.place is None or is_everywhere(raised)):
             # --help, or interrupted by a signal on all ranks
             if isinstance(raised, Interrupted) and size > 1:
-                # The launcher sends TERM to the rest as soon as one exits; the code would be the signal's.
-                signals.ignore()
+                _settled(size)
                 leave_together()
-            return int(raised.code or 0)
+            return raised.code if isinstance(raised.code, int) else int(raised.code is not None)
         error = _own(raised)
         if session.place is not None:
             session.place.conversation.fail(error)
@@ -469,18 +482,31 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
         if rank == 0 or getattr(error, "after_the_end", False):
             text = session.place.conversation.verdict if session.place is not None else ""
             print(f"colearn-hpc: error: {text or describe_error(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, PeerError) and isinstance(error.__cause__, SystemExit):
+            error = error.__cause__  # of this rank
         if session.place is not None and _is_kept_here(error, session.place):
             center = session.place.center
             said = f"{center.name} ({center.host}), to be read here alone: {describe_error(error)}"
             print(f"colearn-hpc: {said}", file=sys.stderr, flush=True)
+        _settled(size)
         if size > 1:
             leave_together()
         return 2 if isinstance(error, UsageError) else 1
 
 
+def _settled(size: int) -> None:
+    """This rank's exit code is settled; no signal changes it any more.
+
+    srun and mpirun send TERM to the rest as soon as one rank has exited with an error. Who is still ending then, be it
+    in MPI's own end, would seem to have died of it, and a batch script starts again after a death.
+    """
+    if size > 1:
+        signals.ignore()
+
+
 def _is_kept_here(error: BaseException, place: Place) -> bool:
     """Whether the error is this rank's own, and others have not heard all of it."""
-    ours = isinstance(error, ColearnError | SystemExit) or is_lost_peer(error)
+    ours = isinstance(error, ColearnError) or is_lost_peer(error)
     return not (ours or place.conversation.shares_tracebacks or getattr(error, "after_the_end", False))
 
 

@@ -28,6 +28,7 @@ from colearn_hpc.errors import (
     ColearnError,
     ConfigurationError,
     Interrupted,
+    LeftOut,
     PeerError,
 )
 from colearn_hpc.join import CentersSpec, DataCenter, as_site, end_world, start_command
@@ -481,7 +482,8 @@ class CoLearning(Callback):
             self._ended_by(exception, verdict.elsewhere)
             place.conversation.fail(exception, verdict.text, verdict.elsewhere)
             if isinstance(exception, SystemExit):  # whatever its code is, this run has not succeeded
-                raise PeerError(f"{verdict.text}\n(sys.exit() in a run ends it for all data centers)") from exception
+                said = place.conversation.told(verdict.text, verdict.elsewhere)
+                raise PeerError(f"{said}\n(sys.exit() in a run ends it for all data centers)") from exception
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or self._fit.folder is None:
@@ -843,7 +845,7 @@ class CoLearning(Callback):
         shares = self.settings.share_tracebacks if place is None else place.conversation.shares_tracebacks
         with contextlib.suppress(Exception):  # its own __str__ fails
             noticed = isinstance(error, CenterBrokenError)  # it says what the other rank's error said
-            if shares or (isinstance(error, ColearnError | SystemExit) and not noticed):
+            if shares or (isinstance(error, ColearnError | Interrupted | LeftOut) and not noticed):
                 return str(error) or type(error).__name__
         return elsewhere or describe_elsewhere(error)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass, field
 
 import h5py
@@ -48,6 +49,9 @@ CASES = {
     ),
     "scheduler against schedule": Case('CoLearning(schedule="none")', arguments=[*TOY, "--model.fault=scheduler"]),
     "bad value on one rank": Case("epsilon", code=2, extra={"1": ["--colearning.epsilon=small"]}),
+    "module that ends the process": Case(
+        "leaving.py:5 calls sys.exit() when it is imported", code=2, extra={"1": ["--model=leaving.Model"]}
+    ),
     "impossible setting": Case(
         "decay (r of eq. 3) must be in (0, 1], found 1.5", arguments=[*TOY, "--colearning.decay=1.5"]
     ),
@@ -149,6 +153,8 @@ def message(folder, name, code):
     codes = {path.stem: path.read_text() for path in (folder / name).glob("*.code")}
     said = "".join(path.read_text() for path in sorted((folder / name).glob("*.err")))
     assert codes == {str(rank): str(code) for rank in range(RANKS)}, said
+    # The launcher sends TERM when the first rank has left; who is still ending keeps its code.
+    assert {path.read_text() for path in (folder / name).glob("*.term")} == {str(signal.SIG_IGN)}
     assert said.count("colearn-hpc: error:") == 1, said
     return said
 

@@ -1,29 +1,30 @@
-"""An error in any hook of model, data module, callback or logger, in one rank of one data center, ends all ranks: with
-one message, with nobody left behind, in time; what it says stays in its data center."""
+"""An error or a ``sys.exit()`` in any hook of model, data module, callback or logger, in one rank of one data center,
+ends all ranks: with one message, with nobody left behind, in time; what it says stays in its data center."""
 
 import json
 
 import pytest
-from hooks import OWNERS, hooks
+from hooks import OWNERS, ending, hooks
 
 pytestmark = pytest.mark.mpi
-CASES = [(ranks, owner, hook) for ranks in (1, 2) for owner in OWNERS for hook in hooks(owner)]
+WAYS = ("raise", "exit")
+CASES = [(ranks, owner, hook, way) for ranks in (1, 2) for owner in OWNERS for hook in hooks(owner) for way in WAYS]
 
 
-def world_rank(ranks, owner, hook):
+def world_rank(ranks, owner, hook, way):
     """Who raises: in either data center, leaders and others."""
-    return sum(map(ord, f"{owner}.{hook}")) % (2 * ranks)
+    return sum(map(ord, f"{owner}.{hook} {way}")) % (2 * ranks)
 
 
 @pytest.fixture(scope="module")
 def ended(request, launch, tmp_path_factory):
-    """(ranks, owner, hook) -> the folder of the case, and whether processes were left behind."""
+    """A case -> its folder, and whether processes were left behind."""
     chosen = [item.callspec.params["case"] for item in request.session.items if item.module is request.module]
     found = {}
     for ranks in (1, 2):
         mine = [case for case in chosen if case[0] == ranks]
         folder = tmp_path_factory.mktemp(f"hooks{ranks}")
-        (folder / "cases.json").write_text(json.dumps([[o, h, world_rank(ranks, o, h)] for _, o, h in mine]))
+        (folder / "cases.json").write_text(json.dumps([[*case[1:], world_rank(*case)] for case in mine]))
         first = 0
         while first < len(mine):
             done = launch(2 * ranks, "hooks.py", folder / "cases.json", first, timeout=3600)
@@ -37,9 +38,9 @@ def ended(request, launch, tmp_path_factory):
 
 
 @pytest.mark.exhaustive(sample=10)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}.{case[2]}-L{case[0]}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}.{case[2]}-{case[3]}-L{case[0]}")
 def test_an_error_in_a_hook(ended, case):
-    ranks, _, hook = case
+    ranks, _, hook, way = case
     folder, orphans = ended[case]
     said = {path.stem: path.read_text() for path in sorted(folder.glob("*.err"))}
     launcher = folder / "launcher.txt"
@@ -59,7 +60,7 @@ def test_an_error_in_a_hook(ended, case):
     else:
         assert set(codes.values()) == {1}, (codes, text)
     assert text.count("colearn-hpc: error:") == 1, text
-    assert f"patient 4711 in {hook}" in text  # in the output of its own rank
+    assert (str(ending(way, hook)) if way == "raise" else "SystemExit") in text  # in the output of its own rank
     others = "".join(text for rank, text in said.items() if int(rank) // ranks != world_rank(*case) // ranks)
     logs = [
         path for path in folder.glob("run/centers/*/log.txt") if path.parent.name != f"dc{world_rank(*case) // ranks}"

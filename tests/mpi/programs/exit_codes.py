@@ -1,13 +1,15 @@
 """Runs colearn-hpc on every rank, for each case of a file, one after the other in the same processes.
 
-Of each case and rank it writes CASES/NAME/RANK.code and RANK.err. ``extra`` adds arguments, ``centers`` sets
-COLEARN_CENTER, ``versions`` the protocol's version, on one rank only. Exits with the last case's code.
+Of each case and rank it writes CASES/NAME/RANK.code, RANK.err and RANK.term (what TERM would do from there on).
+``extra`` adds arguments, ``centers`` sets COLEARN_CENTER, ``versions`` the protocol's version, on one rank only. Exits
+with the last case's code.
 
 usage: exit_codes.py CASES.json
 """
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -34,5 +36,6 @@ for name, case in json.loads(path.read_text()).items():
         sys.stderr.flush()
     os.dup2(terminal, 2)
     (folder / f"{rank}.code").write_text(str(code))
+    (folder / f"{rank}.term").write_text(str(signal.getsignal(signal.SIGTERM)))
     leave_together()
 sys.exit(code)

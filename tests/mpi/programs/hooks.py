@@ -1,10 +1,11 @@
-"""Two data centers; in each case one rank raises in one hook of Lightning. Cases follow each other in one process.
+"""Two data centers; in each case one rank raises, or calls sys.exit(), in one hook of Lightning. Cases follow each other
+in one process.
 
 Of each case and rank it writes CASES/NUMBER/RANK.code and RANK.err, and RANK.struck where the error was raised. A case
 may end the processes (where a rank cannot reach the others it ends all); whoever has started them goes on with the
 next.
 
-usage: hooks.py CASES.json FIRST   (CASES.json: a list of [owner, hook, world rank]; FIRST: number of the first one)
+usage: hooks.py CASES.json FIRST   (CASES.json: a list of [owner, hook, way, world rank]; FIRST: number of the first one)
 """
 
 import faulthandler
@@ -78,25 +79,36 @@ def hooks(owner):
     return sorted({*named, *MORE[owner].split()})
 
 
-def raising(owner, hook, struck):
+def ending(way, hook):
+    """What a hook raises.
+
+    Args:
+        way: "raise", or "exit": ``sys.exit()``, ``sys.exit(0)``, ``sys.exit(3)`` or with a text, in turn.
+        hook: its name.
+    """
+    text = f"patient 4711 in {hook}"
+    return ValueError(text) if way == "raise" else SystemExit((None, 0, 3, text)[sum(map(ord, hook)) % 4])
+
+
+def raising(owner, hook, way, struck):
     """The owner's class, whose hook raises."""
     base = OWNERS[owner]
 
     def method(self, *arguments, **more):
         struck.touch()
-        raise ValueError(f"patient 4711 in {hook}")
+        raise ending(way, hook)
 
     return type(f"{base.__name__}Raising", (base,), {hook: method, "__module__": __name__})
 
 
-def run(number, owner, hook, raises, where, rank):
+def run(number, owner, hook, way, raises, where, rank):
     folder = where / str(number)
     folder.mkdir(exist_ok=True)
     here = sys.modules["hooks"] = sys.modules[__name__]
     for name, kind in OWNERS.items():
         setattr(here, f"Used{name}", kind)
     if rank == raises:
-        setattr(here, f"Used{owner}", raising(owner, hook, folder / f"{rank}.struck"))
+        setattr(here, f"Used{owner}", raising(owner, hook, way, folder / f"{rank}.struck"))
     arguments = ["fit", "--model=hooks.Usedmodel", "--data=hooks.Useddata", "--centers=2", "--colearning.rounds=2"]
     arguments += ["--colearning.local_epochs=1", "--colearning.schedule=none", f"--runs={folder}", "--name=run"]
     arguments += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
