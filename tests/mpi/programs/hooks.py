@@ -1,11 +1,12 @@
-"""Two data centers; in each case one rank raises, or calls sys.exit(), in one hook of Lightning. Cases follow each other
-in one process.
+"""Two data centers; in each case one rank raises, or calls sys.exit(), in one hook of Lightning. Cases follow each
+other in one process.
 
 Of each case and rank it writes CASES/NUMBER/RANK.code and RANK.err, and RANK.struck where the error was raised. A case
 may end the processes (where a rank cannot reach the others it ends all); whoever has started them goes on with the
 next.
 
-usage: hooks.py CASES.json FIRST   (CASES.json: a list of [owner, hook, way, world rank]; FIRST: number of the first one)
+usage: hooks.py CASES.json FIRST
+CASES.json: a list of [owner, hook, way, world rank]; FIRST: number of the first one to run
 """
 
 import faulthandler
