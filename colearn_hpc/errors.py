@@ -153,3 +153,11 @@ class PeerError(ColearnError, RuntimeError):
     """Another rank failed; this one ends with it. The message is the other rank's, the same on all."""
 
     everywhere = True
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says; empty where it says nothing, or where its own ``__str__`` fails."""
+    try:
+        return str(error)
+    except Exception:
+        return ""

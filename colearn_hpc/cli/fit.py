@@ -41,7 +41,7 @@ from colearn_hpc._lightning import (
 from colearn_hpc.cli.method import arrange
 from colearn_hpc.cli.options import OPTIONS, SET_BY_US
 from colearn_hpc.cli.usage import in_one_line
-from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted, PeerError
+from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted, PeerError, text_of
 from colearn_hpc.join import read_membership
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec
@@ -226,7 +226,7 @@ class ColearnCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
+            said = " ".join(text_of(error).split()) or type(error).__name__
             raise ConfigurationError(f"trainer: Lightning does not take these settings here: {said}") from error
         assert isinstance(trainer, _Trainer), "trainer_class"
         trainer.colearning = next((c for c in callbacks if isinstance(c, CoLearning)), None)
@@ -259,7 +259,7 @@ class ColearnCLI(LightningCLI):
         except (ArgumentError, SystemExit) as stop:
             if isinstance(stop, SystemExit) and not stop.code and _asks(sys.argv[1:]):
                 raise
-            said = str(stop) if isinstance(stop, ArgumentError) else output.getvalue()
+            said = str(stop) if isinstance(stop, ArgumentError) else output.getvalue() if stop.code == 2 else ""
             error = in_one_line(said, list(self._example.get_defaults().keys())) if said else _who_left(stop)
         if errors := all_errors(error):
             raise UsageError("\n".join(errors)).on_all_ranks()
@@ -434,7 +434,7 @@ def _who_left(stop: BaseException) -> str:
 
 def _own(error: BaseException) -> BaseException:
     """The error of ours that another library has wrapped while it built an object, or the error itself."""
-    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+    if isinstance(error, RuntimeError) and text_of(error).startswith("Error(s) in loading state_dict"):
         said = " ".join(str(error).split())
         return CheckpointError(
             f"the checkpoint is of another model: {said}; take the configuration that made it, or another --name"
@@ -468,7 +468,8 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
         _settled(size)
         return 0
     except BaseException as raised:
-        if isinstance(raised, SystemExit) and (session.place is None or is_everywhere(raised)):
+        after_the_end = getattr(raised, "after_the_end", False)
+        if isinstance(raised, SystemExit) and not after_the_end and (session.place is None or is_everywhere(raised)):
             # --help, or interrupted by a signal on all ranks
             if isinstance(raised, Interrupted) and size > 1:
                 _settled(size)
@@ -479,7 +480,7 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
             session.place.conversation.fail(error)
         elif not is_everywhere(error):
             raise
-        if rank == 0 or getattr(error, "after_the_end", False):
+        if rank == 0 or after_the_end:
             text = session.place.conversation.verdict if session.place is not None else ""
             print(f"colearn-hpc: error: {text or describe_error(error)}", file=sys.stderr, flush=True)
         if isinstance(error, PeerError) and isinstance(error.__cause__, SystemExit):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from colearn_hpc.errors import CenterBrokenError
+from colearn_hpc.errors import CenterBrokenError, text_of
 from colearn_hpc.protocol.messages import describe_elsewhere, describe_error
 from colearn_hpc.protocol.settings import OnFailure
 
@@ -110,4 +110,4 @@ class RestartPolicy:
 def is_lost_peer(error: BaseException) -> bool:
     """Whether the error is how torch's backends say that another rank has left the process group."""
     signs = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL communicator was aborted")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in text_of(error) for sign in signs)

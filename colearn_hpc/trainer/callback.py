@@ -18,7 +18,7 @@ import colearn_hpc._lightning as pl
 from colearn_hpc._lightning import Callback
 from colearn_hpc.algorithm.combine import Combine
 from colearn_hpc.algorithm.kept_model import KeptModel
-from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, schedule_of
+from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, WarmUp, schedule_of
 from colearn_hpc.algorithm.local_correction import LocalCorrection
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, LocalEpochsRule, local_epochs_rule_of
 from colearn_hpc.algorithm.outer import OuterOptimizer
@@ -71,7 +71,7 @@ from colearn_hpc.trainer.lightning_gaps import (
     wants_stop,
     when_restored,
 )
-from colearn_hpc.trainer.metrics import batch_size
+from colearn_hpc.trainer.metrics import batch_size, check_weight
 from colearn_hpc.trainer.model_digest import model_digest
 from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, rates_of, reset_state, set_rates
 from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outputs
@@ -79,7 +79,7 @@ from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.prepare import Preparation
 from colearn_hpc.trainer.privacy_budget import check_monitors, epochs_left, epsilon_of
-from colearn_hpc.trainer.resume_points import check_same_place, find_resume_point
+from colearn_hpc.trainer.resume_points import check_origin, check_same_place, find_resume_point
 from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.sharded import check_settings, fresh_state, put_rank_state, rank_state
@@ -323,6 +323,8 @@ class CoLearning(Callback):
 
     def _begin_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         place, run, fit, settings = self._placed, self._run, self._fit, self.settings
+        if fit.loaded is None and not tuners(trainer):  # a tuner has put its own checkpoint back
+            check_origin(trainer.ckpt_path)
         self._supervisor.fit_begins(pl_module)
         trainer.fit_loop.max_epochs = fit.limit
         check_scheduler(trainer, pl_module, settings.schedule)
@@ -399,6 +401,8 @@ class CoLearning(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         examples = batch_size(batch)
+        if self.settings.weighting == "examples":
+            check_weight(batch, examples)
         self._fit.count(examples)
         self._fit.losses.add(outputs, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
@@ -534,6 +538,7 @@ class CoLearning(Callback):
             Exception: what ended the run when ``restarts`` were used up or could not help.
         """
         self._supervisor.loads_everything = data.get("weights_only") is False
+        check_origin(ckpt_path)
         self._supervisor.run(
             trainer,
             model,
@@ -563,6 +568,31 @@ class CoLearning(Callback):
         """Local epochs of the run, where rounds and T say so beforehand."""
         rounds, rule = self.settings.rounds, self.settings.rule
         return rounds * rule.initial if rounds is not None and isinstance(rule, FixedEpochs) else None
+
+    @property
+    def rounds(self) -> int | None:
+        """How many rounds are asked for. May be set until ``fit`` begins, like :attr:`schedule`; the rest is said in
+        ``CoLearning(...)``."""
+        return self.settings.rounds
+
+    @rounds.setter
+    def rounds(self, rounds: int | None) -> None:
+        self._change(rounds=rounds)
+
+    @property
+    def schedule(self) -> LearningRateSchedule | None:
+        """What sets the learning rate; None: the optimizer and its scheduler."""
+        return self.settings.schedule
+
+    @schedule.setter
+    def schedule(self, schedule: LearningRateSchedule | None) -> None:
+        warm_up = self.settings.warmup_epochs
+        self._change(schedule=schedule if schedule is None or not warm_up else WarmUp(schedule, warm_up))
+
+    def _change(self, **settings: Any) -> None:
+        if self._fit.folder is not None and not self._fit.finished:
+            raise ConfigurationError(f"{', '.join(settings)} can be set until `fit` begins, and not in a run")
+        self.settings = replace(self.settings, **settings)
 
     @property
     def round(self) -> int:

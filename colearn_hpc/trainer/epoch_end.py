@@ -24,7 +24,7 @@ from colearn_hpc.algorithm.shared_model import (
     infinite_buffers,
     trainable_parameters,
 )
-from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError
+from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError, text_of
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.generators import generators, set_generators, set_rank_generators
 from colearn_hpc.trainer.heartbeat import Heartbeat
@@ -37,7 +37,7 @@ from colearn_hpc.trainer.lightning_gaps import (
 )
 from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
-from colearn_hpc.trainer.optimizers import averaged_state
+from colearn_hpc.trainer.optimizers import float_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import (
     check_readable,
@@ -277,7 +277,7 @@ class EpochEnd(Checkpoint):
             if self._place.center.is_leader and not (self._read_back or self._supervisor.loads_everything):
                 self._check_readable(path)
         except OSError as error:
-            problem = str(error) or repr(error)
+            problem = text_of(error) or type(error).__name__
         finally:
             self._saving = False
         if problem := self._place.site.bcast(problem):
@@ -304,7 +304,7 @@ class EpochEnd(Checkpoint):
     def _check_finite(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Every restart from a resume point with NaN in it would fail again, and the points before it are removed."""
         buffers = float_buffers(module, self._constant)
-        model = FlatModel(trainable_parameters(module), [*buffers, *averaged_state(trainer.optimizers)])
+        model = FlatModel(trainable_parameters(module), [*buffers, *float_state(trainer.optimizers)])
         if name := first_non_finite(None, model):
             raise ParticipantError(
                 f"NaN or Inf in the model of data center {self._place.center.name} ({name}) after local epoch "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import colearn_hpc._lightning as pl
 from colearn_hpc._lightning import Callback, CSVLogger, TensorBoardLogger, fabric_of, kinds
-from colearn_hpc.errors import CheckpointError, ConfigurationError
+from colearn_hpc.errors import CheckpointError, ConfigurationError, text_of
 from colearn_hpc.trainer.writing import opened_new
 
 
@@ -133,7 +133,7 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: 
     except OSError as error:
         problem = error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # how torch says that the disk is full
+        if "PytorchStreamWriter" not in text_of(error):  # how torch says that the disk is full
             raise
         problem = OSError(f"{path}: {error}")
     trainer.strategy.barrier("write_checkpoint")

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 import colearn_hpc._lightning as pl
+from colearn_hpc.errors import DataError
 
 
 class MetricsSplit:
@@ -58,15 +59,48 @@ def batch_size(batch: Any) -> int:
         length = batch[0].shape[0]
         if length and all(isinstance(part, Tensor) and part.ndim and part.shape[0] == length for part in batch):
             return int(length)
-    if isinstance(batch, Tensor) and not batch.ndim:
-        return 1
     said = _said(batch)
-    if said is not None:
-        return said
+    return said if said is not None else next(iter(_most_frequent(batch)), 0)
+
+
+def check_weight(batch: Any, examples: int) -> None:
+    """Examples weigh a data center's model (``weighting="examples"``): a guess would go into the mean in silence.
+
+    Of a batch that is made of batches (several loaders) the first one counts.
+
+    Args:
+        batch: that was trained.
+        examples: as :func:`batch_size` counts them.
+
+    Raises:
+        DataError: they cannot be told, or different leading lengths are equally frequent.
+    """
+    if not examples:
+        found = "no tensor of a batch has a leading length"
+    elif _said(batch) is not None or len(lengths := _most_frequent(batch)) == 1 or _of_batches(batch):
+        return
+    else:
+        found = f"a batch's tensors have the leading lengths {', '.join(map(str, lengths))}"
+    raise DataError(
+        f'weighting="examples": {found}, so its examples cannot be counted; give the batch an attribute `batch_size`, '
+        'or use weighting="uniform"'
+    )
+
+
+def _of_batches(batch: Any) -> bool:
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return any(isinstance(part, Mapping | list | tuple) for part in parts)
+
+
+def _most_frequent(batch: Any) -> list[int]:
+    """The leading lengths that most of a batch's tensors have."""
+    if isinstance(batch, Tensor) and not batch.ndim:
+        return [1]
     lengths, per_example = _lengths(batch, nested=False)
     lengths += [own if own in lengths else leading for own, leading in per_example]
     counted = Counter(length for length in lengths if length)
-    return max(counted, key=lambda length: counted[length], default=0)
+    most = max(counted.values(), default=0)
+    return [length for length, number in counted.items() if number == most]
 
 
 def _said(batch: Any) -> int | None:

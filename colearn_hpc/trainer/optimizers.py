@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -80,6 +81,17 @@ def averaged_state(optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
                 if value.is_floating_point() and value.shape == parameter.shape:
                     found.append((f"optimizer {i}, parameter {j}, {key}", value))
     return found
+
+
+def float_state(optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
+    """(name, tensor) of all floating-point state, of whatever shape (Adafactor's rows and columns)."""
+    return [
+        (f"optimizer {i}, {key}", value)
+        for i, optimizer in enumerate(optimizers)
+        for state in optimizer.state.values()
+        for key, value in sorted(state.items())
+        if isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
+    ]
 
 
 def check_scheduler(trainer: pl.Trainer, module: pl.LightningModule, schedule: LearningRateSchedule | None) -> None:

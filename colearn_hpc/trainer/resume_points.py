@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import os
+import pickletools
 import re
 import shutil
 import zipfile
@@ -71,9 +72,51 @@ def damage_of(path: Path) -> str:
         return _damage_of_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            return f"checksum of {wrong}" if (wrong := archive.testzip()) else ""
+            return f"checksum of {wrong}" if (wrong := archive.testzip()) else _foreign(archive)
     except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         return str(error) or type(error).__name__
+
+
+def check_origin(path: Any) -> None:
+    """A checkpoint from which somebody wants to go on has to be one of a run.
+
+    Args:
+        path: what ``fit`` was given; where it is no file here, nothing is checked.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or holds no state of ours.
+    """
+    if not path or not os.path.isfile(path):  # noqa: PTH113  # may be a URL, or None
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = _foreign(archive)
+    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        wrong = str(error) or type(error).__name__
+    if wrong:
+        raise CheckpointError(
+            f"ckpt_path={path} is nothing from which a run can go on: {wrong}. Give a resume point "
+            "(centers/NAME/resume-*.ckpt, `--resume` finds it); to begin with the weights of another checkpoint, load "
+            "them into the model"
+        )
+
+
+# Of every checkpoint that a Trainer with a CoLearning writes, since the first version.
+_MARKS = frozenset({"pytorch-lightning_version", "state_dict", "loops", "callbacks", "averaging"})
+
+
+def _foreign(archive: zipfile.ZipFile) -> str:
+    """What is missing in a checkpoint that another program, or another Trainer, has written. Nothing is unpickled."""
+    names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if not names:
+        return "it was not written by torch.save"
+    missing = set(_MARKS)
+    for _, argument, _ in pickletools.genops(archive.read(names[0])):
+        if isinstance(argument, str):
+            missing.discard(argument)
+            if not missing:
+                return ""
+    return "it holds no state of CoLearning"
 
 
 def _damage_of_folder(folder: Path) -> str:

@@ -48,11 +48,22 @@ def test_nodes_that_cannot_be_dealt(cluster, tmp_path):
     assert "CENTERS=2 cannot share 5 nodes equally" in cluster.output(job)
 
 
+# A rank that is still ending when srun sends TERM to the rest: after MPI's end, and without Python's signal handlers.
+LINGERS = """
+import ctypes, os, subprocess
+if os.environ.get("SLURM_PROCID") == "1":
+    sleeps = subprocess.Popen(["sleep", "2"], stdout=subprocess.PIPE)
+    os.dup2(sleeps.stdout.fileno(), 0)
+    ctypes.pythonapi.Py_AtExit(ctypes.CDLL(None).getchar)
+"""
+
+
 @pytest.mark.parametrize(("rounds", "ending"), [(2, "0:0"), (0, "1:0")])
 def test_a_job_without_the_environment_of_its_submission(cluster, pmix, tmp_path, rounds, ending):
-    """``--export=NONE``: the ranks find what the script has; and one that fails is not taken for a lost node."""
+    """``--export=NONE``: the ranks find what the script has; and one that fails has lost no node and no rank."""
     name = f"none-{rounds}"
-    python = array(["env", f"PYTHONPATH={cluster.environment['PYTHONPATH']}", sys.executable])
+    (tmp_path / "sitecustomize.py").write_text(LINGERS)
+    python = array(["env", f"PYTHONPATH={tmp_path}:{cluster.environment['PYTHONPATH']}", sys.executable])
     arguments = array(fit(cluster.folder, name, rounds=rounds))
     script = edited(SLURM / "colearn.sbatch", tmp_path, CENTERS="2", FIT=arguments, PYTHON=python)
     job = cluster.submit(script, "--nodes=2", "--ntasks-per-node=1", "--export=NONE")

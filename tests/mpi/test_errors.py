@@ -52,6 +52,12 @@ CASES = {
     "module that ends the process": Case(
         "leaving.py:5 calls sys.exit() when it is imported", code=2, extra={"1": ["--model=leaving.Model"]}
     ),
+    "a data center without a batch": Case(
+        "data center dc1 has nothing to train on", extra={"1": ["--trainer.limit_train_batches=0"]}
+    ),
+    "a data center without a step": Case(
+        "data center dc3 has nothing to train on", extra={"3": ["--trainer.max_steps=0"]}
+    ),
     "impossible setting": Case(
         "decay (r of eq. 3) must be in (0, 1], found 1.5", arguments=[*TOY, "--colearning.decay=1.5"]
     ),

@@ -83,7 +83,8 @@ def test_fired_faults_are_counted(tmp_path):
 def test_damage_is_seen(tmp_path):
     """Any byte of a tensor, a cut end, an empty file."""
     sound = path_of(tmp_path, 1, 2)
-    torch.save({"weights": torch.randn(5000)}, sound)
+    whole = {"state_dict": {"weights": torch.randn(5000)}, "pytorch-lightning_version": "2.6.6", "loops": {}}
+    torch.save(whole | {"callbacks": {"CoLearning": {"averaging": {}}}}, sound)
     assert damage_of(sound) == ""
     content = sound.read_bytes()
     flipped, cut, empty = (path_of(tmp_path, 1, epochs) for epochs in (3, 4, 5))

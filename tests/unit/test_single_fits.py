@@ -29,13 +29,19 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1) if self.optimizes else None
 
 
-def fit(folder, model, resume=False, **arguments):
-    colearning = CoLearning(local_epochs=1, run_dir=folder, **{"rounds": 2} | arguments)
+def trained(colearning, model, path=None, weights_only=None, before=(), after=(), supervised=True):
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": -1}
-    trainer = pl.Trainer(accelerator="cpu", callbacks=[colearning], enable_checkpointing=False, **options)
+    callbacks = [*before, colearning, *after]
+    trainer = pl.Trainer(accelerator="cpu", callbacks=callbacks, enable_checkpointing=False, **options)
     loader = DataLoader(TensorDataset(torch.ones(8, 3)), 4)
-    colearning.fit(trainer, model, colearning.resume_path() if resume else None, train_dataloaders=loader)
+    run = colearning.fit if supervised else lambda trainer, *arguments, **more: trainer.fit(*arguments, **more)
+    run(trainer, model, ckpt_path=path, train_dataloaders=loader, weights_only=weights_only)
     return trainer
+
+
+def fit(folder, model, resume=False, path=None, weights_only=None, **arguments):
+    colearning = CoLearning(local_epochs=1, run_dir=folder, **{"rounds": 2} | arguments)
+    return trained(colearning, model, colearning.resume_path() if resume else path, weights_only)
 
 
 def summary(folder):

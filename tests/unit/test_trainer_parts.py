@@ -13,14 +13,14 @@ from torch import nn
 
 from colearn_hpc import CoLearning, ConstantLR, CyclicalLR, FixedEpochs, IncreasingEpochs
 from colearn_hpc.algorithm.local_epochs import checked_epochs
-from colearn_hpc.errors import ColearnError, ConfigurationError
+from colearn_hpc.errors import ColearnError, ConfigurationError, DataError
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
 from colearn_hpc.protocol.run import RunState
 from colearn_hpc.protocol.settings import describe
 from colearn_hpc.trainer.fingerprint import fingerprint
 from colearn_hpc.trainer.generators import generators, set_generators
 from colearn_hpc.trainer.lightning_gaps import pass_over_empty_hooks
-from colearn_hpc.trainer.metrics import batch_size
+from colearn_hpc.trainer.metrics import batch_size, check_weight
 from colearn_hpc.trainer.optimizers import BaseRates, averaged_state, first_rate, reset_state
 from colearn_hpc.trainer.progress import table
 from colearn_hpc.trainer.resume_points import list_resume_points, obsolete
@@ -305,6 +305,22 @@ def test_rates_of_groups_keep_their_ratio():
 )
 def test_examples_in_a_batch(batch, size):
     assert batch_size(batch) == size
+    if size:
+        check_weight(batch, size)
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        ({"tokens": torch.zeros(512), "label": torch.zeros(8)}, "have the leading lengths 512, 8"),
+        ([torch.zeros(90, 3), torch.zeros(5, 2)], "have the leading lengths 90, 5"),
+        ("text", "no tensor"),
+        ({}, "no tensor"),
+    ],
+)
+def test_examples_that_cannot_be_counted_weigh_nothing(batch, says):
+    with pytest.raises(DataError, match=says):
+        check_weight(batch, batch_size(batch))
 
 
 def test_table_has_a_line_a_round():

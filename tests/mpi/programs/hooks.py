@@ -1,4 +1,4 @@
-"""Two data centers; in each case one rank raises, or calls sys.exit(), in one hook of Lightning. Cases follow each
+"""Two data centers; in each case one rank ends in one hook of Lightning: by an error, by sys.exit(). Cases follow each
 other in one process.
 
 Of each case and rank it writes CASES/NUMBER/RANK.code and RANK.err, and RANK.struck where the error was raised. A case
@@ -80,15 +80,23 @@ def hooks(owner):
     return sorted({*named, *MORE[owner].split()})
 
 
+class MuteError(RuntimeError):
+    def __str__(self):
+        raise RuntimeError("a text that cannot be read")
+
+
 def ending(way, hook):
     """What a hook raises.
 
     Args:
-        way: "raise", or "exit": ``sys.exit()``, ``sys.exit(0)``, ``sys.exit(3)`` or with a text, in turn.
+        way: "raise"; "exit": ``sys.exit()``, ``sys.exit(0)``, ``sys.exit(3)`` or with a text, in turn; "mute": an error
+            whose text is empty, or cannot be read.
         hook: its name.
     """
-    text = f"patient 4711 in {hook}"
-    return ValueError(text) if way == "raise" else SystemExit((None, 0, 3, text)[sum(map(ord, hook)) % 4])
+    text, number = f"patient 4711 in {hook}", sum(map(ord, hook))
+    if way == "exit":
+        return SystemExit((None, 0, 3, text)[number % 4])
+    return ValueError(text) if way == "raise" else (TimeoutError(), MuteError())[number % 2]
 
 
 def raising(owner, hook, way, struck):
