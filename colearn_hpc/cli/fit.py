@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import sys
-import traceback
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
@@ -40,7 +39,7 @@ from colearn_hpc._lightning import (
 )
 from colearn_hpc.cli.method import arrange
 from colearn_hpc.cli.options import OPTIONS, SET_BY_US
-from colearn_hpc.cli.usage import in_one_line
+from colearn_hpc.cli.usage import asks, in_one_line, who_left
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted, PeerError, text_of
 from colearn_hpc.join import read_membership
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
@@ -257,10 +256,10 @@ class ColearnCLI(LightningCLI):
         except UsageError as wrong:
             error = str(wrong)
         except (ArgumentError, SystemExit) as stop:
-            if isinstance(stop, SystemExit) and not stop.code and _asks(sys.argv[1:]):
+            if isinstance(stop, SystemExit) and not stop.code and asks(sys.argv[1:]):
                 raise
             said = str(stop) if isinstance(stop, ArgumentError) else output.getvalue() if stop.code == 2 else ""
-            error = in_one_line(said, list(self._example.get_defaults().keys())) if said else _who_left(stop)
+            error = in_one_line(said, list(self._example.get_defaults().keys())) if said else who_left(stop)
         if errors := all_errors(error):
             raise UsageError("\n".join(errors)).on_all_ranks()
         self._check_same_command()
@@ -366,8 +365,8 @@ class ColearnCLI(LightningCLI):
             old += [self.center_folder / "local.ckpt"]
             old += [self.center_folder / "status.json", self.folder / "status" / f"{self.center.name}.json"]
             if self.center.is_first:
-                of_run = ("rounds.jsonl", "rounds.damaged.jsonl", "contract.json", "summary.json", "shared.ckpt")
-                old += [self.folder / name for name in (*of_run, "cross_site.json")]
+                of_run = "rounds.jsonl rounds.damaged.jsonl contract.json summary.json shared.ckpt cross_site.json"
+                old += [self.folder / name for name in of_run.split()]
             for path in old:
                 remove(path)
         try:
@@ -418,18 +417,6 @@ def _check_config_files(argv: Sequence[str]) -> None:
         if not isinstance(content, dict):
             found = "nothing" if content is None else f"a {type(content).__name__}"
             raise UsageError(f"configuration {path} must hold `setting: value` lines, found {found}")
-
-
-def _asks(argv: Sequence[str]) -> bool:
-    """Whether the command line asks for help or for the configuration, after which a parser leaves."""
-    options = [argument.partition("=")[0] for argument in argv if argument.startswith("-")]
-    return any(option == "-h" or "help" in option or "print_config" in option for option in options)
-
-
-def _who_left(stop: BaseException) -> str:
-    """Of code that ends the process when it is imported."""
-    frames = [frame for frame in traceback.extract_tb(stop.__traceback__) if "site-packages" not in frame.filename]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} calls sys.exit() when it is imported"
 
 
 def _own(error: BaseException) -> BaseException:

@@ -9,7 +9,9 @@ import difflib
 import importlib
 import inspect
 import re
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 _TYPES = {
@@ -118,3 +120,15 @@ def _imported(path: str) -> Any:
     except Exception:  # not a module, or one that fails
         module, _, name = path.rpartition(".")
         return getattr(_imported(module), name, None)
+
+
+def asks(argv: Sequence[str]) -> bool:
+    """Whether the command line asks for help or for the configuration, after which a parser leaves."""
+    options = [argument.partition("=")[0] for argument in argv if argument.startswith("-")]
+    return any(option == "-h" or "help" in option or "print_config" in option for option in options)
+
+
+def who_left(stop: BaseException) -> str:
+    """Of code that ends the process when it is imported."""
+    frames = [frame for frame in traceback.extract_tb(stop.__traceback__) if "site-packages" not in frame.filename]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} calls sys.exit() when it is imported"
