@@ -3,8 +3,8 @@
     colearn-hpc launch --centers 2 -- examples/gpt_diloco.py
 
 Douillard et al. 2023 (arXiv:2311.08105): every data center trains H steps by AdamW and keeps its state; the mean of
-what they have moved is a gradient for SGD with Nesterov momentum 0.9 and rate 0.7. Text has no epochs here: a local
-epoch is H batches of an endless stream (`limit_train_batches`), so a round is H steps.
+what they have moved is a gradient for SGD with Nesterov momentum 0.9 and rate 0.7. Text has no epochs here: it is a
+stream without an end, and a round is H steps of it (`local_steps`).
 
 The text is made here: sums such as `17+25=42.`, each data center with a first number of its own range.
 """
@@ -29,7 +29,6 @@ class Sums(IterableDataset):
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed)
-        self.seed += 1  # another stream in the next epoch
         while True:
             text = ""
             while len(text) <= CONTEXT:
@@ -76,7 +75,7 @@ def main() -> None:
     pl.seed_everything(0)
     colearning = CoLearning(
         rounds=5,
-        local_epochs=1,
+        local_steps=STEPS,
         local_epochs_rule="fle",
         schedule="none",
         optimizer_state="keep",
@@ -86,7 +85,6 @@ def main() -> None:
     trainer = pl.Trainer(
         max_epochs=-1,
         devices=1,
-        limit_train_batches=STEPS,
         limit_val_batches=2,
         callbacks=[colearning],
         logger=False,
@@ -94,7 +92,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    train = Sums(1000 * (center.index + 1), low=20 * center.index, high=20 * center.index + 20)
+    train = Sums(center.index + 1, low=20 * center.index, high=20 * center.index + 20)
     trainer.fit(
         GPT(),
         DataLoader(train, batch_size=16),

@@ -100,3 +100,56 @@ def _mean(vectors, before):
     mean = np.mean([w.astype(np.float64) for w in vectors], axis=0).astype(np.float32)
     difference = mean.astype(np.float64) - before
     return mean, float(np.linalg.norm(difference) / np.linalg.norm(before.astype(np.float64)))
+
+
+def in_steps(nets, streams, *, rounds, local_steps, epsilon, decay, rate, momentum, overlap=False):
+    """Algorithm 1 with T in steps: eq. 3's j counts them, and eq. 4 doubles them.
+
+    Args:
+        nets: K networks of one shape; participant 0's weights are w⁰.
+        streams: K iterators of batches, each without an end.
+        overlap: the mean of a round comes after the next one's first T_0 steps.
+
+    Returns:
+        (models, history): as :func:`co_learning`.
+    """
+    shared, first = _flat(nets[0]), local_steps
+    optimizers = [torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum) for net in nets]
+    models, history, sent = [], [], None
+    for net in nets:
+        _set(net, shared)
+
+    def take(vectors, bases):
+        nonlocal shared, local_steps
+        mean, change = _mean(vectors, shared)
+        for k, net in enumerate(nets):
+            _set(net, _flat(net) + (mean - bases[k]))
+            optimizers[k] = torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum)
+        models.append(mean)
+        history.append((local_steps, change))
+        shared, local_steps = mean, 2 * local_steps if change <= epsilon else local_steps  # eq. 4
+
+    for _round in range(rounds):
+        steps, j = local_steps, 0
+        while j < steps:
+            j += 1
+            for net, stream, optimizer in zip(nets, streams, optimizers, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * decay ** (j / steps)  # eq. 3
+                x, y = next(stream)
+                optimizer.zero_grad()
+                cross_entropy(net(x), y).backward()
+                optimizer.step()
+            if sent is not None and j == first:
+                take(sent, sent)
+                sent, steps = None, local_steps
+        local = [_flat(net) for net in nets]
+        if overlap:
+            sent = local
+        else:
+            take(local, local)
+            for net in nets:
+                _set(net, shared)
+    if overlap:
+        take(sent, sent)
+    return np.array(models), history

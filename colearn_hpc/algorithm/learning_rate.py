@@ -17,7 +17,7 @@ from colearn_hpc.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class EpochPosition:
-    """Where a local epoch lies.
+    """Where a local epoch lies; or an optimizer step, where T counts steps: read steps for local epochs then.
 
     Attributes:
         round: index i of the round, from 0.
@@ -181,16 +181,22 @@ class WarmUp:
         return min((position.epochs_done + 1) / (self.epochs + 1), 1.0) * self.schedule.factor(position)
 
 
-def schedule_of(schedule: Any, decay: float) -> LearningRateSchedule | None:
+def schedule_of(schedule: Any, decay: float, in_steps: bool = False) -> LearningRateSchedule | None:
     """The schedule that a name or an object means; None for ``"none"``: rates are the optimizer's own.
 
     Args:
         schedule: ``"clr"``, ``"elr"``, ``"constant"``, ``"none"``, or an object with a ``factor`` method.
         decay: r of eq. 3, for ``"clr"``.
+        in_steps: T counts optimizer steps.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: it is neither, or it is ``"elr"``, whose constants are of epochs, in steps.
     """
+    if in_steps and schedule == "elr":
+        raise ConfigurationError(
+            'schedule="elr" decays every 2 local epochs, and with local_steps the run counts optimizer steps; give '
+            "ExponentialLR(gamma, every=STEPS)"
+        )
     makers = {"clr": lambda: CyclicalLR(decay), "elr": ExponentialLR, "constant": ConstantLR, "none": lambda: None}
     if isinstance(schedule, str):
         return made("schedule", schedule, makers)

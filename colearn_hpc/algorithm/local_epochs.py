@@ -18,10 +18,13 @@ from typing import Any, Literal, Protocol
 from colearn_hpc.algorithm.learning_rate import made
 from colearn_hpc.errors import ConfigurationError
 
+# T_0 where neither unit is given: the default of CoLearning, which has it as a number because help reads it unrun.
+LOCAL_EPOCHS = 5
+
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What is known when a round has been averaged.
+    """What is known when a round has been averaged. Where T counts optimizer steps, read steps for local epochs.
 
     Attributes:
         round: index i of the round that ended, from 0.
@@ -354,7 +357,9 @@ class InSteps:
     """A rule whose numbers are optimizer steps of a data center instead of local epochs.
 
     All that the rule counts is in steps then: T_0, what it returns, ``local_epochs`` and ``epochs_done`` of the
-    outcomes it is given. Every data center takes the same number of steps in a round, whatever its number of examples.
+    outcomes it is given. So does a schedule, and ``learning_rate`` of an outcome is that of the round's last step.
+    Every data center takes the same number of steps in a round, whatever its number of examples. ``CoLearning(
+    local_steps=500)`` makes one around eq. 4.
 
     Args:
         rule: any rule.
@@ -378,7 +383,14 @@ class InSteps:
         return self.rule.next(outcome)
 
 
-def local_epochs_rule_of(rule: Any, local_epochs: int, epsilon: float | str, maximum: int | None) -> LocalEpochsRule:
+def local_epochs_rule_of(
+    rule: Any,
+    local_epochs: int,
+    epsilon: float | str,
+    maximum: int | None,
+    local_steps: int | None = None,
+    max_steps: int | None = None,
+) -> LocalEpochsRule:
     """The rule for T_i that a name or an object means.
 
     Args:
@@ -386,10 +398,18 @@ def local_epochs_rule_of(rule: Any, local_epochs: int, epsilon: float | str, max
         local_epochs: T_0.
         epsilon: ε of eq. 4, for ``"ile"``; ``"auto"``: :class:`PlateauEpochs`.
         maximum: bound for ``"ile"``; None: none.
+        local_steps: T_0 in optimizer steps; None: T counts local epochs.
+        max_steps: bound for ``"ile"`` in steps; None: none.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: it is neither, or T is given in both units.
     """
+    if local_steps is not None:
+        return InSteps(_in_steps(rule, local_epochs, epsilon, maximum, local_steps, max_steps))
+    if max_steps is not None:
+        raise ConfigurationError(
+            f"max_local_steps={max_steps} bounds local_steps, which is not set; set it, or use max_local_epochs"
+        )
     if isinstance(epsilon, str) and epsilon != "auto":
         raise ConfigurationError(f'epsilon must be a number or "auto"; found {epsilon!r}')
     makers = {
@@ -407,6 +427,34 @@ def local_epochs_rule_of(rule: Any, local_epochs: int, epsilon: float | str, max
             f"local_epochs_rule={rule!r} has no `first()` and `next(outcome)`; use one of {list(makers)}"
         )
     return rule
+
+
+def _in_steps(
+    rule: Any, local_epochs: int, epsilon: float | str, maximum: int | None, local_steps: int, max_steps: int | None
+) -> LocalEpochsRule:
+    for name, value, usual in (("local_epochs", local_epochs, LOCAL_EPOCHS), ("max_local_epochs", maximum, None)):
+        if value != usual:
+            instead = name.replace("epochs", "steps")
+            raise ConfigurationError(
+                f"{name}={value} and local_steps={local_steps} count T in two units; drop one of the two ({instead} is "
+                "in steps)"
+            )
+    if not isinstance(rule, str):
+        raise ConfigurationError(
+            f"local_epochs_rule={rule!r} has a T_0 of its own; leave local_steps out, and give InSteps(rule) to have "
+            "it count optimizer steps"
+        )
+    for name, value in (("local_steps", local_steps), ("max_local_steps", max_steps)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigurationError(f"{name} must be a whole number of optimizer steps, at least 1; found {value!r}")
+    if max_steps is not None and max_steps < local_steps:
+        raise ConfigurationError(f"max_local_steps={max_steps} is below local_steps={local_steps} (T_0)")
+    return local_epochs_rule_of(rule, local_steps, epsilon, max_steps)
+
+
+def counts_steps(rule: LocalEpochsRule) -> bool:
+    """Whether T is in optimizer steps by this rule."""
+    return getattr(rule, "unit", "epochs") == "steps"
 
 
 def checked_epochs(local_epochs: Any) -> int:

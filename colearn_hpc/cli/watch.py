@@ -160,7 +160,8 @@ class Page:
         return text
 
     def _center_table(self) -> Table:
-        numbers = ("round", "local epoch", "batch", "samples/s", "loss", "last seen")
+        steps = any(status and status["unit"] == "steps" for status in self._statuses.values())
+        numbers = ("round", "step" if steps else "local epoch", "batch", "samples/s", "loss", "last seen")
         table = _table("center", "state", *numbers, "host", texts=("center", "state", "host"))
         for name, status in self._statuses.items():
             if not status:
@@ -208,7 +209,8 @@ class Page:
         metrics = list(dict.fromkeys(name for record in rounds for name in record["centers"][0]["shared_metrics"]))
         spends = any(center["epsilon"] is not None for record in rounds for center in record["centers"])
         spent = ["ε spent"] if spends else []
-        table = _table("round", "T", "epochs", "change", *metrics, *spent, "train s", "wait s", "exchange s")
+        unit = rounds[0]["unit"] if rounds else "epochs"
+        table = _table("round", "T", unit, "change", *metrics, *spent, "train s", "wait s", "exchange s")
         for record in rounds:
             shared, centers = record["centers"][0]["shared_metrics"], record["centers"]
             table.add_row(

@@ -114,6 +114,8 @@ class RoundReport:
         epochs_done: local epochs finished since the start of the run.
         next_local_epochs: T_{i+1} as decided.
         centers: one :class:`CenterReport` each.
+        unit: ``"epochs"``, or ``"steps"`` where all of this is in optimizer steps, and a rate is that of the last step
+            of each block; only then it stands in the file.
     """
 
     round: int
@@ -123,3 +125,16 @@ class RoundReport:
     epochs_done: int
     next_local_epochs: int
     centers: list[CenterReport] = field(default_factory=list)
+    unit: str = "epochs"
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain data, for the file."""
+        plain = asdict(self)
+        if self.unit == "epochs":
+            del plain["unit"]
+        return plain
+
+    @property
+    def unit_text(self) -> str:
+        """What T counts, for people."""
+        return "local epochs" if self.unit == "epochs" else self.unit

@@ -4,6 +4,10 @@ The shell (``trainer/callback.py``) tells the run what happened; the run answers
 The shell performs it, tells how it went, and gets the next one. All else is a :class:`ProtocolError`, and changes
 nothing. :class:`RunState` is the one value that says where a run stands: it is what is saved, logged and shown.
 
+A run counts local epochs, or optimizer steps. What lies between two calls of :meth:`Run.count_epoch` is an epoch of
+Lightning's: one local epoch, or a *block* of steps. Where steps are counted, read steps for local epochs, and block for
+the epoch that begins or ends.
+
 The table of transitions is in README.md; the numbers in comments are its rows.
 """
 
@@ -185,6 +189,7 @@ class RunState:
         round: the round that is trained.
         epoch: local epochs of it that are done.
         epochs_done: local epochs of the run that are done.
+        block: of the epoch that is trained: 1, or how many steps it has.
         dirty: something was trained that no mean holds.
         travelling: the round whose mean is under way.
         unlogged: rounds whose means have come and whose lines are not written; two where T = 1 overlaps.
@@ -203,6 +208,7 @@ class RunState:
     round: Round
     epoch: int = 0
     epochs_done: int = 0
+    block: int = 1
     dirty: bool = False
     travelling: Round | None = None
     unlogged: tuple[Round, ...] = ()
@@ -322,10 +328,11 @@ class Run:
         state: where to begin.
         rounds: stop after so many; None: the Trainer's own limits end the run.
         overlap: a mean is begun at a round's end, and finished at the end of the next epoch.
+        block: 1 where local epochs are counted; steps between two ends of an epoch at most, where steps are.
     """
 
-    def __init__(self, state: RunState, *, rounds: int | None, overlap: bool) -> None:
-        self.state, self._rounds, self._overlap = state, rounds, overlap
+    def __init__(self, state: RunState, *, rounds: int | None, overlap: bool, block: int = 1) -> None:
+        self.state, self._rounds, self._overlap, self._block = state, rounds, overlap, block
 
     # --- notes: they do not depend on what is due, and nothing follows from them ------------------------
 
@@ -377,11 +384,19 @@ class Run:
         if self.state.epoch == 0:
             self._plan(limit)
             self._set_round(rates=())
+        s = self.state
+        # One that was cut short is filled up.
+        self._set(block=min(self._block - s.epoch % self._block, s.round.epochs - s.epoch))
+
+    def cut_block(self, steps: int) -> None:
+        """The epoch ends after so many steps: the Trainer leaves it."""
+        self._expect("cut_block")
+        self._set(block=steps)
 
     def rate(self, rate: float) -> None:
-        """The epoch that begins is trained with this rate (first parameter group)."""
+        """The epoch is trained with this rate (first parameter group); of several in a block the last one stays."""
         self._expect("rate")
-        self._set_round(rates=(*self.state.round.rates[: self.state.epoch], rate))
+        self._set_round(rates=(*self.state.round.rates[: self.state.epoch // self._block], rate))
 
     def epoch_trained(self) -> Step | None:
         """The epoch's last batch is done, or its end has come; nothing where that is known already. (2 - 5)"""
@@ -389,14 +404,15 @@ class Run:
         s = self.state
         if s.travelling is not None and s.travelling.index < s.round.index:
             return self._due(Step.FINISH_MEAN)
-        if s.epoch == s.round.epochs - 1 and not s.mean_is_taken and s.travelling is None:
+        if s.epoch + s.block >= s.round.epochs and not s.mean_is_taken and s.travelling is None:
             return self._due(self._mean_step())
         return None
 
     def count_epoch(self) -> None:
         """The epoch's validation is done. (9)"""
         self._expect("count_epoch")
-        self._set(epoch=self.state.epoch + 1, epochs_done=self.state.epochs_done + 1)
+        s = self.state
+        self._set(epoch=s.epoch + s.block, epochs_done=s.epochs_done + s.block)
 
     def close_epoch(self) -> Step | None:
         """All other callbacks have had their say. (10)"""
@@ -451,8 +467,8 @@ class Run:
             self._plan(limit)
             self._set_round(rates=())
         self._set_round(report=CenterReport(s.round.report.name, absent=why))
-        epochs = self.state.round.epochs
-        self._set(epoch=epochs - 1, epochs_done=s.epochs_done + epochs - 1 - s.epoch, over=False)
+        self._skip_to_last_block(s.epochs_done - s.epoch)
+        self._set(over=False)
         return self._due(Step.TAKE_MEAN)
 
     # --- what the shell asks ----------------------------------------------------------------------------
@@ -466,11 +482,19 @@ class Run:
         """
         s = self.state
         if (sent := s.travelling) is not None:  # it is sent again
-            return RoundPlace(
-                sent.index, sent.epochs, sent.epochs_done - 1, leaving, self._is_last(sent, sent.epochs_done, limit)
-            )
-        last = self._is_last(s.round, s.epochs_done + 1, limit)
+            last = self._is_last(sent, sent.epochs_done, limit)
+            return replace(self.place_of(sent), leaving=leaving, last=last)
+        last = self._is_last(s.round, s.epochs_done + s.block, limit)
         return RoundPlace(s.round.index, s.round.epochs, s.epochs_done, leaving or s.over, last)
+
+    def place_of(self, sent: Round) -> RoundPlace:
+        """Where this data center was at the end of a round whose mean is under way."""
+        return RoundPlace(sent.index, sent.epochs, sent.epochs_done - self._last_block(sent.epochs))
+
+    @property
+    def epochs_done_then(self) -> int:
+        """Local epochs of the run that will be done when the one that ends is counted."""
+        return self.state.epochs_done + (0 if self.state.over else self.state.block)
 
     def decision(
         self, round_: Round, change: float, next_epochs: int, leaves: bool, past: tuple[PastRound, ...] = ()
@@ -508,11 +532,12 @@ class Run:
         s = self.state
         if s.travelling is not None:  # it was sent again, and is the last after all (17)
             return self._finished(replace(s.travelling, report=report), decision, last=True)
-        done = s.epochs_done + (not s.over)
-        r = replace(s.round, decision=decision, epochs_done=done, report=report)
+        r = replace(s.round, decision=decision, epochs_done=self.epochs_done_then, report=report)
         if others is not None:
-            r = replace(r, index=others.round, epochs=others.local_epochs, epochs_done=others.epochs_done + 1)
-            self._set(epoch=others.local_epochs - 1, epochs_done=others.epochs_done)
+            r = replace(r, index=others.round, epochs=others.local_epochs)
+            self._set(round=r)
+            self._skip_to_last_block(others.epochs_done + self._last_block(r.epochs) - r.epochs)
+            r = replace(r, epochs_done=self.state.epochs_done + self.state.block)
         self._set(round=r, unlogged=(*s.unlogged, r), shown=Shown.SHARED, dirty=False)
         self._set(stop=decision.stop, change=decision.change, due=None)
         self._remember(decision)
@@ -526,7 +551,7 @@ class Run:
             self._set(travelling=replace(s.travelling, report=report), due=None)
             return self._due(Step.ASK_WHO_GOES_ON)
         self._set_round(report=report)
-        self._set(travelling=replace(self.state.round, epochs_done=s.epochs_done + 1), dirty=False, due=None)
+        self._set(travelling=replace(self.state.round, epochs_done=self.epochs_done_then), dirty=False, due=None)
         return None
 
     def mean_finished(self, decision: Decision, report: CenterReport, limit: int | None) -> Step | None:
@@ -544,7 +569,7 @@ class Run:
         if s.leaving:
             return self._finished(finished, decision, last=True)
         self._finished(finished, decision, last=False)
-        self._plan(limit)  # its first epoch has just been trained
+        self._plan(limit, trained=s.block)  # its first epoch has just been trained
         return self.epoch_trained()
 
     def going_on(self, all_go_on: bool) -> Step | None:
@@ -606,13 +631,23 @@ class Run:
         following = Round(s.round.index + 1, chosen, s.round.epochs, report=CenterReport(s.round.report.name))
         self._set(round=following, epoch=0)
 
-    def _plan(self, limit: int | None) -> None:
-        """T_i: what the rule says, cut short by the Trainer's limit."""
+    def _last_block(self, epochs: int) -> int:
+        """Of the last epoch of a round: 1, or its steps."""
+        return (epochs - 1) % self._block + 1
+
+    def _skip_to_last_block(self, done_before: int) -> None:
+        """The round's last epoch is the one that ends; ``done_before``: local epochs of the run before the round."""
+        epochs = self.state.round.epochs
+        block = self._last_block(epochs)
+        self._set(epoch=epochs - block, epochs_done=done_before + epochs - block, block=block)
+
+    def _plan(self, limit: int | None, trained: int = 1) -> None:
+        """T_i: what the rule says, cut short by the Trainer's limit, but not below what is trained of it."""
         s = self.state
         late = [r.decision for r in s.unlogged if r.index < s.round.index and r.decision is not None]
         chosen = late[-1].next_epochs if late else s.round.chosen
         left = 0 if limit is None else limit - s.epochs_done
-        self._set_round(chosen=chosen, epochs=min(chosen, left) if left > 0 else chosen)
+        self._set_round(chosen=chosen, epochs=max(min(chosen, left) if left > 0 else chosen, trained))
 
     def _set_round(self, **changes: Any) -> None:
         """Change the round that is trained, wherever the state names it."""

@@ -32,7 +32,7 @@ class Settings:
 
     Attributes:
         schedule: the learning-rate schedule; None: rates are the optimizer's own. Opaque here.
-        rule: of the local epochs. Opaque here.
+        rule: of the local epochs, or with ``unit = "steps"`` of the local steps. Opaque here.
         rounds: stop after so many; None: the Trainer's own limits end the run.
         learning_rate: base rate of all parameter groups; None: each group's own.
         optimizer_state: what happens to momenta at a round's end.
@@ -129,6 +129,11 @@ class Settings:
             if holds(self):
                 rules = {"outer": self.outer_optimizer, "correction": self.local_correction, "kept": self.kept_model}
                 raise ConfigurationError(text.format(s=self, **{key: describe(rule) for key, rule in rules.items()}))
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether T counts optimizer steps instead of local epochs."""
+        return getattr(self.rule, "unit", "epochs") == "steps"
 
     @property
     def may_miss(self) -> bool:
@@ -240,6 +245,11 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         lambda s: bool(s.warmup_epochs and s.warmup_steps),
         "warmup_epochs={s.warmup_epochs} and warmup_steps={s.warmup_steps} are one thing in two units; drop one of the "
         "two",
+    ),
+    (
+        lambda s: s.in_steps and bool(s.warmup_epochs),
+        "warmup_epochs={s.warmup_epochs} counts local epochs, and with local_steps the run counts optimizer steps; use "
+        "warmup_steps",
     ),
     (
         lambda s: _with_outer(s) and _with_predictions(s),

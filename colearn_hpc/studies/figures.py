@@ -1,4 +1,5 @@
-"""The report's pictures: accuracy of the arms, and how one run went. All have one x axis: local epochs."""
+"""The report's pictures: accuracy of the arms, and how one run went. All have one x axis: local epochs, or a run's
+steps."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def run_figures(run: RunFolder, prefix: str) -> list[Figure]:
         level = None if epsilon is None else (epsilon, f"ε = {epsilon:g}")
         caption = "‖w̄ − w̄_prev‖ / ‖w̄_prev‖ of every round" + ("; at or under ε, T doubles." if level else ".")
         panel = Panel("relative change", [Line("", changes)], level=level, log=True)
-        figures.append(chart(f"{prefix}-change", "Change of the shared model", _EPOCHS, [panel], caption))
+        figures.append(chart(f"{prefix}-change", "Change of the shared model", run.unit, [panel], caption))
     for metric in run.local_metrics:
         caption = f"{metric} of each data center's own model, over each round's last local epoch."
         name = f"{prefix}-local-{slug(metric)}"
@@ -97,27 +98,29 @@ def _shared(run: RunFolder, metric: str, name: str) -> Figure | None:
         caption = f"{metric} of the shared model after every round, on each data center's own evaluation data."
     caption += " A triangle: T doubled. A ring: the best round."
     log = falls(metric) and all(y > 0 for curve in curves for _, y in curve)
-    return chart(name, f"{metric} of the shared model", _EPOCHS, [Panel(metric, lines, log=log)], caption)
+    return chart(name, f"{metric} of the shared model", run.unit, [Panel(metric, lines, log=log)], caption)
 
 
 def _rate_and_interval(run: RunFolder, name: str) -> Figure:
-    """The rate of every local epoch above T of every round."""
+    """The rate of every local epoch, or block of steps, above T of every round."""
     rates: list[tuple[float, float]] = []
     intervals: list[tuple[float, float]] = []
+    block = run.rounds[0]["local_epochs"] if run.unit == "steps" else 1  # each rate is of so many
     for line in run.rounds:
         start = line["epochs_done"] - line["local_epochs"]
         intervals.append((float(start), float(line["local_epochs"])))
-        rates += [(float(start + epoch), rate) for epoch, rate in enumerate(line["learning_rates"])]
+        rates += [(float(start + block * at), rate) for at, rate in enumerate(line["learning_rates"])]
     end = float(run.epochs)
     intervals.append((end, intervals[-1][1]))
     rates += [(end, rates[-1][1])] if rates else []
     panels = [Panel("rate", [Line("", rates, stepped=True)], from_zero=True)] if rates else []
     panels.append(Panel("T", [Line("", intervals, stepped=True)], from_zero=True, whole=True))
+    what = "local epoch" if block == 1 else f"{block} steps"
     caption = (
-        "Above: the rate of every local epoch; with CLR a saw-tooth that restarts at every round. Below: T, the local "
-        "epochs of every round, as trained; a budget in epochs may cut the last round short."
+        f"Above: the rate of every {what}; with CLR a saw-tooth that restarts at every round. Below: T, the {run.unit} "
+        "of every round, as trained; a budget may cut the last round short."
     )
-    return chart(name, "Learning rate, and local epochs per round", _EPOCHS, panels, caption)
+    return chart(name, f"Learning rate, and {run.unit} per round", run.unit, panels, caption)
 
 
 def _per_center(
@@ -141,7 +144,7 @@ def _per_center(
     if not any(seen):
         return []
     log = falls(y_label) and min(seen) > 0
-    return [chart(name, title, _EPOCHS, [Panel(y_label, lines, log=log, from_zero=from_zero)], caption)]
+    return [chart(name, title, run.unit, [Panel(y_label, lines, log=log, from_zero=from_zero)], caption)]
 
 
 def _local(metric: str) -> Callable[[dict[str, Any]], float | None]:

@@ -58,6 +58,7 @@ def round_record(line: str) -> dict[str, Any]:
     if not isinstance(given, dict) or not isinstance(given.get("centers"), list) or not given["centers"]:
         raise ValueError("a round without data centers")
     record: dict[str, Any] = {key: _whole(given.get(key)) for key in ("round", "local_epochs", "epochs_done")}
+    record["unit"] = "steps" if given.get("unit") == "steps" else "epochs"
     record["next_local_epochs"] = _whole(given.get("next_local_epochs", given["local_epochs"]))
     record["relative_change"] = _number(given.get("relative_change"))
     rates = given.get("learning_rates", [])
@@ -96,6 +97,7 @@ def status_record(content: dict[str, Any]) -> dict[str, Any]:
         status: dict[str, Any] = {
             key: _whole(content.get(key) or 0) for key in ("round", "local_epoch", "local_epochs", "batch")
         }
+        status["unit"] = "steps" if content.get("unit") == "steps" else "epochs"
         status["batches"] = None if content.get("batches") is None else _whole(content["batches"])
         for key in ("loss", "seconds_left"):
             status[key] = _number(content.get(key))

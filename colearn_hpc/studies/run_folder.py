@@ -42,8 +42,13 @@ class RunFolder:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def unit(self) -> str:
+        """What T counts, for people."""
+        return "steps" if self.rounds and self.rounds[0]["unit"] == "steps" else "local epochs"
+
+    @property
     def epochs(self) -> int:
-        """Local epochs done."""
+        """Local epochs done, or steps."""
         return int(self.rounds[-1]["epochs_done"]) if self.rounds else 0
 
     @property

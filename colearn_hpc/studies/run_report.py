@@ -73,7 +73,7 @@ def _facts(run: RunFolder, folder: str) -> list[Fact]:
     if run.seconds is not None:
         facts.append(Fact("duration", duration(run.seconds)))
     if run.rounds:
-        facts.append(Fact("trained", f"{len(run.rounds)} rounds, {run.epochs} local epochs in every data center"))
+        facts.append(Fact("trained", f"{len(run.rounds)} rounds, {run.epochs} {run.unit} in every data center"))
     facts.append(Fact("data centers", _places(run)))
     if run.model_name:
         facts.append(Fact("model", model_in_words(run)))

@@ -176,7 +176,7 @@ def round_table(run: RunFolder) -> Table:
                 megabytes(sum(center["bytes_sent"] for center in line["centers"])),
             ]
         )
-    header = ["round", "T", "epochs", "last rate", "change", *metrics, "MB"]
+    header = ["round", "T", run.unit.removeprefix("local "), "last rate", "change", *metrics, "MB"]
     return Table(header, rows, "Every round.", frozenset(bold))
 
 

@@ -40,7 +40,8 @@ def announce(trainer: pl.Trainer, record: RoundReport, stopping: bool, presides:
     log.info("round %d averaged: T=%d, change %.4g", record.round, record.local_epochs, record.relative_change)
     doubled = record.next_local_epochs > record.local_epochs and not stopping
     if doubled:
-        log.info("T doubles: %d -> %d local epochs a round", record.local_epochs, record.next_local_epochs)
+        now, then = record.local_epochs, record.next_local_epochs
+        log.info("T doubles: %d -> %d %s a round", now, then, record.unit_text)
     listeners = [one for one in callbacks_of(trainer) if callable(getattr(one, "round_closed", None))]
     for listener in listeners:
         listener.round_closed(record, doubled)  # type: ignore[attr-defined]

@@ -20,7 +20,13 @@ from colearn_hpc.algorithm.combine import Combine
 from colearn_hpc.algorithm.kept_model import KeptModel
 from colearn_hpc.algorithm.learning_rate import EpochPosition, LearningRateSchedule, WarmUp, schedule_of
 from colearn_hpc.algorithm.local_correction import LocalCorrection
-from colearn_hpc.algorithm.local_epochs import FixedEpochs, LocalEpochsRule, local_epochs_rule_of
+from colearn_hpc.algorithm.local_epochs import (
+    FixedEpochs,
+    InSteps,
+    LocalEpochsRule,
+    counts_steps,
+    local_epochs_rule_of,
+)
 from colearn_hpc.algorithm.outer import OuterOptimizer
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.errors import (
@@ -44,6 +50,7 @@ from colearn_hpc.trainer.arguments import membership_of, settings_of
 from colearn_hpc.trainer.averager import Averager, MeanResult
 from colearn_hpc.trainer.averaging import MeanAverager
 from colearn_hpc.trainer.before_round_0 import agree, check_same_run, share_first_model
+from colearn_hpc.trainer.blocks import Blocks, check_counts_steps
 from colearn_hpc.trainer.correcting import CorrectsGradients
 from colearn_hpc.trainer.current_fit import CurrentFit
 from colearn_hpc.trainer.deciding import decider
@@ -61,11 +68,13 @@ from colearn_hpc.trainer.lightning_gaps import (
     average_from_here,
     callbacks_of,
     check_callbacks,
-    expect_epochs,
+    expect,
     is_sharded,
+    limits_of,
     note_found_rate,
     pass_over_empty_hooks,
     set_callbacks,
+    set_limits,
     skip_epochs,
     tuners,
     wants_stop,
@@ -105,6 +114,8 @@ class CoLearning(Callback):
         rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
             ``max_epochs`` ends a round early, that round is shortened and still averaged.
         local_epochs: T_0, local epochs of the first round.
+        local_steps: T_0 in optimizer steps, instead: then T, eq. 3's j and eq. 4's doubling count steps, and loaders
+            need no length. See ``trainer/blocks.py``.
         epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``. ``"auto"``:
             T doubles when that has stopped falling (:class:`~colearn_hpc.algorithm.local_epochs.PlateauEpochs`).
         learning_rate: ηⁱ for all parameter groups; None keeps each group's own as the base.
@@ -115,6 +126,7 @@ class CoLearning(Callback):
         local_epochs_rule: ``"ile"`` (eq. 4), ``"fle"`` (fixed), or any object with ``first`` and ``next``
             (:class:`~colearn_hpc.algorithm.local_epochs.LocalEpochsRule`).
         max_local_epochs: bound for ``"ile"``; None doubles for ever, as the paper.
+        max_local_steps: the same, where ``local_steps`` is set.
         optimizer_state: at a round's end ``"reset"`` it, ``"keep"`` it, or ``"average"`` it like the weights.
         weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
         outer_optimizer: a rival of the plain mean, :class:`~colearn_hpc.algorithm.outer.OuterSGD`; None: the mean.
@@ -200,13 +212,18 @@ class CoLearning(Callback):
         validation: ValidationMode = "round",
         warmup_epochs: int = 0,
         warmup_steps: int = 0,
+        local_steps: int | None = None,
+        max_local_steps: int | None = None,
     ) -> None:
         self._membership = membership_of(federation, site, identity)
+        rule = local_epochs_rule_of(
+            local_epochs_rule, local_epochs, epsilon, max_local_epochs, local_steps, max_local_steps
+        )
         self.settings = settings_of(
             self._membership,
             rounds=rounds,
-            rule=local_epochs_rule_of(local_epochs_rule, local_epochs, epsilon, max_local_epochs),
-            schedule=schedule_of(schedule, decay),
+            rule=rule,
+            schedule=schedule_of(schedule, decay, in_steps=counts_steps(rule)),
             learning_rate=learning_rate,
             optimizer_state=optimizer_state,
             weighting=weighting,
@@ -281,11 +298,18 @@ class CoLearning(Callback):
                 from colearn_hpc.trainer.secure_sums import SecureSums  # of the extra "privacy"
 
                 self._fit.hiding = SecureSums(place, self.settings, folder.center_folder)
-        state = RunState.new(place.center.name, self.settings.rule.first())
-        self._run = Run(state, rounds=self.settings.rounds, overlap=self.settings.overlap and not place.alone)
+        first, in_steps = self.settings.rule.first(), self.settings.in_steps
+        overlaps = self.settings.overlap and not place.alone
+        state, block = RunState.new(place.center.name, first), first if in_steps else 1
+        self._run = Run(state, rounds=self.settings.rounds, overlap=overlaps, block=block)
         validation = Validation(self.settings, place)
-        limit, seen, hiding = trainer.max_epochs, self._fit.examples, self._fit.hiding
-        self._fit = CurrentFit(folder, self._averager_of(place), validation, limit=limit, examples=seen, hiding=hiding)
+        limits, seen, hiding = limits_of(trainer), self._fit.examples, self._fit.hiding
+        self._fit = CurrentFit(
+            folder, self._averager_of(place), validation, limits=limits, examples=seen, hiding=hiding
+        )
+        if in_steps:
+            check_counts_steps(trainer)
+            self._fit.blocks = Blocks(trainer)
         if restarted:
             assert before is not None, "a restart follows an attempt"
             folder.continues(before)
@@ -299,7 +323,7 @@ class CoLearning(Callback):
                     trainer.progress_bar_callback.disable()  # one bar for the run
         check_callbacks(trainer)
         validation.prepare(trainer)
-        expect_epochs(trainer, self._known_epochs)
+        expect(trainer, self._known_length, in_steps)
         start = EpochStart(self._start_epoch, self._start_batch)
         corrector = getattr(self._fit.averager, "corrector", None)
         corrects = [] if corrector is None else [CorrectsGradients(corrector)]
@@ -313,6 +337,7 @@ class CoLearning(Callback):
             validation.ends,
             self._fit.losses,
             self.settings.resume_points,
+            self._fit.blocks,
         )
         ours = EpochStart | CorrectsGradients | EpochEnd
         others = [one for one in callbacks_of(trainer) if not isinstance(one, ours)]
@@ -326,7 +351,7 @@ class CoLearning(Callback):
         if fit.loaded is None and not tuners(trainer):  # a tuner has put its own checkpoint back
             check_origin(trainer.ckpt_path)
         self._supervisor.fit_begins(pl_module)
-        trainer.fit_loop.max_epochs = fit.limit
+        set_limits(trainer, fit.limits)
         check_scheduler(trainer, pl_module, settings.schedule)
         self._after_tuning(trainer)
         fit.validation.prepare_schedulers(trainer)
@@ -381,11 +406,18 @@ class CoLearning(Callback):
         run = self._run
         self._fit.trains, self._fit.steps_now = True, lambda: trainer.global_step
         self._fit.steps = trainer.global_step
+        by_hand = self.settings.in_steps and not pl_module.automatic_optimization  # a step of ours may be several
+        if not (by_hand or trainer.min_epochs or trainer.min_steps):  # these may let a run go on after its rounds
+            expect(trainer, self._known_length, self.settings.in_steps)
+        if (blocks := self._fit.blocks) is not None:
+            blocks.take_over()
+            blocks.begin(run.state.block)  # the rest of it, where a point in its middle is resumed
         if (rejoin := self._supervisor.attempt.rejoin) is not None:
             FlatModel.of(pl_module).unpack(rejoin.vector)
             if self.settings.optimizer_state == "reset":
                 reset_state(trainer.optimizers)
-            skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
+            if blocks is None:
+                skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
         check_lengths(trainer, self._placed)
         run.note(data=check_data(trainer, dict(run.state.data)))
         # Others see the digest alone (`data` in rounds.jsonl); here a site can tell what it stands for.
@@ -408,6 +440,8 @@ class CoLearning(Callback):
         if trainer.is_last_batch:
             self._report_trained()
             self._fit.averager.end_epoch(pl_module)
+            if self._fit.blocks is not None:
+                self._run.rate(first_rate(trainer.optimizers))
             self._follow(self._run.epoch_trained(), trainer)
             self._fit.validation.shows(trainer, bool(self._run.state.unlogged))
 
@@ -440,6 +474,8 @@ class CoLearning(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run, fit = self._run, self._fit
         self._report_trained()
+        if fit.blocks is not None and not trainer.is_last_batch:  # max_time, or a user's stop
+            run.cut_block(fit.blocks.steps(fit.blocks.fetched))
         self._follow(run.epoch_trained(), trainer)  # a training_step that returns -1 skips the last batch's hook
         local, shared = fit.metrics.split(trainer)
         run.report(local_metrics={name.removeprefix(LOCAL): value for name, value in local.items()})
@@ -564,9 +600,10 @@ class CoLearning(Callback):
         return find_resume_point(self._run_dir, Place.of(center, patience=self.settings.round_timeout))
 
     @property
-    def _known_epochs(self) -> int | None:
-        """Local epochs of the run, where rounds and T say so beforehand."""
+    def _known_length(self) -> int | None:
+        """Local epochs or steps of the run, where rounds and T say so beforehand."""
         rounds, rule = self.settings.rounds, self.settings.rule
+        rule = rule.rule if isinstance(rule, InSteps) else rule
         return rounds * rule.initial if rounds is not None and isinstance(rule, FixedEpochs) else None
 
     @property
@@ -625,6 +662,8 @@ class CoLearning(Callback):
             shows=state.unlogged[-1].index if state.unlogged else None,
             ends_round=state.ends_round,
             stopping=state.stop is not None,
+            in_steps=self.settings.in_steps,
+            block=state.block,
         )
 
     # --- steps of the run ---------------------------------------------------------------------------------
@@ -655,9 +694,10 @@ class CoLearning(Callback):
     def _take_mean(self, trainer: pl.Trainer, absent: str) -> Step | None:
         """Equations 2 and 4."""
         run, state, module = self._run, self._run.state, trainer.lightning_module
-        place = run.place(_limit(trainer), leaving=False)
-        decide = self._decider(state.round, state.epochs_done + (not state.over))
-        losses, known, left = self._fit.losses.state, len(state.history), None if absent else epochs_left(trainer)
+        place = run.place(self._limit(trainer), leaving=False)
+        decide = self._decider(state.round, run.epochs_done_then)
+        losses, known = self._fit.losses.state, len(state.history)
+        left = None if absent else epochs_left(trainer, self.settings.in_steps)
         end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, losses, known, left)
         return self._taken(self._fit.averager.take(end), place, trainer)
 
@@ -665,15 +705,15 @@ class CoLearning(Callback):
         """Send the model: the round's that has just been trained, or, after a resume, what was sent before."""
         run, state, averager = self._run, self._run.state, self._late_averager
         round_ = state.travelling or state.round
-        place = run.place(_limit(trainer), leaving=state.travelling is None and wants_stop(trainer))
-        report, epochs_done = round_.report, round_.epochs_done or state.epochs_done + (not state.over)
+        place = run.place(self._limit(trainer), leaving=state.travelling is None and wants_stop(trainer))
+        report, epochs_done = round_.report, round_.epochs_done or run.epochs_done_then
         losses, known = self._fit.losses.state, len(state.history)
         if state.travelling is not None:
             losses = (0.0, 0.0) if math.isnan(report.loss) else (report.loss, 1.0)
             if not self._placed.center.is_leader:  # the leader's is the data center's sum
                 report, losses = replace(report, examples=0), (0.0, 0.0)
         decide = self._decider(round_, epochs_done)
-        left = epochs_left(trainer)
+        left = epochs_left(trainer, self.settings.in_steps)
         end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, "", losses, known, left)
         found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
@@ -683,7 +723,8 @@ class CoLearning(Callback):
         others = None
         if found.report.absent and found.others != place:  # one that had been left out goes on with the others
             others = found.others
-            skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
+            if self._fit.blocks is None:
+                skip_epochs(trainer, others.epochs_done - self._run.state.epochs_done)
         average_from_here(trainer)
         report = found.report if found.void else self._signed(found.report, trainer)
         step = self._run.mean_taken(found.decision, report, others)
@@ -695,12 +736,12 @@ class CoLearning(Callback):
         state, averager, module = self._run.state, self._late_averager, trainer.lightning_module
         round_ = state.travelling
         assert round_ is not None, "it is due only then"
-        place = RoundPlace(round_.index, round_.epochs, round_.epochs_done - 1)
+        place = self._run.place_of(round_)
         decide = self._decider(round_, round_.epochs_done)
         found = averager.finish(RoundEnd(module, trainer.optimizers, round_.report, place, decide))
         assert found.decision is not None, "a mean that is here is decided on"
         average_from_here(trainer)
-        step = self._run.mean_finished(found.decision, self._signed(found.report, trainer), _limit(trainer))
+        step = self._run.mean_finished(found.decision, self._signed(found.report, trainer), self._limit(trainer))
         if state.leaving:
             averager.keep_shared()
         self._save_model(trainer)
@@ -740,6 +781,7 @@ class CoLearning(Callback):
             epochs_done=round_.epochs_done,
             next_local_epochs=round_.decision.next_epochs,
             centers=reports,
+            unit="steps" if self.settings.in_steps else "epochs",
         )
         fit.folder_.append(report)
         step = run.round_logged(anyone_leaves)
@@ -752,9 +794,11 @@ class CoLearning(Callback):
     def _start_epoch(self, trainer: pl.Trainer) -> None:
         """The rate of a local epoch. Called by :class:`EpochStart`, before any other callback can read it."""
         run = self._run
-        run.start_epoch(_limit(trainer))
+        run.start_epoch(self._limit(trainer))
         if run.state.epoch == 0:
             self._fit.losses.reset()
+        if self._fit.blocks is not None:
+            self._fit.blocks.begin(run.state.block)
         self._fit.validation.begin_epoch(trainer)
         self._fit.factor = self._factor()
         self._apply_rate(trainer)
@@ -766,16 +810,19 @@ class CoLearning(Callback):
         says so: the rate rises from step to step."""
         if first:  # all hooks of the epoch's beginning have frozen and unfrozen
             self._fit.averager.begin_epoch(trainer.lightning_module)
-        elif self._fit.factor is None and self.settings.warmup_steps:  # resumed in the middle of an epoch
-            self._fit.factor = self._factor()
-        return self._apply_rate(trainer)
+        if (blocks := self._fit.blocks) is not None:
+            self._fit.factor = self._factor(blocks.steps(blocks.fetched - 1))
+        elif not first and self._fit.factor is None and self.settings.warmup_steps:
+            self._fit.factor = self._factor()  # resumed in the middle of an epoch
+        return self._apply_rate(trainer) or (blocks is not None and self._fit.factor is not None)
 
-    def _factor(self) -> float | None:
-        """The schedule's, of this local epoch; None without one."""
+    def _factor(self, steps: int = 0) -> float | None:
+        """The schedule's, of this local epoch, or after so many steps of this block; None without one."""
         state, schedule = self._run.state, self.settings.schedule
         if schedule is None:
             return None
-        return schedule.factor(EpochPosition(state.round.index, state.epoch, state.round.epochs, state.epochs_done))
+        done, of_run = state.epoch + steps, state.epochs_done + steps
+        return schedule.factor(EpochPosition(state.round.index, done, state.round.epochs, of_run))
 
     def _apply_rate(self, trainer: pl.Trainer) -> bool:
         """Set the rate of the next step, in all groups, also those that have been added since; returns whether the step
@@ -797,7 +844,7 @@ class CoLearning(Callback):
         run = self._run
         self._fit.uncount()
         text = " ".join(why.splitlines()[-2:])
-        self._follow(run.miss_round(text, _limit(trainer)), trainer, absent=text)
+        self._follow(run.miss_round(text, self._limit(trainer)), trainer, absent=text)
         run.count_epoch()
         self._follow(run.close_epoch(), trainer, absent=text)
         # The others' outcomes so far are in the state: they need not be replayed.
@@ -824,6 +871,14 @@ class CoLearning(Callback):
         note_found_rate(trainer)
 
     # --- small things -------------------------------------------------------------------------------------
+
+    def _limit(self, trainer: pl.Trainer) -> int | None:
+        """Local epochs or steps of the run at which the Trainer ends; None: there is no such number."""
+        limit, steps = self._fit.limits  # the Trainer's may be what is expected
+        if self.settings.in_steps:
+            # By hand several optimizers may step in what is one step here.
+            limit = steps if trainer.lightning_module.automatic_optimization else None
+        return limit if (limit or -1) > 0 else None
 
     def _decider(self, round_: Round, epochs_done: int) -> Decide:
         return decider(self._run, self.settings.rule, round_, epochs_done)
@@ -856,6 +911,7 @@ class CoLearning(Callback):
 
     def _summarize(self, status: str, **content: Any) -> None:
         if self._fit.folder is not None:
+            content |= {"unit": "steps"} if self.settings.in_steps else {}
             center, names = self._placed.center, list(self._placed.between.names)
             self._fit.folder.summarize(self._run.state, names, center.world_size, status=status, **content)
 
@@ -934,8 +990,3 @@ class CoLearning(Callback):
     def _placed(self) -> Place:
         assert self._place is not None, "from setup on"
         return self._place
-
-
-def _limit(trainer: pl.Trainer) -> int | None:
-    """Local epochs of the run at which the Trainer ends; None: there is no such number."""
-    return trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None

@@ -8,6 +8,8 @@ from typing import Any
 
 import colearn_hpc._lightning as pl
 from colearn_hpc.trainer.averager import Averager
+from colearn_hpc.trainer.blocks import Blocks
+from colearn_hpc.trainer.lightning_gaps import set_limits
 from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.metrics import MetricsSplit
 from colearn_hpc.trainer.optimizers import BaseRates
@@ -30,7 +32,8 @@ class CurrentFit:
         factor: of the schedule in this epoch; None without one.
         clock: when the epoch began, or when what was trained in it was last reported.
         batches, batch_examples: trained since then.
-        limit: the Trainer's ``max_epochs``.
+        limits: the Trainer's own.
+        blocks: where steps are counted, what serves them.
         examples: that this process has trained on since it began.
         hiding: with secure sums; it outlives attempts, for the others know its keys.
         losses: of this rank in the round.
@@ -53,7 +56,8 @@ class CurrentFit:
     losses: LossTally = field(default_factory=LossTally)
     steps_now: Callable[[], int] = lambda: 0
     steps: int = 0
-    limit: int | None = None
+    limits: tuple[int | None, int] = (None, -1)
+    blocks: Blocks | None = None
     began: bool = False
     trains: bool = False
     finished: bool = False
@@ -77,7 +81,7 @@ class CurrentFit:
     def leave(self, trainer: pl.Trainer) -> None:
         """Leave the Trainer as it was found."""
         self.validation.end(trainer)
-        trainer.fit_loop.max_epochs = self.limit
+        set_limits(trainer, self.limits)
 
     def uncount(self) -> None:
         """What was counted is reported, or lost."""

@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import Any
 
-from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs
+from colearn_hpc.algorithm.local_epochs import LocalEpochsRule, RoundOutcome, checked_epochs, counts_steps
 from colearn_hpc.protocol.run import PastRound, Round, Run
 from colearn_hpc.trainer.round_end import Contributions, Decide
 
@@ -31,10 +31,11 @@ def decider(run: Run, rule: LocalEpochsRule, round_: Round, epochs_done: int) ->
         chosen = checked_epochs(rule.next(outcome))
         if given.epochs_left is not None and chosen > max(given.epochs_left, 1):
             log.warning(
-                "round %d: T would be %d, and a data center's privacy budget allows %d more local epochs: T is %d",
+                "round %d: T would be %d, and a data center's privacy budget allows %d more %s: T is %d",
                 round_.index + 1,
                 chosen,
                 given.epochs_left,
+                "steps" if counts_steps(rule) else "local epochs",
                 max(given.epochs_left, 1),
             )
             chosen = max(given.epochs_left, 1)

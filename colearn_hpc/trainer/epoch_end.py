@@ -26,6 +26,7 @@ from colearn_hpc.algorithm.shared_model import (
 )
 from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError, text_of
 from colearn_hpc.trainer import signals
+from colearn_hpc.trainer.blocks import Blocks
 from colearn_hpc.trainer.generators import generators, set_generators, set_rank_generators
 from colearn_hpc.trainer.heartbeat import Heartbeat
 from colearn_hpc.trainer.lightning_gaps import (
@@ -70,6 +71,7 @@ class EpochEnd(Checkpoint):
         end_validation: what is to be done when all have seen what a validation found.
         losses: of this rank in the round.
         resume_points: whether they are written.
+        blocks: where the run counts steps: they know the place in the data, which each point holds then.
     """
 
     best_model_path = ""  # Lightning asks the first Checkpoint for it; without ModelCheckpoint that is this one
@@ -85,16 +87,17 @@ class EpochEnd(Checkpoint):
         end_validation: Callable[[pl.Trainer], None],
         losses: LossTally,
         resume_points: bool,
+        blocks: Blocks | None = None,
     ) -> None:
         self._place, self._folder, self._supervisor = place, folder, supervisor
         self._standing, self._close_epoch, self._report_trained = standing, close_epoch, report_trained
         self._end_validation = end_validation
-        self._losses, self._writes = losses, resume_points
+        self._losses, self._writes, self._blocks = losses, resume_points, blocks
         self._heartbeat = Heartbeat(place, standing, folder)
         self._trainer: pl.Trainer | None = None
         self._read_back = False  # a resume point of this run has been read back
         self._saving = False  # the checkpoint that is written is a resume point
-        # Of each rank: its generators, and under "loss" its LossTally's state.
+        # Of each rank: its generators, and under "loss" its LossTally's state, under "data" its place in them.
         self._generators: list[dict[str, Any]] = []  # as they were before the epoch's data iterator was made
         self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
@@ -117,6 +120,8 @@ class EpochEnd(Checkpoint):
             # Here, and not later: the first epoch's data iterator, made next, already draws.
             set_rank_generators(self._generators, self._place.center.rank)
         else:
+            if self._blocks is not None:
+                self._blocks.start_from(generators())
             self._generators = self._place.site.gather(self._of_rank()) or []
         if self._writes:
             self._place.conversation.stops.signal = signals.received
@@ -136,8 +141,12 @@ class EpochEnd(Checkpoint):
         if self._resumed:
             self._check_ranks()
             set_rank_generators(self._generators, self._place.center.rank)
-            self._restore_losses([of_rank["generators"] for of_rank in self._middle.get("ranks", [])])
-            restart_epoch(trainer, batch)
+            states = [of_rank["generators"] for of_rank in self._middle.get("ranks", [])] or self._generators
+            self._restore_losses(states)
+            if self._blocks is None:
+                restart_epoch(trainer, batch)
+            else:
+                self._restore_place(self._blocks, states[self._place.center.rank])
         if self._middle:
             mine = self._middle["ranks"][self._place.center.rank]
             restore_metrics(pl_module, mine["metrics"])
@@ -249,11 +258,18 @@ class EpochEnd(Checkpoint):
         self._resumed = True
 
     def _of_rank(self) -> dict[str, Any]:
-        return generators() | {"loss": list(self._losses.state)}
+        mine = generators() | {"loss": list(self._losses.state)}
+        return mine if self._blocks is None else mine | {"data": self._blocks.place}
+
+    def _restore_place(self, blocks: Blocks, of_rank: dict[str, Any]) -> None:
+        """Go on in the data where a point was written."""
+        blocks.restore(of_rank["data"])
+        if of_rank["data"]["batches"]:  # nothing has been drawn but the first pass's order otherwise
+            set_generators(of_rank)
 
     def _restore_losses(self, ranks: Sequence[dict[str, Any]]) -> None:
-        """Go on with the losses of a point in an epoch's middle, or else with those of an epoch's end."""
-        states = [one["loss"] for one in ranks or self._generators if "loss" in one]
+        """Go on with the losses of a point in an epoch's middle, or with those of an epoch's end."""
+        states = [one["loss"] for one in ranks if "loss" in one]
         self._losses.restore(states, self._place.center.rank, self._place.center.size)
 
     def _where_in_epoch(self, trainer: pl.Trainer, batches: int) -> dict[str, Any]:
@@ -316,6 +332,11 @@ class EpochEnd(Checkpoint):
         center, before = self._place.center, len(self._generators)
         if center.size == before:
             return
+        if self._blocks is not None:
+            raise FingerprintError(
+                f"where steps are counted, each rank goes on at its own place in the data: data center {center.name} "
+                f"trained with {before} rank(s), and now it has {center.size}; resume it with {before}"
+            )
         if self._middle:
             raise FingerprintError(
                 f"this resume point is from the middle of an epoch that data center {center.name} trained with "

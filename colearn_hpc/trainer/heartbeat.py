@@ -33,9 +33,9 @@ class Heartbeat:
     No callback of its own: for Lightning to call a callback's hooks at every batch costs more than what they do.
 
     Fields of the file: ``state`` (starting, training, validating, waiting, exchanging, finished, interrupted, failed),
-    ``round``, ``local_epoch`` (from 1) of ``local_epochs``, ``batch`` of ``batches``, ``samples_per_second`` over the
-    data center, ``loss`` of the last batch on the leader, ``seconds_left`` to the round's end, ``host``, and
-    ``time``, when it was written (seconds since 1970).
+    ``round``, ``local_epoch`` (from 1) of ``local_epochs`` (steps, where ``unit`` says so), ``batch`` of ``batches``,
+    ``samples_per_second`` over the data center, ``loss`` of the last batch on the leader, ``seconds_left`` to the
+    round's end, ``host``, and ``time``, when it was written (seconds since 1970).
 
     Args:
         place: this process's.
@@ -112,8 +112,9 @@ class Heartbeat:
         return {
             "state": (self._place.doing if not self._over.is_set() else "") or self._state,
             "round": now.round,
-            "local_epoch": min(now.epoch + 1, now.local_epochs),
+            "local_epoch": min(now.epoch + now.block, now.local_epochs),
             "local_epochs": now.local_epochs,
+            **({"unit": "steps"} if now.in_steps else {}),
             "batch": self._batch,
             "batches": self._batches,
             "samples_per_second": round(self._samples_rate, 1),
@@ -127,14 +128,15 @@ class Heartbeat:
         """To the round's end, at the pace of the last beat."""
         if not (self._batches and self._rate and self._state in ("training", "validating")):
             return None
-        return max(0.0, ((now.local_epochs - now.epoch) * self._batches - self._batch) / self._rate)
+        left = (now.local_epochs - now.epoch) * self._batches / max(now.block, 1)
+        return max(0.0, (left - self._batch) / self._rate)
 
     def _text(self) -> str:
         now = self._standing()
         left = self._seconds_left(now)
         batch = f"batch {self._batch} of {self._batches or '?'}"
         soon = "" if left is None else f", about {left:.0f} s to the round's end"
-        return f"{self._state} round {now.round}, local epoch {now.epoch_text}, {batch}{soon}"
+        return f"{self._state} round {now.round}, {now.epoch_text}, {batch}{soon}"
 
     def _measure(self) -> None:
         """Rates since the last beat in which a batch ended."""

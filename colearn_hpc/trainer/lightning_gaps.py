@@ -88,12 +88,32 @@ def note_found_rate(trainer: pl.Trainer) -> None:
                 parsing.lightning_setattr(module, name, float(trainer.optimizers[0].param_groups[0]["lr"]))
 
 
-def expect_epochs(trainer: pl.Trainer, epochs: int | None) -> None:
-    """Let ``trainer.estimated_stepping_batches`` know how many epochs a run has, while optimizers are made; afterwards
-    the Trainer's own limit has to be put back."""
-    limit = trainer.max_epochs
-    if epochs is not None and (limit is None or limit == -1 or limit > epochs):
-        trainer.fit_loop.max_epochs = epochs
+def limits_of(trainer: pl.Trainer) -> tuple[int | None, int]:
+    """The Trainer's ``max_epochs`` and ``max_steps``."""
+    return trainer.max_epochs, trainer.max_steps
+
+
+def set_limits(trainer: pl.Trainer, limits: tuple[int | None, int]) -> None:
+    """Set what :func:`limits_of` has told."""
+    trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = limits
+
+
+def expect(trainer: pl.Trainer, length: int | None, in_steps: bool) -> None:
+    """Let ``trainer.estimated_stepping_batches`` know how many epochs or steps a run has. Where the fit ends, the
+    Trainer's own limits have to be put back."""
+    epochs, steps = limits_of(trainer)
+    limit = steps if in_steps else epochs
+    if length is not None and (limit is None or limit == -1 or limit > length):
+        set_limits(trainer, (epochs, length) if in_steps else (length, steps))
+
+
+def set_epoch_length(trainer: pl.Trainer, batches: int) -> None:
+    """The epoch that begins has so many batches: when it ends, and when it is validated."""
+    trainer.fit_loop.max_batches = batches
+    if trainer.val_check_batch is not None:  # None: by the clock
+        interval = trainer.val_check_interval
+        every = interval if isinstance(interval, int) else max(1, int(batches * (interval or 1)))
+        trainer.val_check_batch = every
 
 
 def average_from_here(trainer: pl.Trainer) -> None:
@@ -204,6 +224,22 @@ def wants_stop(trainer: pl.Trainer) -> bool:
     return (trainer.should_stop and met_epochs and met_steps) or 0 <= trainer.max_steps <= trainer.global_step
 
 
+def replace_fetcher(trainer: pl.Trainer, ours: Any) -> Any:
+    """Have Lightning take training batches from ``ours``; returns its own fetcher, whose iterator is made.
+
+    Raises:
+        ConfigurationError: ``training_step`` fetches by itself.
+    """
+    fetcher = trainer.fit_loop._data_fetcher
+    if isinstance(fetcher, kinds("loops.fetchers", "_DataLoaderIterDataFetcher")):
+        raise ConfigurationError(
+            "a training_step(dataloader_iter) fetches its batches by itself, and with local_steps nobody could count "
+            "them; take a batch as its argument, or count local epochs"
+        )
+    trainer.fit_loop._data_fetcher = ours
+    return fetcher
+
+
 def can_skip_batches(trainer: pl.Trainer) -> bool:
     """Whether a resumed epoch can find its place: its length is known, and not ``training_step`` itself fetches."""
     fetcher = trainer.fit_loop._data_fetcher
@@ -222,29 +258,58 @@ def restart_epoch(trainer: pl.Trainer, skip: int) -> None:
     fetcher = trainer.fit_loop._data_fetcher
     if fetcher is None:
         return
-    fabric: Any = fabric_of(trainer)
-    stateful = [isinstance(loader, fabric.utilities.types._Stateful) for loader in fetcher.combined_loader.flattened]
-    if all(stateful):
+    resumes_loaders()
+    left = tell_place(fetcher.combined_loader, trainer.current_epoch, skip)
+    if left is None:
         return
+    iter(fetcher)
+    for _ in range(left):
+        next(fetcher)
+    fetcher.fetched -= left
+
+
+def resumes_loaders() -> None:
+    """Keep 2.6 from warning that a loader cannot be resumed: it is being resumed here."""
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+
+
+def set_sampler_epochs(combined_loader: Any, epoch: int) -> None:
+    """Tell the loaders' samplers which pass over the data begins."""
+    for loader in combined_loader.flattened:
+        fabric_of(combined_loader).utilities.data._set_sampler_epoch(loader, epoch)
+
+
+def tell_place(combined_loader: Any, epoch: int, skip: int) -> int | None:
+    """Tell loaders where a pass over the data goes on.
+
+    Args:
+        combined_loader: Lightning's, around all training loaders.
+        epoch: the pass.
+        skip: batches of it that are trained.
+
+    Returns:
+        How many batches have still to be read and dropped; None where the loaders know their place already.
+
+    Raises:
+        CheckpointError: some know it, and some do not.
+    """
+    fabric: Any = fabric_of(combined_loader)
+    loaders = combined_loader.flattened
+    stateful = [isinstance(loader, fabric.utilities.types._Stateful) for loader in loaders]
+    if all(stateful):
+        return None
     if any(stateful):
         raise CheckpointError(
             "some of the training loaders have state_dict() and some do not: the place in the epoch is unknown; "
             "delete the newest resume point of each data center to go on from the epoch's start"
         )
-    # 2.6 will warn that this loader cannot be resumed: it is being resumed here.
-    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
-    loaders = fetcher.combined_loader.flattened
-    for loader in loaders:
-        fabric.utilities.data._set_sampler_epoch(loader, trainer.current_epoch)
+    set_sampler_epochs(combined_loader, epoch)
     starts = [getattr(getattr(loader, "sampler", None), "start_at", None) for loader in loaders]
     if skip and all(starts):
         for start_at in filter(None, starts):
             start_at(skip)
-        skip = 0
-    iter(fetcher)
-    for _ in range(skip):
-        next(fetcher)
-    fetcher.fetched -= skip
+        return 0
+    return skip
 
 
 def batches_done(trainer: pl.Trainer) -> tuple[int, bool]:

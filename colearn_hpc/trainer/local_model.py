@@ -39,7 +39,7 @@ class LocalModel(Callback):
         self._trained = True
         if trainer.is_last_batch:
             now = self._standing()
-            if now.epoch + 1 == now.local_epochs:
+            if now.epoch + now.block >= now.local_epochs:
                 self._write(trainer, now)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

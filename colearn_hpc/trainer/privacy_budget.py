@@ -35,10 +35,10 @@ def epsilon_of(trainer: pl.Trainer) -> float | None:
     return None if private is None else private.epsilon()
 
 
-def epochs_left(trainer: pl.Trainer) -> int | None:
-    """Local epochs that the privacy budget still allows; None without one."""
+def epochs_left(trainer: pl.Trainer, in_steps: bool = False) -> int | None:
+    """Local epochs, or steps, that the privacy budget still allows; None without one."""
     private = accounted(trainer)
-    return None if private is None else private.epochs_left(private.steps_per_epoch)
+    return None if private is None else private.epochs_left(1 if in_steps else private.steps_per_epoch)
 
 
 def check_monitors(trainer: pl.Trainer, settings: Settings) -> None:

@@ -71,7 +71,7 @@ class RunProgress(ProgressBar):
         elif self._enabled and time.monotonic() - self._last_line > _SECONDS_PER_LINE:
             # The callback before this one has already counted the epoch.
             self._last_line = time.monotonic()
-            self._say(f"{self._position(trainer, self._standing().epoch)}  {metrics}")
+            self._say(f"{self._position(trainer, ended=True)}  {metrics}")
 
     def round_closed(self, record: RoundReport, doubled: bool) -> None:
         """Called by :class:`CoLearning` on the ranks of every data center when a round is logged."""
@@ -82,7 +82,8 @@ class RunProgress(ProgressBar):
         what = f"averaged: relative change {change:.4f}" if math.isfinite(change) else "closed: predictions averaged"
         self._say(f"round {record.round} {what}  {shared}")
         if doubled:
-            self._say(f"  T doubles: {record.local_epochs} -> {record.next_local_epochs} local epochs a round")
+            now, then = record.local_epochs, record.next_local_epochs
+            self._say(f"  T doubles: {now} -> {then} {record.unit_text} a round")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._records:
@@ -93,12 +94,12 @@ class RunProgress(ProgressBar):
         metrics.pop("v_num", None)
         return metrics
 
-    def _position(self, trainer: pl.Trainer, epoch: int | None = None) -> str:
+    def _position(self, trainer: pl.Trainer, ended: bool = False) -> str:
         now = self._standing()
-        number = now.epoch + 1 if epoch is None else epoch
+        number, unit = now.epoch + (0 if ended else now.block), "step" if now.in_steps else "epoch"
         change = "-" if now.relative_change is None else f"{now.relative_change:.4f}"
         rate = first_rate(trainer.optimizers)
-        return f"round {now.round} epoch {number}/{now.local_epochs} rate {rate:.4g} change {change}"
+        return f"round {now.round} {unit} {number}/{now.local_epochs} rate {rate:.4g} change {change}"
 
     def _say(self, text: str) -> None:
         if self._enabled:
@@ -109,7 +110,7 @@ class RunProgress(ProgressBar):
 def table(records: Sequence[RoundReport]) -> str:
     """The closing table: a line per round, metrics of the shared model as the first data center saw them."""
     metrics = list(dict.fromkeys(name for record in records for name in record.centers[0].shared_metrics))
-    rows = [["round", "T", "epochs", "rate", "change", *metrics, "train s", "wait s", "exchange s", "MB sent"]]
+    rows = [["round", "T", records[0].unit, "rate", "change", *metrics, "train s", "wait s", "exchange s", "MB sent"]]
     for record in records:
         centers = record.centers
         shared = centers[0].shared_metrics

@@ -25,7 +25,6 @@ import logging
 import math
 import os
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,7 @@ class RunFolder:
             return
         self.check_lock()
         path = self.folder / "rounds.jsonl"
-        line = jsonable(asdict(record))
+        line = jsonable(record.to_plain())
         if self._contracts:
             self._chain = line[CHAIN] = linked(self._chain, line)
         self._unwritten.append(json.dumps(line) + "\n")

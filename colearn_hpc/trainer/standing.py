@@ -27,6 +27,8 @@ class Standing:
         shows: the round whose shared model the module is right now; None: it is the local model.
         ends_round: a mean was taken, begun or finished at the last batch, and the epoch's end has not closed it.
         stopping: no round follows.
+        in_steps: optimizer steps are counted instead of local epochs.
+        block: of the epoch that is trained: 1, or its steps.
     """
 
     center: str
@@ -45,6 +47,8 @@ class Standing:
     shows: int | None
     ends_round: bool
     stopping: bool
+    in_steps: bool = False
+    block: int = 1
 
     @property
     def center_folder(self) -> Path:
@@ -53,5 +57,7 @@ class Standing:
 
     @property
     def epoch_text(self) -> str:
-        """``3 of 5``, the local epoch that is trained, from 1."""
-        return f"{min(self.epoch + 1, self.local_epochs)} of {self.local_epochs}"
+        """``local epoch 3 of 5`` or ``steps 501-1000 of 2000``, what is trained now, from 1."""
+        last = min(self.epoch + self.block, self.local_epochs)
+        what = f"steps {self.epoch + 1}-{last}" if self.in_steps else f"local epoch {last}"
+        return f"{what} of {self.local_epochs}"

@@ -47,12 +47,10 @@ def spent_by(epochs):
     return accountant.epsilon()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def trained(folder, **unit):
     """T doubles whenever it can; the budget is that of five local epochs."""
-    folder = tmp_path_factory.mktemp("run")
     private = PrivateTraining(noise=NOISE, delta=DELTA, budget=spent_by(EPOCHS) + 1e-9)
-    colearning = CoLearning(local_epochs=1, epsilon=1e9, rounds=10, run_dir=folder)
+    colearning = CoLearning(epsilon=1e9, rounds=10, run_dir=folder, **unit)
     trainer = pl.Trainer(
         max_epochs=-1,
         accelerator="cpu",
@@ -71,6 +69,11 @@ def run(tmp_path_factory):
     return folder, private, records
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("run"), local_epochs=1)
+
+
 def test_every_line_tells_what_is_spent(run):
     folder, private, _ = run
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
@@ -86,6 +89,14 @@ def test_t_is_bounded_by_what_the_budget_allows_and_says_so(run):
     expected = "round 2: T would be 4, and a data center's privacy budget allows 2 more local epochs: T is 2"
     assert expected in said
     assert any("one more step would pass the budget" in text for text in said)
+
+
+def test_in_steps_the_budget_is_spent_to_the_last_one(tmp_path):
+    _, private, said = trained(tmp_path, local_steps=3)
+    lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [line["local_epochs"] for line in lines] == [3, 6, 11]
+    assert "round 2: T would be 12, and a data center's privacy budget allows 11 more steps: T is 11" in said
+    assert private.epsilon() == pytest.approx(spent_by(EPOCHS), abs=1e-9)
 
 
 def test_watch_and_report_show_it(run):

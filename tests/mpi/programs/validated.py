@@ -217,6 +217,9 @@ class Cycle(toy.Toy):
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=self.steps)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def on_train_start(self):
+        assert self.trainer.estimated_stepping_batches == 24 or self.trainer.max_epochs == 4, "known later, too"
+
 
 class Rates(pl.Callback):
     def __init__(self):

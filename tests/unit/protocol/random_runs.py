@@ -11,9 +11,10 @@ class World:
 
     Args:
         random: draws it.
+        block: steps of a block; 1: local epochs are counted.
     """
 
-    def __init__(self, random):
+    def __init__(self, random, block=1):
         self.first = random.choice([1, 1, 2, 3])
         self.overlap = random.random() < 0.6
         self.rounds = random.choice([None, 1, 2, 3, 6])
@@ -28,6 +29,12 @@ class World:
         if not self.overlap:  # it cannot go on without a data center
             self.fails_at = random.choice([None, None, 0, 1, 3])
             self.missed = random.choice([{}, {}, {1: RoundPlace(3, 2, 9)}])
+        self.block = block
+        if block > 1:
+            self.first, self.cut, self.fails_at = block, None, None
+            self.limit = None if self.limit is None else self.limit * block - random.randrange(block)
+            self.chosen = [random.randint(1, 3 * block) for _ in self.chosen]
+            self.missed = {at: RoundPlace(3, 2 * block + 1, 9 * block) for at in self.missed}
 
     def rule(self, index):
         return self.chosen[index]
@@ -60,9 +67,13 @@ class Shell:
 
     def __init__(self, world, state=None, saves=False):
         self.world, self.saves = world, saves
-        self.run = Run(state or RunState.new("dc0", world.first), rounds=world.rounds, overlap=world.overlap)
+        self.run = self._run_from(state or RunState.new("dc0", world.first))
         self.trace, self.lines = [], []
         self.should_stop = False
+
+    def _run_from(self, state):
+        world = self.world
+        return Run(state, rounds=world.rounds, overlap=world.overlap, block=world.block)
 
     @property
     def state(self):
@@ -84,7 +95,7 @@ class Shell:
         assert len(state.unlogged) <= 2
         assert not (state.travelling is not None and state.due is Step.TAKE_MEAN)
         if self.saves:
-            self.run = Run(reread(state), rounds=self.world.rounds, overlap=self.world.overlap)
+            self.run = self._run_from(reread(state))
             assert self.state == state
         return step
 

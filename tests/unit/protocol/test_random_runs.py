@@ -45,12 +45,13 @@ def test_as_the_flags(saves):
     assert seen == {step.value for step in Step} - {Step.STOP_TRAINER.value}
 
 
-def test_resumed_at_any_moment():
+@pytest.mark.parametrize("block", [1, 5])
+def test_resumed_at_any_moment(block):
     """Between two hooks: at an epoch's end, in its middle, or while another callback writes a checkpoint."""
     seen = set()
     for seed in range(1500):
         generator = random.Random(seed)
-        world, moments = World(generator), []
+        world, moments = World(generator, block), []
         whole = Shell(world)
 
         def watch(hook, whole=whole, moments=moments):
@@ -72,6 +73,31 @@ def test_resumed_at_any_moment():
         seen.add((hook, state.travelling is not None, len(state.unlogged)))
     ends = {("on_train_epoch_end", travels, lines) for travels in (False, True) for lines in (0, 1)}
     assert ends <= seen and ("finish_epoch", True, 0) in seen
+
+
+def test_in_steps_every_round_has_its_own():
+    """Whatever the blocks are: T is what the rule chose, and the rounds' steps add up to the run's."""
+    for seed in range(1500):
+        world, blocks = World(random.Random(seed), block=5), []
+        world.missed = {}
+        shell = Shell(world, saves=True)
+
+        def watch(hook, shell=shell, blocks=blocks):
+            if hook == HOOKS[0]:
+                blocks.append(shell.state.block)
+
+        train([shell], world, watch=watch)
+        done = 0
+        for index, epochs, epochs_done, decision in shell.lines:
+            before, chosen = ([world.first, world.first, *world.chosen][index + at] for at in (0, 1))
+            least = min(world.block, before) if index and world.overlap else 1  # a block, before T is known
+            at_end = world.limit is not None and epochs_done >= world.limit
+            early = decision.stop is not None and (world.stops_at or 0) < epochs_done
+            assert epochs == max(chosen, least) or at_end or early, seed
+            assert epochs_done == done + epochs or early, seed
+            done = epochs_done
+        assert all(1 <= one <= world.block for one in blocks), seed
+        assert not (shell.state.dirty or shell.state.travelling or shell.state.unlogged), seed
 
 
 @pytest.mark.parametrize(("rounds", "stop"), [(3, StopReason.ROUNDS), (2, StopReason.ROUNDS), (5, None), (None, None)])

@@ -477,6 +477,7 @@ def test_row(row):
 
 INPUTS = {
     "start_epoch": (None,),
+    "cut_block": (0,),
     "rate": (0.1,),
     "epoch_trained": (),
     "count_epoch": (),
@@ -503,7 +504,7 @@ ALLOWED |= {step: set(names) | ({"miss_round"} if step is Step.TAKE_MEAN else se
 
 def test_every_input_is_tried():
     told = {name for name, value in vars(Run).items() if callable(value) and not name.startswith("_")}
-    free = {"note", "report", "report_shared", "trained", "place", "decision", "resumed"}
+    free = {"note", "report", "report_shared", "trained", "place", "place_of", "decision", "resumed"}
     assert told - free == set(INPUTS)
     assert set(DUE) == {None, *ANSWERS} and set(ANSWERS) == set(Step) - {Step.STOP_TRAINER}
 
@@ -526,6 +527,89 @@ def test_only_what_answers_is_taken(due, happened):
 def test_a_checkpoint_with_something_due_is_not_continued(due):
     with pytest.raises(CheckpointError, match=f"where the run was to {due.value}, .* continue from a resume point"):
         DUE[due]().resumed()
+
+
+# --- steps ----------------------------------------------------------------------------------------------
+
+
+def in_steps(first=4, overlap=False):
+    return Run(RunState.new("dc0", first), rounds=None, overlap=overlap, block=first)
+
+
+def blocks_of(run, limit=None):
+    """Train until a step is due; returns it, and the steps of the blocks until then."""
+    blocks, step = [], None
+    while step is None:
+        run.start_epoch(limit)
+        blocks.append(run.state.block)
+        run.rate(0.5)
+        run.rate(0.1)
+        run.trained(8, 1.0)
+        step = run.epoch_trained()
+        if step is None:
+            run.count_epoch()
+            assert run.close_epoch() is None
+    return step, blocks
+
+
+def ended(run, next_steps, step=Step.TAKE_MEAN):
+    assert step is Step.TAKE_MEAN
+    run.mean_taken(Decision(0.5, next_steps), REPORT)
+    run.count_epoch()
+    assert run.close_epoch() is Step.LOG_ROUND
+    assert run.round_logged(False) is None
+
+
+def test_a_round_of_steps_has_blocks_of_the_first_rounds_length():
+    run = in_steps()
+    step, blocks = blocks_of(run)
+    assert blocks == [4] and run.state.round.rates == (0.1,)
+    ended(run, 10, step)
+    assert (run.state.epoch, run.state.epochs_done) == (0, 4)
+    step, blocks = blocks_of(run)
+    assert blocks == [4, 4, 2] and run.state.round.rates == (0.1, 0.1, 0.1)
+    assert run.place(None, leaving=False) == RoundPlace(1, 10, 12)
+    ended(run, 3, step)
+    step, blocks = blocks_of(run, limit=16)  # the Trainer's max_steps
+    assert blocks == [2] and run.place(16, leaving=False) == RoundPlace(2, 2, 14, last=True)
+    ended(run, 3, step)
+    assert run.state.epochs_done == 16
+
+
+def test_a_block_that_was_cut_short_is_filled_up():
+    run = in_steps()
+    run.start_epoch(None)
+    run.rate(0.3)
+    run.trained(8, 1.0)
+    run.cut_block(3)
+    assert run.epoch_trained() is None
+    run.count_epoch()
+    assert (run.state.epoch, run.state.epochs_done) == (3, 3)
+    step, blocks = blocks_of(run)
+    assert (step, blocks, run.state.round.rates) == (Step.TAKE_MEAN, [1], (0.1,))
+
+
+def test_a_round_of_steps_that_is_missed():
+    run = in_steps()
+    assert run.miss_round("why", None) is Step.TAKE_MEAN
+    run.mean_taken(GO_ON, REPORT, RoundPlace(round=7, local_epochs=10, epochs_done=48))
+    assert (run.state.epoch, run.state.block, run.state.epochs_done) == (8, 2, 48)
+    assert run.state.unlogged[0].epochs_done == 50
+    run.count_epoch()
+    assert (run.state.epoch, run.state.epochs_done) == (10, 50)
+
+
+def test_with_overlap_a_round_has_at_least_its_first_blocks_steps():
+    run = in_steps(overlap=True)
+    step, _ = blocks_of(run)
+    assert step is Step.BEGIN_MEAN and run.mean_begun(REPORT) is None
+    run.count_epoch()
+    assert run.close_epoch() is Step.ASK_WHO_GOES_ON and run.going_on(True) is None
+    assert run.place_of(run.state.travelling) == RoundPlace(0, 4, 0)
+    step, blocks = blocks_of(run)
+    assert (step, blocks) == (Step.FINISH_MEAN, [4])
+    assert run.mean_finished(Decision(0.5, 3), REPORT, None) is Step.BEGIN_MEAN
+    assert run.state.round.epochs == 4
 
 
 # --- notes ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from colearn_hpc.algorithm.combine import combiner_of
 from colearn_hpc.algorithm.kept_model import LatestMean
 from colearn_hpc.algorithm.learning_rate import schedule_of
 from colearn_hpc.algorithm.local_correction import FedProx, Scaffold
+from colearn_hpc.algorithm.local_epochs import FixedEpochs, InSteps
 from colearn_hpc.algorithm.outer import OuterSGD
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.settings import CLASHES, Settings, describe
@@ -39,6 +40,10 @@ CASES = [
     (
         {"warmup_epochs": 2, "warmup_steps": 9},
         "warmup_epochs=2 and warmup_steps=9 are one thing in two units; drop one of the two",
+    ),
+    (
+        {"local_steps": 5, "warmup_epochs": 1},
+        "warmup_epochs=1 counts local epochs, and with local_steps the run counts optimizer steps; use warmup_steps",
     ),
     (
         OUTER | PREDICTIONS,
@@ -190,7 +195,9 @@ CASES = [
 ]
 
 
-def as_settings(exchange=None, privacy=None, schedule="clr", combine="weights", federation=None, **arguments):
+def as_settings(
+    exchange=None, privacy=None, schedule="clr", combine="weights", federation=None, local_steps=None, **arguments
+):
     """Arguments of CoLearning as those of Settings."""
     arguments["federated"] = federation is not None
     hides = {"sums": "fixed32"} if (privacy or {}).get("secure") else {}
@@ -199,7 +206,7 @@ def as_settings(exchange=None, privacy=None, schedule="clr", combine="weights", 
         | hides
         | dict(exchange or {})
         | dict(privacy or {})
-        | {"schedule": schedule_of(schedule, 0.25), "rule": None}
+        | {"schedule": schedule_of(schedule, 0.25), "rule": None if local_steps is None else InSteps(FixedEpochs(5))}
     )
     found |= {"codec": codec_of(found.get("codec", "fp32")), "combiner": combiner_of(combine)}
     return found | {"combine": "predictions" if combine == "predictions" else "weights"}
