@@ -76,6 +76,8 @@ class Offer:
         encoding: how slices are written on the wire, and how they become one.
         gathering: chunks that are sent before the first one is waited for; None: the transport's own number. More where
             the mean is seldom moved on, for no more than these can move from one time to the next.
+        last_model: this is not the round's mean, but the last shared model, which one data center gives to those who
+            have missed it.
     """
 
     source: Source
@@ -85,6 +87,7 @@ class Offer:
     previous: Tensor | None = None
     encoding: Encoding = field(default_factory=Plain)
     gathering: int | None = None
+    last_model: bool = False
 
     def part(self, place: slice) -> Offer:
         """The same, of a stretch of the vector."""
@@ -120,12 +123,14 @@ class MeanFacts:
         finite: whether nothing in the mean is NaN or ±Inf; the same in all data centers.
         distance: ‖w_k - w̄‖² of this data center's parameters, with a codec as they arrived; NaN without a last
             shared model, or if it gave nothing.
+        void: why there is no mean, nor will be: who gave to it has left. Empty where there is one.
     """
 
     bytes_sent: int
     squares: Squares
     finite: bool
     distance: float
+    void: str = ""
 
     def __add__(self, other: MeanFacts) -> MeanFacts:
         return MeanFacts(
@@ -133,6 +138,7 @@ class MeanFacts:
             self.squares + other.squares,
             self.finite and other.finite,
             self.distance + other.distance,
+            self.void or other.void,
         )
 
     @property

@@ -37,6 +37,7 @@ class Consortium(certificates.Consortium):
         self.names = tuple(names)
         self.log = folder / "coordinator.log"
         self.process: subprocess.Popen | None = None
+        self.program = ["-m", "colearn_hpc"]  # what the coordinator is a command of
 
     def membership(self, name: str) -> Membership:
         return Membership.read(self.path, name)
@@ -47,7 +48,7 @@ class Consortium(certificates.Consortium):
         listen = f"127.0.0.1:{self.port}"
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "colearn_hpc", "serve", str(self.path), "--listen", listen, *options],
+                [sys.executable, *self.program, "serve", str(self.path), "--listen", listen, *options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(os.environ, OMP_NUM_THREADS="1"),

@@ -6,14 +6,16 @@
 
 A transport moves messages and knows none of this. It asks an encoding to :meth:`~Encoding.begin` a mean, and gets two
 objects: one for slices of parameters, one for slices of what follows them. Whoever owns a slice is sent everyone's row
-of it, and sends its mean to all. Whatever the kind: the same bits at all data centers.
+of it, and sends its mean to all. In a star nobody owns anything: one in the middle is sent all rows, combines them, and
+sends what came of it to all. Whatever the kind: the same bits at all data centers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from colearn_hpc.algorithm.codec import Codec
 from colearn_hpc.algorithm.combine import Combine
 from colearn_hpc.algorithm.fixed_point import Scales, decode, decode_near_zero, steps_of
 from colearn_hpc.algorithm.slice_sums import SliceSums
+
+Middle: TypeAlias = Literal["mean", "sum", "coded"]
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Ground:
         width: elements of the longest slice.
         sums: for slices of that length.
         apart: per data center that gives: ‖w_k - w̄‖² of its parameters over the slices that are summed here.
-        own_apart: of this data center alone, over all slices, where nobody else can measure it.
+        own_apart: of this data center alone, slice by slice in any order, where nobody else can measure it.
     """
 
     result: Tensor
@@ -44,7 +48,7 @@ class Ground:
     width: int
     sums: SliceSums = field(init=False)
     apart: list[float] = field(init=False)
-    own_apart: float = 0.0
+    own_apart: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sums, self.apart = SliceSums(self.width), [0.0] * len(self.weights)
@@ -53,6 +57,11 @@ class Ground:
         """How far each row of a slice is from its mean, while both are in cache."""
         for index, distance in enumerate(self.sums.distances(rows, mean)):
             self.apart[index] += distance
+
+    @property
+    def own_distance(self) -> float:
+        """The sum of :attr:`own_apart`, with the same bits in any order."""
+        return math.fsum(self.own_apart)
 
 
 class Slices(Protocol):
@@ -101,9 +110,21 @@ class Slices(Protocol):
     def read(self, message: Tensor, place: slice) -> None:
         """Put a mean that has arrived into the result."""
 
+    def take(self, message: Tensor, place: slice) -> None:
+        """Put into the result what has come from the middle of a star: what it made of all rows."""
+
+    def measure(self, place: slice) -> float | None:
+        """How far this data center's row of a slice was from the mean that is in the result, where only it can tell;
+        None where that is not so."""
+
 
 class Encoding(Protocol):
     """How one vector is written, summed and read."""
+
+    @property
+    def middle(self) -> Middle | None:
+        """What is done with rows in the middle of a star: "mean", "sum" modulo 2^32 or 2^64, or "coded", where they are
+        decoded first and their mean is coded; None: it cannot be done there."""
 
     def source_dtype(self, result: torch.dtype) -> torch.dtype:
         """Of the vector that is sent, if the mean is to be of dtype ``result``."""
@@ -113,6 +134,9 @@ class Encoding(Protocol):
 
     def prepare(self, parameters: int) -> None:
         """Make room for what is remembered about so many parameters."""
+
+    def again(self) -> None:
+        """The same vector is to be written once more, from its beginning on: its messages were lost on their way."""
 
     def part(self, place: slice) -> Encoding:
         """The same for a stretch of the vector."""
@@ -126,6 +150,9 @@ class Encoding(Protocol):
 
 class _Forgetful:
     """What encodings have in common that remember nothing."""
+
+    def again(self) -> None:
+        """Nothing."""
 
     def source_dtype(self, result: torch.dtype) -> torch.dtype:
         return result
@@ -152,6 +179,10 @@ class Plain(_Forgetful):
     """
 
     combiner: Combine | None = None
+
+    @property
+    def middle(self) -> Middle | None:
+        return "mean" if self.combiner is None else None
 
     def begin(self, ground: Ground) -> tuple[Slices, Slices]:
         combine = ground.sums.mean if self.combiner is None else self.combiner.combine
@@ -191,6 +222,12 @@ class PlainSlices:
     def read(self, message: Tensor, place: slice) -> None:
         pass
 
+    def take(self, message: Tensor, place: slice) -> None:
+        self._ground.result[place] = message
+
+    def measure(self, place: slice) -> float | None:
+        return None
+
 
 # --- coded steps --------------------------------------------------------------------------------------
 
@@ -205,7 +242,8 @@ class Coded:
         codec: for parameters; their steps are from the last shared model, so there must be one.
         combiner: how the rows of a slice become one; None: eq. 2.
         residual: shape ``(parameters,)``. In this leader's own slices: what was missing in the means it sent;
-            elsewhere: what was missing in its own steps. None before the first mean, or without feedback.
+            elsewhere: what was missing in its own steps. In a star no slice is its own: who is in the middle remembers
+            what was missing in means. None before the first mean, or without feedback.
         pending: the residual after the mean that is under way; takes its place when that is committed.
     """
 
@@ -213,6 +251,13 @@ class Coded:
     combiner: Combine | None = None
     residual: Tensor | None = None
     pending: Tensor | None = None
+
+    @property
+    def middle(self) -> Middle | None:
+        return "coded" if self.combiner is None else None
+
+    def again(self) -> None:
+        """Nothing: the residual changes when the mean is committed."""
 
     def source_dtype(self, result: torch.dtype) -> torch.dtype:
         return result
@@ -309,6 +354,12 @@ class CodedSlices:
     def read(self, message: Tensor, place: slice) -> None:
         self._apply(message, place, self._decoded[0])
 
+    def take(self, message: Tensor, place: slice) -> None:
+        self.read(message, place)
+
+    def measure(self, place: slice) -> float | None:
+        return None
+
     def _apply(self, message: Tensor, place: slice, room: Tensor) -> Tensor:
         """Last shared model + decoded mean step: the same two operations, so the same bits, on all leaders."""
         decoded = room[: place.stop - place.start]
@@ -348,6 +399,10 @@ class WholeNumbers(_Forgetful):
     divisor: float
     numbers: Tensor | None
     start: int = 0
+
+    @property
+    def middle(self) -> Middle | None:
+        return "sum"
 
     def source_dtype(self, result: torch.dtype) -> torch.dtype:
         return self.scales.dtype
@@ -389,9 +444,8 @@ class WholeSlices:
         total = self._total[: place.stop - place.start].copy_(rows[0])
         for row in rows[1:]:
             total.add_(row)
-        whole, result = self._whole, self._ground.result[place]
-        start = whole.start + place.start
-        self._decode(total, whole.previous[place], whole.scales, whole.divisor, result, start)
+        result = self._ground.result[place]
+        self.take(total, place)
         self.read(result, place)
         return result
 
@@ -399,10 +453,21 @@ class WholeSlices:
         return self._ground.result[place]
 
     def read(self, message: Tensor, place: slice) -> None:
-        if self._measures and place.stop > place.start:
-            whole = self._whole
-            assert whole.numbers is not None, "else nothing is measured"
-            start = whole.start + place.start
-            mine = steps_of(whole.numbers[place], whole.scales, whole.factor, start)
-            apart = mine.add_(whole.previous[place]).sub_(message)
-            self._ground.own_apart += float(torch.dot(apart, apart))
+        if (distance := self.measure(place)) is not None:
+            self._ground.own_apart.append(distance)
+
+    def take(self, message: Tensor, place: slice) -> None:
+        """Of a sum of whole numbers."""
+        whole, result = self._whole, self._ground.result[place]
+        start = whole.start + place.start
+        self._decode(message, whole.previous[place], whole.scales, whole.divisor, result, start)
+
+    def measure(self, place: slice) -> float | None:
+        if not self._measures or place.stop <= place.start:
+            return None
+        whole = self._whole
+        assert whole.numbers is not None, "else nothing is measured"
+        start = whole.start + place.start
+        mine = steps_of(whole.numbers[place], whole.scales, whole.factor, start)
+        apart = mine.add_(whole.previous[place]).sub_(self._ground.result[place])
+        return float(torch.dot(apart, apart))

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from colearn_hpc.algorithm.encoding import Plain
 from colearn_hpc.between import Offer
 from colearn_hpc.errors import ConfigurationError, FederationError, LeftBehindError
+from colearn_hpc.federation.credentials import Certified
 from colearn_hpc.federation.link import Link, Membership, Question
 from colearn_hpc.federation.mean import FederatedMean, Stream, hello_of, pieces
 from colearn_hpc.federation.wire import CHUNK, Hello, texts
@@ -74,7 +74,7 @@ class FederatedBetween:
         self.agreed: Mapping[str, str] = membership.federation.items()
         sites = membership.federation.sites
         self.may_preside: frozenset[int] | None = frozenset(k for k, one in enumerate(sites) if "preside" in one.may)
-        self.carries = leads
+        self.carries, self.credentials = leads, Certified(membership)
         self.meanwhile: Callable[[], object] = _nothing
         self._end = end
         self._stop = ""  # why this site stops
@@ -215,11 +215,11 @@ class FederatedBetween:
         """Begin eq. 2 over the sites ``present``. To be called right after the meeting at a round's end.
 
         Raises:
-            ConfigurationError: the offer has an encoding of its own; these travel only inside an MPI world.
+            ConfigurationError: a coordinator cannot combine what is offered.
             ValueError: all weights are 0, or the offer's result does not fit.
         """
-        if offer.encoding != Plain():
-            raise ConfigurationError("between the sites of a federation the mean is eq. 2, in full precision")
+        if offer.encoding.middle is None:
+            raise ConfigurationError("a coordinator takes means and sums; these models are combined in another way")
         assert self._round is not None, "a mean follows a round's end"
         hello = hello_of(self._round + 1, offer, present)
         return FederatedMean(

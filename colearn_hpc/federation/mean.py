@@ -14,21 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 
 import grpc
-import numpy as np
 import torch
 
 from colearn_hpc import faults
-from colearn_hpc.algorithm.slices import measure
+from colearn_hpc.algorithm.encoding import Coded, Ground
+from colearn_hpc.algorithm.slices import chunks, measure
 from colearn_hpc.between import Idle, MeanFacts, Offer
 from colearn_hpc.federation import wire
 from colearn_hpc.federation.link import Link, Pause, is_refusal, refused
 from colearn_hpc.federation.reach import UnreachableError
-from colearn_hpc.federation.wire import HELLO, MEAN, ROW, WELCOME, WINDOW, Hello, WireError
+from colearn_hpc.federation.wire import HELLO, LAST_MODEL, MEAN, ROUND_MEAN, ROW, WELCOME, WINDOW, Hello, WireError
 from colearn_hpc.protocol import pacing
 
 log = logging.getLogger("colearn_hpc")
 
-_DTYPES = {torch.float32: "<f4", torch.float64: "<f8", torch.uint8: "|u1"}
+_DTYPES = {torch.float32: "<f4", torch.float64: "<f8", torch.int32: "<i4", torch.int64: "<i8", torch.uint8: "|u1"}
 
 
 class Stream:
@@ -39,13 +39,22 @@ class Stream:
         hello: which mean.
         row: gives bytes of a chunk of this site's vector; None: it gives nothing.
         put: takes bytes of a chunk of the mean.
+        again: the same rows are asked for once more, from the first on.
     """
 
     def __init__(
-        self, link: Link, hello: Hello, row: Callable[[int], memoryview] | None, put: Callable[[int, memoryview], None]
+        self,
+        link: Link,
+        hello: Hello,
+        row: Callable[[int], memoryview] | None,
+        put: Callable[[int, memoryview], None],
+        again: Callable[[], object] = lambda: None,
     ) -> None:
-        self._link, self._hello, self._row, self._put = link, hello, row, put
+        self._link, self._hello, self._row, self._put, self._again = link, hello, row, put, again
+        self._reads = threading.Lock()  # gRPC may still be asking for a row of the try before
         self.sent = 0  # payload bytes of the try that succeeded
+        self.wanted = False  # whether rows were, in the try that succeeded
+        self.void = ""  # why there is no mean, nor will be
         self.moved = time.monotonic()  # when something came
         self.done = threading.Event()
         self.error: BaseException | None = None
@@ -88,7 +97,9 @@ class Stream:
         hello, credit, ends = self._hello, threading.Semaphore(WINDOW), threading.Event()
         wanted = threading.Event()
         asked: list[BaseException] = []
-        self.sent = 0
+        with self._reads:
+            self.sent = 0
+            self._again()
 
         def frames() -> Iterator[bytes]:
             yield wire.frame(HELLO, hello.number, 0, wire.pack(hello.to_plain()))
@@ -96,14 +107,15 @@ class Stream:
             try:
                 for chunk in range(hello.chunks):
                     credit.acquire()
-                    if ends.is_set():
-                        return
-                    assert self._row is not None, "only who gives is asked for rows"
-                    content = self._row(chunk)
+                    with self._reads:
+                        if ends.is_set():
+                            return
+                        assert self._row is not None, "only who gives is asked for rows"
+                        message = wire.frame(ROW, hello.number, chunk, self._row(chunk))
+                        self.sent += hello.length(chunk)
                     if chunk == 1:
                         faults.reached("exchange")
-                    self.sent += len(content)
-                    yield wire.frame(ROW, hello.number, chunk, content)
+                    yield message
             except Exception as error:  # and not that gRPC has no more use for it
                 asked.append(error)
                 raise
@@ -112,9 +124,14 @@ class Stream:
         try:
             welcome = wire.unpack(wire.expect(_next(answers, asked), WELCOME, hello.number, 0))
             pause.reset()
-            if not (isinstance(welcome, dict) and isinstance(welcome.get("rows"), bool)):
-                raise WireError("no welcome")
-            if not welcome["rows"]:
+            match welcome:
+                case {"rows": bool(rows), "void": str(void)}:
+                    self.wanted, self.void = rows, wire.texts(void)
+                case _:
+                    raise WireError("no welcome")
+            if self.void:
+                return
+            if not self.wanted:
                 ends.set()
                 credit.release()
             wanted.set()
@@ -168,11 +185,20 @@ class FederatedMean:
         self._link, self._hello, self._offer = link, hello, offer
         self._meanwhile, self._leaves, self._tell = meanwhile, leaves, tell
         self._gives = bool(hello.weights[index])
-        element = wire.DTYPES[hello.dtype]
-        self._step = wire.CHUNK // element
-        self._scratch = torch.empty(self._step, dtype=offer.result.dtype, pin_memory=offer.source.on_gpu)
-        self._result = offer.result.numpy()
-        self._stream = Stream(link, hello, self._read if self._gives else None, self._write)
+        source, encoding = offer.source, offer.encoding
+        encoding.prepare(offer.parameter_size)
+        width = min(hello.widest, hello.size)
+        self._kinds = encoding.begin(Ground(offer.result, offer.previous, [1.0], width))
+        self._scratch = torch.empty(width, dtype=source.dtype, pin_memory=source.on_gpu)
+        self._outbox, self._inbox = torch.empty((2, wire.CHUNK), dtype=torch.uint8)
+        # Where rows are no weights: ‖w_k - w̄‖² of each slice as K leaders in one MPI world cut them, measured while
+        # later chunks travel.
+        number = 0 if source.dtype == offer.result.dtype else len(hello.present)
+        cut = (one for one in chunks(hello.size, offer.parameter_size, number) if one.parameters) if number else ()
+        self._slices = [chunk.place(k) for chunk in cut for k in range(number)]
+        self._apart: list[float | None] = []
+        row = self._read if self._gives else None
+        self._stream = Stream(link, hello, row, self._write, self._begin_again)
 
     def advance(self) -> None:
         """Threads move it."""
@@ -201,24 +227,65 @@ class FederatedMean:
                 log.warning("the mean is under way since %.0f s; awaited: %s", waiting.seconds, names or "nobody")
         if self._stream.error is not None:
             raise self._stream.error
-        offer = self._offer
-        own = offer.source if self._gives and offer.previous is not None else None
-        squares, rest, distance = measure(
-            offer.result, offer.previous, own, offer.parameter_size, len(self._hello.present)
-        )
+        if self._stream.void:
+            nothing = measure(None, None, None, 0, 1)[0]
+            return MeanFacts(self._stream.sent, nothing, True, math.nan, self._stream.void)
+        self._remember()
+        offer, own = self._offer, None
+        if self._gives and not self._slices and offer.previous is not None:
+            own = offer.source
+        number = len(self._hello.present)
+        squares, rest, distance = measure(offer.result, offer.previous, own, offer.parameter_size, number)
         finite = math.isfinite(squares.after) and math.isfinite(rest.after)
+        if known := [one for one in self._apart if one is not None]:
+            distance = math.fsum(known)
         return MeanFacts(self._stream.sent, squares, finite, distance)
 
+    def _remember(self) -> None:
+        """Where the encoding remembers what its messages lacked: as if they had been sent, if the mean was there
+        before; and of a site that gives nothing, nothing was sent."""
+        if self._hello.codec:
+            for chunk in range(self._hello.chunks):
+                if not self._hello.is_coded(chunk):
+                    continue
+                if not self._gives:
+                    self._kinds[0].skip(slice(*self._hello.place(chunk)))
+                elif not self._stream.wanted:
+                    self._read(chunk)
+
+    def _begin_again(self) -> None:
+        self._apart.clear()
+        self._offer.encoding.again()
+
     def _read(self, chunk: int) -> memoryview:
-        start = chunk * self._step
-        row = self._offer.source.read(start, min(start + self._step, self._hello.size), self._scratch)
-        self._offer.source.wait()
-        return row.numpy().astype(self._hello.dtype, copy=False).data.cast("B")
+        source, place = self._offer.source, slice(*self._hello.place(chunk))
+        message = values = source.read(place.start, place.stop, self._scratch)
+        source.wait()
+        for kind, piece in self._pieces(place):
+            inside = slice(piece.start - place.start, piece.stop - place.start)
+            slices = self._kinds[kind]
+            room = self._outbox.view(slices.unit)
+            message = slices.write(values[inside], piece, room[inside.start :])
+            if inside.start or inside.stop < len(values):  # what a chunk holds of two kinds is written in one way
+                message = room[: len(values)] if slices.copies else values
+        return message.contiguous().numpy().data.cast("B")
 
     def _write(self, chunk: int, content: memoryview) -> None:
-        start = chunk * self._step
-        values = np.frombuffer(content, self._hello.dtype)
-        self._result[start : start + len(values)] = values
+        place = slice(*self._hello.place(chunk))
+        self._inbox.numpy()[: len(content)] = content
+        for kind, piece in self._pieces(place):
+            message = self._inbox[: len(content)].view(self._kinds[kind].unit)
+            if not self._hello.is_coded(chunk):
+                message = message[piece.start - place.start : piece.stop - place.start]
+            self._kinds[kind].take(message, piece)
+        while len(self._apart) < len(self._slices) and self._slices[len(self._apart)].stop <= place.stop:
+            self._apart.append(self._kinds[0].measure(self._slices[len(self._apart)]))
+
+    def _pieces(self, place: slice) -> list[tuple[int, slice]]:
+        """The part of a chunk that is of the parameters, and the rest, each with its kind."""
+        end = min(max(self._offer.parameter_size, place.start), place.stop)
+        pieces = [(0, slice(place.start, end)), (1, slice(end, place.stop))]
+        return [(kind, piece) for kind, piece in pieces if piece.stop > piece.start]
 
 
 def hello_of(number: int, offer: Offer, present: tuple[int, ...]) -> Hello:
@@ -228,12 +295,18 @@ def hello_of(number: int, offer: Offer, present: tuple[int, ...]) -> Hello:
         ValueError: nobody gives, or the offer's result does not fit.
     """
     source, result = offer.source, offer.result
-    if result.shape != (source.size,) or result.dtype != source.dtype:
-        raise ValueError(f"the mean needs {source.size} x {source.dtype}, found {tuple(result.shape)} x {result.dtype}")
+    expected = offer.encoding.source_dtype(result.dtype)
+    if result.shape != (source.size,) or source.dtype != expected:
+        raise ValueError(
+            f"a mean of {tuple(result.shape)} x {result.dtype} needs {expected}, found {source.size} x {source.dtype}"
+        )
     weights = tuple(float(w) for w in offer.weights)
     if not any(weights[k] for k in present):
         raise ValueError("the mean of no participants is undefined")
-    return Hello(number, source.size, _DTYPES[source.dtype], weights, present)
+    part = LAST_MODEL if offer.last_model else ROUND_MEAN
+    codec = offer.encoding.codec.name if isinstance(offer.encoding, Coded) else ""
+    coded = offer.parameter_size if codec else 0
+    return Hello(number, source.size, _DTYPES[source.dtype], weights, present, part, codec, coded)
 
 
 def pieces(sizes: list[int]) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,8 @@ another protocol version is refused with both versions named.
     Meet   one request, one answer: maps with plain values (README of protocol/)
     Mean   a stream each way: frames of a 20-byte header and ``length`` bytes
              HELLO    site -> coordinator   msgpack: which mean, of what length, who gives with which weight
-             WELCOME  coordinator -> site   msgpack: whether rows are wanted, or the mean is there already
+             WELCOME  coordinator -> site   msgpack: whether rows are wanted, or the mean is there already; or that
+                                            there is none, and why
              ROW      site -> coordinator   chunk ``chunk`` of this site's vector
              MEAN     coordinator -> site   the same chunk of the mean
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import msgpack
 
+from colearn_hpc.federation.codecs import CODECS
 from colearn_hpc.protocol.plain import DEPTH
 
 VERSION = 1
@@ -33,7 +35,8 @@ CHUNK = 1 << 20  # bytes of a chunk; the last one of a mean may be shorter
 WINDOW = 8  # chunks that a site may be ahead of the mean it was given; it bounds what the coordinator holds
 LARGEST_MEAN = 1 << 42  # bytes of one vector
 _LONGEST_LIST, _LARGEST_MAP, _LONGEST_TEXT = 1 << 17, 4096, 1 << 20
-DTYPES = {"<f4": 4, "<f8": 8, "|u1": 1}  # of a vector's elements: bytes of each
+DTYPES = {"<f4": 4, "<f8": 8, "<i4": 4, "<i8": 8, "|u1": 1}  # of a vector's elements: bytes of each
+ROUND_MEAN, LAST_MODEL = range(2)  # what a vector of a round is
 
 
 class WireError(ValueError):
@@ -249,9 +252,13 @@ class Hello:
     Attributes:
         number: of the mean: 0 for the first shared model, i + 1 for round i.
         size: elements of the vector.
-        dtype: of them, as in :data:`DTYPES`; ``|u1``: bytes that one site gives to all.
+        dtype: of them, as in :data:`DTYPES`; ``|u1``: bytes that one site gives to all. Of whole numbers the sum is
+            taken, modulo 2^32 or 2^64, and no mean.
         weights: n_k per site, in order; 0 takes the mean without giving to it.
         present: indices of those who take it.
+        part: ROUND_MEAN, or LAST_MODEL: the last shared model, from one who has it to those who have missed it.
+        codec: by which the leading part is written, as in :data:`CODECS`; empty: all of it goes as it is.
+        coded: elements of that part.
     """
 
     number: int
@@ -259,35 +266,85 @@ class Hello:
     dtype: str
     weights: tuple[float, ...]
     present: tuple[int, ...]
+    part: int = ROUND_MEAN
+    codec: str = ""
+    coded: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Of one vector."""
-        return self.size * DTYPES[self.dtype]
+        """Of one vector as it travels."""
+        coded = CODECS[self.codec].nbytes(self.coded) if self.codec else 0
+        return coded + (self.size - self.coded) * DTYPES[self.dtype]
 
     @property
     def chunks(self) -> int:
-        """Into how many chunks a vector is cut."""
-        return -(-self.nbytes // CHUNK)
+        """Into how many chunks a vector is cut; none holds both what is coded and what is not."""
+        return self._coded_chunks - (-(self.size - self.coded) // self._step)
+
+    def place(self, chunk: int) -> tuple[int, int]:
+        """Where the elements of a chunk begin and end."""
+        if chunk < self._coded_chunks:
+            step = CODECS[self.codec].most(CHUNK)
+            return chunk * step, min((chunk + 1) * step, self.coded)
+        start = self.coded + (chunk - self._coded_chunks) * self._step
+        return start, min(start + self._step, self.size)
+
+    def is_coded(self, chunk: int) -> bool:
+        """Whether a chunk is coded."""
+        return chunk < self._coded_chunks
 
     def length(self, chunk: int) -> int:
         """Bytes of a chunk."""
-        return min(CHUNK, self.nbytes - chunk * CHUNK)
+        start, stop = self.place(chunk)
+        return CODECS[self.codec].nbytes(stop - start) if self.is_coded(chunk) else (stop - start) * DTYPES[self.dtype]
+
+    @property
+    def widest(self) -> int:
+        """The most elements that a chunk can have."""
+        return max(self._step, CODECS[self.codec].most(CHUNK) if self.codec else 0)
+
+    @property
+    def _step(self) -> int:
+        return CHUNK // DTYPES[self.dtype]
+
+    @property
+    def _coded_chunks(self) -> int:
+        return -(-self.coded // CODECS[self.codec].most(CHUNK)) if self.codec else 0
 
     @property
     def givers(self) -> tuple[int, ...]:
         """Indices of those whose rows are summed."""
         return tuple(k for k in self.present if self.weights[k])
 
+    @property
+    def whole_numbers(self) -> bool:
+        """Whether rows are added up, and no mean is made of them."""
+        return self.dtype in ("<i4", "<i8")
+
+    @property
+    def all_or_nothing(self) -> bool:
+        """Whether the round is void for all where a giver is lost, for a sum over fewer would mean something else."""
+        return self.whole_numbers or self.part != ROUND_MEAN
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells two vectors of a run apart."""
+        return self.number, self.part
+
     def to_plain(self) -> Any:
-        return [self.number, self.size, self.dtype, list(self.weights), list(self.present)]
+        how = [self.part, self.codec, self.coded]
+        return [self.number, self.size, self.dtype, list(self.weights), list(self.present), *how]
 
     @classmethod
     def from_plain(cls, plain: Any, sites: int) -> Hello:
         """Raises WireError where ``plain`` is no mean of ``sites`` sites."""
         match plain:
-            case [int(number), int(size), str(dtype), [*weights], [*present]] if (
+            case [int(number), int(size), str(dtype), [*weights], [*present], int(part), str(codec), int(coded)] if (
                 dtype in DTYPES
+                and type(part) is int
+                and part in (ROUND_MEAN, LAST_MODEL)
+                and type(coded) is int
+                and ((codec in CODECS and dtype in ("<f4", "<f8") and 0 <= coded <= size) or (codec, coded) == ("", 0))
                 and 0 <= number < 1 << 32
                 and 0 < size <= LARGEST_MEAN // DTYPES[dtype]
                 and type(number) is int
@@ -297,8 +354,9 @@ class Hello:
                 and all(type(k) is int and 0 <= k < sites for k in present)
                 and list(present) == sorted(set(present))
             ):
-                found = cls(number, size, dtype, tuple(weights), tuple(present))
-                if found.givers and (dtype != "|u1" or len(found.givers) == 1):
+                found = cls(number, size, dtype, tuple(weights), tuple(present), part, codec, coded)
+                one_gives = dtype == "|u1" or part == LAST_MODEL
+                if found.givers and (not one_gives or len(found.givers) == 1):
                     return found
         raise WireError("no mean")
 

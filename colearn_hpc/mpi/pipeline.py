@@ -202,7 +202,7 @@ class Pipeline:
     @property
     def own_distance(self) -> float:
         """The same of this leader alone over all slices, where only it can tell."""
-        return self._ground.own_apart
+        return self._ground.own_distance
 
     # --- messages -------------------------------------------------------------------------------------
 

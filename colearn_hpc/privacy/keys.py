@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -30,6 +31,45 @@ from colearn_hpc.errors import PrivacyError
 
 SigningKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 VerifyingKey = Ed25519PublicKey | EllipticCurvePublicKey
+
+
+class Credentials(Protocol):
+    """With what a site signs, and by what it knows the others.
+
+    Attributes:
+        signing: its key; secret.
+        shown: what the others are told, so that they can check what is signed.
+    """
+
+    signing: SigningKey
+    shown: bytes
+
+    def key_of(self, site: str, shown: object) -> VerifyingKey:
+        """The key with which another site signs.
+
+        Args:
+            site: its name.
+            shown: what was told of it.
+
+        Raises:
+            PrivacyError: that is not what this site knows it by, or nothing with a key.
+        """
+
+
+class Introduced:
+    """:class:`Credentials` where nobody has a certificate: a key of this start, and everyone is taken at its word."""
+
+    def __init__(self) -> None:
+        key = Ed25519PrivateKey.generate()
+        self.signing: SigningKey = key
+        self.shown = key.public_key().public_bytes_raw()
+
+    def key_of(self, site: str, shown: object) -> VerifyingKey:
+        try:
+            return Ed25519PublicKey.from_public_bytes(shown)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise PrivacyError(f"data center {site} told something that is no Ed25519 key: {error}") from None
+
 
 FEWEST_SITES = 3  # of two, each one knows the other's vector from the sum and its own
 _MOST_BYTES = 2**38  # ChaCha20 counts 2³² blocks of 64 bytes
@@ -137,6 +177,7 @@ class AttemptKeys:
         site: this site.
         signing: the key of its certificate.
         transcript: what this site is about to sum.
+        secret: X25519, 32 bytes, as this site has kept it for this transcript; None: a new one.
 
     Attributes:
         signed: what the other sites are to be told.
@@ -145,11 +186,11 @@ class AttemptKeys:
         PrivacyError: the site is not in the roster.
     """
 
-    def __init__(self, site: str, signing: SigningKey, transcript: Transcript) -> None:
+    def __init__(self, site: str, signing: SigningKey, transcript: Transcript, secret: bytes | None = None) -> None:
         if site not in transcript.roster:
             raise PrivacyError(f"site {site} is not in the roster {', '.join(transcript.roster)}")
         self._site, self._transcript = site, transcript
-        self._secret: X25519PrivateKey | None = X25519PrivateKey.generate()
+        self._secret: X25519PrivateKey | None = X25519PrivateKey.from_private_bytes(secret or new_secret())
         public = self._secret.public_key().public_bytes_raw()
         message = _message(transcript, site, public)
         signature = signing.sign(message) if isinstance(signing, Ed25519PrivateKey) else signing.sign(message, _ecdsa())
@@ -172,7 +213,8 @@ class AttemptKeys:
         if self._secret is None:
             raise PrivacyError("these keys have been used; an attempt has keys of its own")
         by_site = {signed.site: signed for signed in keys}
-        if by_site.keys() != set(self._transcript.roster) or by_site[self._site] != self.signed:
+        # Its own key, as it was sent: signatures of one key by one certificate may differ.
+        if by_site.keys() != set(self._transcript.roster) or by_site[self._site].key != self.signed.key:
             raise PrivacyError(
                 f"keys of {', '.join(sorted(by_site)) or 'nobody'} came for the roster "
                 f"{', '.join(self._transcript.roster)} of site {self._site}, or not its own as it was sent; the sum is "
@@ -197,6 +239,11 @@ class AttemptKeys:
         info = json.dumps(["colearn mask", *pair]).encode()
         seed = HKDF(hashes.SHA256(), 32, self._transcript.digest(), info).derive(shared)
         return PairSeed(signed.site, pair[0] == self._site, seed)
+
+
+def new_secret() -> bytes:
+    """An X25519 private key, 32 bytes."""
+    return X25519PrivateKey.generate().private_bytes_raw()
 
 
 def _message(transcript: Transcript, site: str, key: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,7 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from colearn_hpc.algorithm.encoding import Ground, Slices, WholeNumbers, WholeSlices
+from colearn_hpc.errors import PrivacyError
 from colearn_hpc.privacy.masks import Masks, Whole
+
+
+def _nothing(stop: int | None) -> None:
+    """Nothing has to be on disk."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,16 @@ class MaskedNumbers(WholeNumbers):
 
     Attributes:
         masks: of this site, for this vector; None: it gives nothing.
+        kept: waits until so many of the numbers are on disk (None: all), for they must be before they are sent.
     """
 
     masks: Masks | None = None
+    kept: Callable[[int | None], object] = _nothing
+
+    def again(self) -> None:
+        """The very same numbers go out under the very same masks: nobody sees anything new."""
+        if self.masks is not None:
+            self.masks.again()
 
     def begin(self, ground: Ground) -> tuple[Slices, Slices]:
         return MaskedSlices(self, ground, True), MaskedSlices(self, ground, False)
@@ -34,10 +46,13 @@ class MaskedSlices(WholeSlices):
 
     def __init__(self, masked: MaskedNumbers, ground: Ground, parameters: bool) -> None:
         super().__init__(masked, ground, parameters)
-        self._masks, self._start = masked.masks, masked.start
+        self._masks, self._kept, self._start = masked.masks, masked.kept, masked.start
 
     def write(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
-        assert self._masks is not None, "who gives has masks"
+        """Raises PrivacyError where this site has nothing to send any more, or the disk does not take it."""
+        if self._masks is None:
+            raise PrivacyError("this data center has gone on past this sum, and sends nothing for it any more")
+        self._kept(self._start + place.stop)
         message = room[: len(values)].copy_(values)
         self._masks.add(unsigned(message), self._start + place.start)
         return message

@@ -68,6 +68,11 @@ class Masks:
         for combine, seed in self._streams:
             self._add(combine, seed, values, offset * self._dtype.itemsize)
 
+    def again(self) -> None:
+        """The vector is to be sent once more, because it was lost on its way. Whoever calls this has not changed it
+        since: then each message is what it was, and tells nothing new."""
+        self._masked.clear()
+
     def _add(self, combine: Any, seed: bytes, values: Whole, place: int) -> None:
         """One stream from byte ``place`` on. A seed serves one vector, so the nonce is 0 and only the counter moves."""
         counter, skip = divmod(place, _CHACHA_BLOCK)

@@ -34,12 +34,15 @@ class Remembered:
 
     Attributes:
         remembers: whether a restart may want it; until then nothing is written down.
+        credentials: with what this data center signs, and by what it knows the others (``privacy/keys.py``); None:
+            nobody has a certificate.
     """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.index, self.names, self.carries = inner.index, inner.names, inner.carries
         self.separate, self.may_preside = inner.separate, inner.may_preside
+        self.credentials: Any = getattr(inner, "credentials", None)  # most transports have none
         self.remembers = False
         self._gap = False  # something was heard that cannot be replayed
         self._begun_before = False  # a mean is under way that began before the last resume point

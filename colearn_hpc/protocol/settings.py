@@ -227,6 +227,7 @@ _LEFT_OUT = (
     'out has no part of it. Use on_failure="stop"'
 )
 
+_BETWEEN_SITES = ("bf16", "fp16", "int8")  # codecs that a coordinator knows too
 _NOT_BETWEEN_SITES = "{} works inside one MPI world, and not yet between the sites of a federation; leave it out"
 
 # What cannot be had together: (whether it holds, what is said). In the text, `s` is the Settings.
@@ -263,6 +264,10 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
     (
         lambda s: s.may_miss and _with_predictions(s),
         _LEFT_OUT.format('combine="predictions"'),
+    ),
+    (
+        lambda s: s.may_miss and _with_outer(s),
+        _LEFT_OUT.format("outer_optimizer={outer}"),
     ),
     (
         lambda s: s.combiner is not None and s.weighting == "examples",
@@ -408,16 +413,12 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         _NOT_BETWEEN_SITES.format("combine={s.combiner}"),
     ),
     (
-        lambda s: s.federated and s.codec is not None,
-        _NOT_BETWEEN_SITES.format('exchange: codec="{s.codec.name}"'),
+        lambda s: s.federated and s.codec is not None and s.codec.name not in _BETWEEN_SITES,
+        _NOT_BETWEEN_SITES.format('exchange: codec="{s.codec.name}", unlike bf16, fp16 and int8,'),
     ),
     (
         lambda s: s.federated and _several_lanes(s),
         _NOT_BETWEEN_SITES.format("exchange: lanes={s.lanes}"),
-    ),
-    (
-        lambda s: s.federated and s.whole_numbers,
-        _NOT_BETWEEN_SITES.format("exchange: sums={s.sums} (and privacy: secure, which needs it)"),
     ),
 )
 

@@ -109,6 +109,7 @@ class Contributions:
         number: of data centers.
         weighting: how they are weighted.
         known: rounds that all who are present have heard of.
+        behind: indices of those who are present and have heard of fewer rounds than others.
     """
 
     by_center: dict[int, Contribution]
@@ -116,6 +117,12 @@ class Contributions:
     number: int
     weighting: str
     known: int = 0
+    behind: frozenset[int] = frozenset()
+
+    @property
+    def knows(self) -> int:
+        """The first one that is present and not behind."""
+        return next(k for k in self.present if k not in self.behind)
 
     @property
     def loss(self) -> float:
@@ -198,14 +205,15 @@ def arrive(
     waited = time.monotonic() - clock
     report = replace(end.report, examples=examples, wait_seconds=waited, absent=why_absent, loss=loss)
     given = {k: Contribution.from_plain(content) for k, content in attendance.contents.items()}
-    here = [getattr(attendance.brought[k], "content", None) for k in attendance.present]
-    known = min(0 if content is None else Contribution.from_plain(content).known for content in here)
+    here = {k: getattr(attendance.brought[k], "content", None) for k in attendance.present}
+    heard = {k: 0 if content is None else Contribution.from_plain(content).known for k, content in here.items()}
+    behind = frozenset(k for k, known in heard.items() if known < max(heard.values()))
     if not given:
         raise ParticipantError(
             f"round {round_index}: no data center has anything to give to the mean; see centers/*/log.txt"
         ).on_all_ranks()
     weighting = "uniform" if settings.secure else settings.weighting  # n_k is then a factor that stays at home
-    found = Contributions(given, attendance.present, len(names), weighting, known)
+    found = Contributions(given, attendance.present, len(names), weighting, min(heard.values()), behind)
     if len({one.size for one in given.values()}) > 1:
         sizes = ", ".join(f"{names[index]}: {one.size}" for index, one in given.items())
         raise ParticipantError(

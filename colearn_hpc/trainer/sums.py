@@ -9,7 +9,7 @@ Who hides the numbers (``secure_sums.py``) changes no sum: secure and plain runs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from colearn_hpc.algorithm.encoding import Encoding, WholeNumbers
 from colearn_hpc.algorithm.fixed_point import MORE_ROOM, Scales, encode, scales_for
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.between import Source, Vector
-from colearn_hpc.errors import PeerError
+from colearn_hpc.errors import ParticipantError, PeerError
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.place import Place
@@ -87,6 +87,18 @@ class Mean:
         """Their names."""
         return tuple(place.between.names[k] for k in self.givers)
 
+    def why_not_all(self, told: Mapping[int, Any], place: Place) -> str:
+        """Why nothing comes of this sum where somebody has left before it was begun; empty where all are here.
+
+        Between sites that share no MPI world the others go on without who does not come, at any meeting of a round.
+
+        Args:
+            told: what those say who are here, by index.
+            place: this process's.
+        """
+        gone = [place.between.names[k] for k in self.givers if k not in told]
+        return f"{', '.join(gone)} left before its sum was taken" if gone else ""
+
 
 @dataclass(frozen=True)
 class _Proposal:
@@ -127,13 +139,13 @@ class Sent:
     Attributes:
         exponents: of the scales of its numbers.
         factor: f_k with which they were written.
-        numbers: whole numbers, shape ``(size,)``.
+        numbers: whole numbers, shape ``(size,)``; None: they were not whole on disk when this data center was killed.
         roster: names of those to whose sum they belong.
     """
 
     exponents: tuple[int, ...]
     factor: float
-    numbers: Tensor
+    numbers: Tensor | None
     roster: tuple[str, ...]
 
 
@@ -149,10 +161,18 @@ class Hiding(Protocol):
     def sent(self, round_: int) -> Sent | None:
         """On the leader, what it has sent for this round before."""
 
+    def has_sent(self, numbers: Tensor) -> bool:
+        """On the leader, whether these are the very numbers that it has sent last."""
+
+    def is_past(self, round_: int) -> bool:
+        """On the leader, whether it has sent numbers for later rounds."""
+
     def attempt(self, round_: int) -> int:
         """On the leader, the least number that its next attempt at this round's sum can have."""
 
-    def hide(self, mean: Mean, whole: WholeNumbers | None, scales: Scales, attempt: int, acts: bool) -> Encoding | None:
+    def hide(
+        self, mean: Mean, whole: WholeNumbers | None, scales: Scales, attempt: int, acts: bool
+    ) -> Encoding | Void | None:
         """Hide the numbers of a round. Collective over the world.
 
         Args:
@@ -194,9 +214,11 @@ class WholeSums:
         place, hiding, round_, roster = self._place, self._hiding, mean.round, mean.roster(self._place)
         if hiding is not None and (why := hiding.refuses(roster)):
             return Void(why)
-        # After a restart in place all is heard again from the journal, and nothing is sent.
-        gives = place.center.index in mean.givers
-        acts = gives and not place.site.bcast(place.between.replays)
+        # After a restart in place all is heard again from the journal, and nothing is sent. A site that is set back
+        # alone is behind sums that are done with: it takes their means.
+        gives = place.between.index in mean.givers
+        done = hiding is not None and place.between.separate and hiding.is_past(round_)
+        acts = gives and not place.site.bcast(place.between.replays or done)
         sent = hiding.sent(round_) if hiding is not None and acts else None
         attempt = hiding.attempt(round_) if hiding is not None and acts else 0
         numbers = self._numbers(mean.model.size)
@@ -204,11 +226,15 @@ class WholeSums:
         factor = self._factor(mean)
         if sent is not None:
             factor, scales = sent.factor, replace(scales, exponents=sent.exponents)
-            numbers.copy_(sent.numbers)
+            if sent.numbers is not None:
+                numbers.copy_(sent.numbers)
 
         for number in range(_MOST_PROPOSALS):
-            writes = acts and sent is None and place.means.carries
+            writes = acts and (sent is None or sent.numbers is None) and place.means.carries
             fits = not writes or self._write(mean, scales, factor, numbers)
+            if sent is not None and sent.numbers is None:
+                assert hiding is not None, "it has told what was sent"
+                fits = fits and hiding.has_sent(numbers)
             mine = _Proposal(
                 scales.exponents,
                 not place.site.largest(int(not fits))[0],
@@ -217,7 +243,9 @@ class WholeSums:
                 attempt,
             )
             told = place.conversation.meet(Topic(TopicKind.SCALES, round_, str(number)), mine.to_plain()).contents
-            said = [_Proposal.from_plain(told.get(k), len(scales.exponents)) for k in mean.givers]
+            if why := mean.why_not_all(told, place):
+                return Void(why)
+            said = [_Proposal.from_plain(told[k], len(scales.exponents)) for k in mean.givers]
             if why := _impossible(said):
                 return Void(why)
             agreed = _next(said)
@@ -227,6 +255,11 @@ class WholeSums:
         else:
             raise PeerError(f"round {round_}: the data centers found no scales on which all agree").on_all_ranks()
         scales = replace(scales, exponents=agreed)
+        if not fits or (sent is not None and sent.exponents != agreed):
+            raise ParticipantError(
+                f"round {round_}: data center {place.center.name} had said that its step fits before it was killed, "
+                "and what it has trained since is another one; start it again, or let the others go on without it"
+            )
 
         whole = None
         if place.means.carries:
@@ -236,7 +269,7 @@ class WholeSums:
         if hiding is None:
             return Prepared(whole, Vector(numbers))
         hidden = hiding.hide(mean, whole, scales, max(one.attempt for one in said), acts)
-        return Prepared(hidden, Vector(numbers))
+        return hidden if isinstance(hidden, Void) else Prepared(hidden, Vector(numbers))
 
     # --- numbers ----------------------------------------------------------------------------------------
 
@@ -248,8 +281,8 @@ class WholeSums:
             return float(mean.examples)
         weights = mean.given.weights
         if self._counts:
-            return weights[self._place.center.index]
-        return len(mean.given.by_center) * weights[self._place.center.index] / sum(weights)
+            return weights[self._place.between.index]
+        return len(mean.given.by_center) * weights[self._place.between.index] / sum(weights)
 
     def _numbers(self, size: int) -> Tensor:
         if self._room is None or len(self._room) != size:
@@ -276,7 +309,7 @@ def _impossible(said: Sequence[_Proposal]) -> str:
     if not all(one.roster_fits for one in bound):
         return "its sum was begun with others than are here now"
     if bound and (len({one.exponents for one in bound}) > 1 or not all(one.fits for one in said)):
-        return "its sum was begun with scales that do not fit all who are here now"
+        return "its sum was begun with numbers that do not fit all who are here now"
     return ""
 
 

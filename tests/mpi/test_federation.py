@@ -98,6 +98,26 @@ def test_overlap(world, tmp_path, settings):
     assert all(same(tmp_path / name, world / "overlap") for name in consortium.names)
 
 
+@pytest.mark.exhaustive(sample=1)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"exchange": {"sums": "fixed64"}, "privacy": {"secure": True}},
+        {"exchange": {"sums": "fixed32"}},
+    ],
+    ids=["secure", "fixed32"],
+)
+def test_whole_numbers(launch, tmp_path, settings):
+    """... in `rounds.jsonl` too: each one's divergence, and what stays home under masks."""
+    names = ("dc0", "dc1", "dc2")
+    case = PLAIN | settings
+    launch(3, "federated.py", json.dumps([case | {"run": str(tmp_path / "world"), "centers": 3}])).ok()
+    with Consortium(tmp_path / "c", names) as consortium:
+        sites = [start(tmp_path / name, consortium, name, **case) for name in names]
+        assert [site.wait(300) for site in sites] == [0, 0, 0], (consortium.folder / "dc0.said").read_text()
+    assert all(same(tmp_path / name, tmp_path / "world") for name in names)
+
+
 def until(holds, patience=120):
     end = time.monotonic() + patience
     while not holds():

@@ -7,39 +7,19 @@ from pathlib import Path
 import in_memory
 import pytest
 import torch
+from made_up import PARAMETERS, models, offer_of, whole
 
 from colearn_hpc.algorithm import slices
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.encoding import Coded, Plain, WholeNumbers
 from colearn_hpc.algorithm.fixed_point import decode, decode_near_zero, encode, scales_for, steps_of
 from colearn_hpc.algorithm.shared_model import FlatEntry, relative_change, weighted_mean
-from colearn_hpc.between import Offer, Vector
 from colearn_hpc.mpi import pipeline
-
-SIZE, PARAMETERS = 1000, 700
-ENTRIES = [FlatEntry("w", 0, PARAMETERS), FlatEntry("b", PARAMETERS, SIZE - PARAMETERS)]
 
 
 @pytest.fixture(autouse=True)
 def _many_chunks(monkeypatch):
     monkeypatch.setattr(slices, "SLICE", 16)
-
-
-def models(centers, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    previous = torch.randn(SIZE, generator=generator)
-    return previous, list(previous + 0.01 * torch.randn(centers, SIZE, generator=generator))
-
-
-def offer_of(encoding, vector, previous, weights):
-    return Offer(Vector(vector), torch.full((SIZE,), math.nan), weights, PARAMETERS, previous, encoding)
-
-
-def whole(row, previous, centers, bits=32, factor=1.0):
-    scales = scales_for(ENTRIES, [0.01, 0.01], bits, centers)
-    numbers = torch.empty(SIZE, dtype=scales.dtype)
-    assert encode(row, previous, scales, factor, numbers)
-    return WholeNumbers(previous, scales, factor, float(centers), numbers), numbers
 
 
 KINDS = ["plain", "bf16", "int8", "fixed32", "fixed64"]

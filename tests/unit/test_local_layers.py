@@ -6,8 +6,8 @@ from torch import nn
 
 from colearn_hpc.algorithm import FedProx, Scaffold
 from colearn_hpc.errors import ConfigurationError, ParticipantError
-from colearn_hpc.trainer.averaging import staying_names
 from colearn_hpc.trainer.correcting import Corrector
+from colearn_hpc.trainer.last_shared import staying_names
 
 
 def net():

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from colearn_hpc import CoLearning
+from colearn_hpc.algorithm.encoding import Ground
 from colearn_hpc.algorithm.shared_model import FlatModel, weighted_mean
 from colearn_hpc.between import Offer
-from colearn_hpc.errors import ConfigurationError, PeerError, PrivacyError
+from colearn_hpc.errors import ConfigurationError, ParticipantError, PeerError, PrivacyError
 from colearn_hpc.protocol.plain import decode, encode
 from colearn_hpc.protocol.run import RoundPlace
+from colearn_hpc.trainer.averaging import SharedModelAverager
 from colearn_hpc.trainer.round_end import Contribution, Contributions
 from colearn_hpc.trainer.secure_sums import SecureSums
 from colearn_hpc.trainer.sums import Mean, Void, WholeSums
@@ -30,23 +32,29 @@ class World:
         told: all that was said, by topic: index -> content.
     """
 
-    def __init__(self, count, settings, folder):
-        self.settings, self.folder, self.count = settings, folder, count
+    def __init__(self, count, settings, folder, separate=False):
+        self.separate, self.settings = separate, settings
+        self.folder, self.count = folder, count
         self.barrier, self.told = threading.Barrier(count, timeout=30), {}
         self.lie = lambda index, topic, content: content
-        self.sums = []
+        self.leaves = None  # (topic, index): not there any more
+        self.sums, self.comes_back = [], None  # who was killed alone, and is told what it was told
 
     def place(self, index):
         def meet(topic, content):
+            if index == self.comes_back:
+                return SimpleNamespace(contents=dict(self.told[str(topic)]))
             said = self.told.setdefault(str(topic), {})
             said[index] = decode(encode(self.lie(index, topic, content)))
             self.barrier.wait()
-            return SimpleNamespace(contents=dict(said))
+            left = {self.leaves[1]} if self.leaves and self.leaves[0] in str(topic) else set()
+            return SimpleNamespace(contents={k: one for k, one in said.items() if k not in left})
 
         return SimpleNamespace(
             alone=False,
-            center=SimpleNamespace(index=index, name=NAMES[index], is_leader=True),
-            between=SimpleNamespace(names=NAMES[: self.count], replays=False),
+            center=SimpleNamespace(index=0 if self.separate else index, name=NAMES[index], is_leader=True),
+            between=SimpleNamespace(index=index, names=NAMES[: self.count], replays=False, separate=self.separate),
+            journal=SimpleNamespace(credentials=None),
             site=SimpleNamespace(bcast=lambda content: content, largest=lambda *numbers: list(numbers)),
             means=SimpleNamespace(carries=True, part=lambda size: slice(0, size)),
             conversation=SimpleNamespace(meet=meet),
@@ -67,15 +75,24 @@ class World:
     def start(self, run="run"):
         """All processes begin, or begin again after a kill."""
 
-        def begin(index):
-            place = self.place(index)
-            hiding = SecureSums(place, self.settings, self.folder / NAMES[index]) if self.settings.secure else None
-            if hiding is not None:
-                hiding.join(run)
-            return WholeSums(place, self.settings, hiding)
-
-        self.sums = self.everyone(begin)
+        self.sums = self.everyone(lambda index: self.begin(index, run))
         return self.sums
+
+    def begin(self, index, run="run"):
+        place = self.place(index)
+        hiding = SecureSums(place, self.settings, self.folder / NAMES[index]) if self.settings.secure else None
+        if hiding is not None:
+            hiding.join(run)
+        return WholeSums(place, self.settings, hiding)
+
+    def alone(self, index, model, previous, round_=0):
+        """One is killed, and comes back to a federation: the others are where they were."""
+        self.comes_back = index
+        place = RoundPlace(round_, 1, round_)
+        given = Contributions(
+            dict.fromkeys(range(self.count), Contribution(model.size, 0, place)), (0, 1, 2), 3, "uniform"
+        )
+        return self.begin(index).prepare(Mean(model, model, previous, [0.01, 0.01], given, 0))
 
     def prepare(self, models, previous, round_=0, giving=None, sizes=(0.01, 0.01), examples=None):
         givers = range(self.count) if giving is None else giving
@@ -103,6 +120,8 @@ class World:
             result = torch.full((models[0].size,), math.nan)
             offers.append(Offer(one.source, result, weights, models[0].parameter_size, previous, one.encoding))
         wire = in_memory.mean(offers, weights)
+        for offer in offers:  # all that was sent is on disk
+            getattr(offer.encoding, "kept", lambda stop: None)(None)
         return [offer.result for offer in offers], wire
 
 
@@ -213,6 +232,81 @@ def test_a_sum_that_was_cut_off_is_taken_again_though_models_are_trained_anew(tm
     }, "fresh masks"
 
 
+def sent_by(prepared):
+    """All that goes out of a data center."""
+    prepared.encoding.again()
+    numbers = prepared.source.vector
+    kind, _ = prepared.encoding.begin(Ground(torch.empty(len(numbers)), None, [1.0], len(numbers)))
+    return kind.write(numbers, slice(0, len(numbers)), torch.empty_like(numbers)).clone()
+
+
+def test_who_is_killed_alone_sends_the_very_same_bytes(tmp_path):
+    """In a federation the others go on with the masks that they have: nothing new may be seen, whatever is trained."""
+    models, previous = made_up(3)
+    world = World(3, settings_of(True), tmp_path, separate=True)
+    world.start()
+    found, _ = world.prepare(models, previous)
+    before = sent_by(found[1])
+    trained, _ = made_up(3, seed=99)
+    after = world.alone(1, trained[1], previous)
+    assert torch.equal(sent_by(after), before) and not torch.equal(before, after.source.vector)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_who_is_killed_before_its_numbers_are_whole_on_disk(tmp_path, same):
+    """It may send what has the very same numbers, and nothing else."""
+    models, previous = made_up(3)
+    world = World(3, settings_of(True), tmp_path, separate=True)
+    world.start()
+    found, _ = world.prepare(models, previous)
+    before = sent_by(found[1])
+    found[1].encoding.kept(None)
+    (tmp_path / "b" / "sum-round000000.bin").unlink()
+    trained, _ = made_up(3, seed=0 if same else 99)
+    if same:
+        assert torch.equal(sent_by(world.alone(1, trained[1], previous)), before)
+    else:
+        with pytest.raises(ParticipantError, match="what it has trained since is another one"):
+            world.alone(1, trained[1], previous)
+
+
+def test_who_is_killed_before_it_has_sent_anything_has_its_masks_again(tmp_path):
+    """It had told its key, and the others count on it."""
+    models, previous = made_up(3)
+    world = World(3, settings_of(True), tmp_path, separate=True)
+    world.start()
+    found, _ = world.prepare(models, previous)
+    before = sent_by(found[1])
+    found[1].encoding.kept(None)
+    for name in ("sum.json", "sum-round000000.bin"):
+        (tmp_path / "b" / name).unlink()
+    assert torch.equal(sent_by(world.alone(1, models[1], previous)), before)
+
+
+def test_who_is_set_back_alone_sends_nothing_of_an_earlier_round(tmp_path):
+    models, previous = made_up(3)
+    world = World(3, settings_of(True), tmp_path, separate=True)
+    world.start()
+    world.prepare(models, previous)
+    trained, _ = made_up(3, seed=5)
+    world.prepare(trained, previous, round_=1)
+    after = world.alone(1, models[1], previous)
+    with pytest.raises(PrivacyError, match="has gone on past this sum"):
+        sent_by(after)
+
+
+@pytest.mark.parametrize("topic", ["scales", "mask keys", "examples under masks"])
+def test_who_leaves_before_a_sum_is_begun_makes_it_void(tmp_path, topic):
+    """In a federation the others go on at any meeting of a round."""
+    models, previous = made_up(4)
+    secure = settings_of(True, "fixed64", weighting="examples", on_failure="continue_without")
+    world = World(4, secure, tmp_path, separate=True)
+    world.start()
+    world.leaves = (topic, 2)
+    found, _ = world.prepare(models, previous, examples=[1, 2, 3, 4])
+    assert [one for k, one in enumerate(found) if k != 2] == [Void("c left before its sum was taken")] * 3
+
+
 def test_only_some_were_killed_before_they_had_stored_theirs(tmp_path):
     models, previous = made_up(3)
     world = World(3, settings_of(True), tmp_path)
@@ -247,6 +341,21 @@ def test_a_sum_of_two_is_void(tmp_path):
     assert all(one == Void("a sum over a, c would show single models; 3 are needed") for one in found)
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_who_is_left_alone_shows_its_model_to_nobody(tmp_path, separate):
+    """All others were left out: a mean of one would be its model, for a coordinator and for those who come back."""
+    models, _ = made_up(3)
+    settings = settings_of(True, on_failure="continue_without")
+    world = World(3, settings, tmp_path, separate)
+    world.start()
+    averager = SharedModelAverager(world.place(0), settings, world.sums[0])
+    place = RoundPlace(0, 1, 0)
+    given = Contributions({0: Contribution(models[0].size, 0, place)}, (0,), 3, "uniform")
+    end = SimpleNamespace(report=SimpleNamespace(examples=0))
+    found = averager._prepare(models[0], models[0], given, end)
+    assert found == Void("a sum over a would show single models; 3 are needed")
+
+
 def test_two_data_centers_are_refused(tmp_path):
     found = World(2, settings_of(True), tmp_path).start()
     assert all(isinstance(one, ConfigurationError) and "found 2" in str(one) for one in found)
@@ -268,7 +377,7 @@ def test_a_key_that_somebody_changed_sends_nothing(tmp_path, topic):
     world.lie = lie
     started = world.start()
     if topic == "site keys":
-        assert all(isinstance(one, PeerError) for one in started)
+        assert all(isinstance(one, PrivacyError) and "no Ed25519 key" in str(one) for one in started)
         return
     world.mean(models, previous)
     trained, _ = made_up(3, seed=5)

@@ -7,6 +7,10 @@ holds at most WINDOW rows a site and WINDOW means, however slowly anyone reads a
 A mean whose givers are not all there to its end comes to nothing: nobody has its last chunk, which goes out only when
 the mean is whole on the disk. All begin again from chunk 0, with the same rows, so with the same bits. Whoever comes
 later is given what was kept.
+
+Where a giver stays away, a mean of weights is taken without it. A sum of whole numbers is not: under masks the
+difference of two sums over two rosters is the lost site's vector, so there is never a second roster. The round is void
+for all who take part in it, with masks or without: both have the same bits.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 import numpy as np
 
 from colearn_hpc.federation import wire
+from colearn_hpc.federation.codecs import CODECS
 from colearn_hpc.federation.coordinator.store import KEPT, Spool, Store
-from colearn_hpc.federation.coordinator.sums import ChunkSums, Row
-from colearn_hpc.federation.wire import MEAN, ROW, WELCOME, WINDOW, Hello, WireError
+from colearn_hpc.federation.coordinator.sums import ChunkSums, Row, total
+from colearn_hpc.federation.wire import LAST_MODEL, MEAN, ROW, WELCOME, WINDOW, Hello, WireError
 from colearn_hpc.protocol.messages import Topic, TopicKind
 
 _SYNC_EVERY = 64  # chunks, after which the disk is told to begin
@@ -58,7 +63,7 @@ class Means:
     ) -> None:
         self._names, self._store, self._patience = list(names), store, patience
         self._leave_out, self._say = leave_out, say
-        self._under_way: dict[int, _Taking] = {}
+        self._under_way: dict[tuple[int, int], _Taking] = {}  # by number and part
         self._kept = asyncio.Condition()
         self._sums = ChunkSums()
         self.bytes_in = self.bytes_out = 0
@@ -78,16 +83,19 @@ class Means:
         """
         self._check(site, hello)
         kept = self._store.read_mean(hello)
-        if kept is None and site in self._givers(hello):
+        if kept is None and site in self._givers(hello) and not self._void(hello):
             async for content in self._take(site, hello, frames):
                 yield content
             return
-        while kept is None:
+        while kept is None and not self._void(hello):
             async with self._kept:
-                if (kept := self._store.read_mean(hello)) is None:
+                if (kept := self._store.read_mean(hello)) is None and not self._void(hello):
                     await self._kept.wait()
+        if kept is None:
+            yield _welcome(hello, rows=False, void=self._void(hello))
+            return
         with contextlib.closing(kept):
-            yield _welcome(hello, False)
+            yield _welcome(hello, rows=False)
             for chunk in range(hello.chunks):
                 yield self._sent(wire.frame(MEAN, hello.number, chunk, kept.chunk(chunk)))
 
@@ -96,7 +104,7 @@ class Means:
         receiving: asyncio.Task[None] | None = None
         try:
             await taking.all_here()
-            yield _welcome(hello, True)
+            yield _welcome(hello, rows=True)
             receiving = asyncio.create_task(self._receive(site, taking, frames))
             for chunk in range(hello.chunks):
                 content = await taking.mean(chunk, receiving)
@@ -106,8 +114,8 @@ class Means:
         finally:
             if receiving is not None:
                 receiving.cancel()
-            if taking.leave(site) and self._under_way.get(hello.number) is taking:
-                del self._under_way[hello.number]
+            if taking.leave(site) and self._under_way.get(hello.key) is taking:
+                del self._under_way[hello.key]
 
     async def _receive(self, site: int, taking: _Taking, frames: AsyncIterator[bytes]) -> None:
         hello = taking.hello
@@ -117,15 +125,14 @@ class Means:
                 raise MeanLostError(f"{self._names[site]} left in chunk {chunk} of {hello.chunks}")
             content = wire.expect(message, ROW, hello.number, chunk, hello.length(chunk))
             self.bytes_in += len(content)
-            taking.receive(site, chunk, np.frombuffer(content, hello.dtype))
+            taking.receive(site, chunk, np.frombuffer(content, "|u1" if hello.is_coded(chunk) else hello.dtype))
             while (rows := taking.next_rows()) is not None:
                 await self._sum(taking, rows)
 
     async def _sum(self, taking: _Taking, rows: Sequence[Row]) -> None:
         hello, chunk = taking.hello, taking.summed
         taking.summed += 1  # here, as others run while the disk is waited for
-        row = rows[0] if hello.dtype == "|u1" else self._sums.mean(rows, taking.weights)
-        content = np.ascontiguousarray(row).data.cast("B")
+        content = self._combined(taking, chunk, rows)
         last = chunk == hello.chunks - 1
         try:
             taking.spool.write(content)
@@ -143,6 +150,29 @@ class Means:
             async with self._kept:
                 self._kept.notify_all()
         taking.publish(chunk, wire.frame(MEAN, hello.number, chunk, content))
+
+    def _combined(self, taking: _Taking, chunk: int, rows: Sequence[Row]) -> bytes | memoryview:
+        hello = taking.hello
+        if hello.is_coded(chunk):
+            return self._coded(taking, chunk, rows)
+        if hello.whole_numbers:
+            row = total(rows)
+        else:
+            row = rows[0] if hello.dtype == "|u1" else self._sums.mean(rows, taking.weights)
+        return np.ascontiguousarray(row).data.cast("B")
+
+    def _coded(self, taking: _Taking, chunk: int, rows: Sequence[Row]) -> bytes:
+        """The mean step of what the rows say, and what the mean before it lacked; coded again."""
+        codec, (start, stop) = CODECS[taking.hello.codec], taking.hello.place(chunk)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite comes out so, and sites refuse it
+            steps = [codec.decode(row.data, stop - start) for row in rows]
+            mean = self._sums.mean(steps, taking.weights)
+            if not codec.feedback:
+                return codec.encode(mean)
+            mean += taking.spool.lacked(stop - start)
+            message = codec.encode(mean)
+            taking.spool.lacks(mean - codec.decode(message, stop - start))
+            return message
 
     # --- who takes part ---------------------------------------------------------------------------------
 
@@ -168,12 +198,16 @@ class Means:
     def _without(self, number: int) -> list[int]:
         return list(self._store.fact(f"without {number}", []))
 
+    def _void(self, hello: Hello) -> str:
+        """Why nobody has the mean, nor will have it; empty where that is not so."""
+        return str(self._store.fact(f"void {hello.number}", ""))
+
     def _join(self, site: int, hello: Hello) -> _Taking:
-        taking = self._under_way.get(hello.number)
+        taking = self._under_way.get(hello.key)
         if taking is not None and site in taking.here:  # its old stream is dead, and we do not know it yet
             taking.lose(f"{self._names[site]} came again")
         if taking is None or taking.lost:
-            taking = self._under_way[hello.number] = _Taking(hello, self._givers(hello), self._store.spool(hello))
+            taking = self._under_way[hello.key] = _Taking(hello, self._givers(hello), self._store.spool(hello))
             if self._patience is not None:
                 taking.watch = asyncio.create_task(self._watch(taking, self._patience))
         elif taking.hello != hello:
@@ -188,13 +222,22 @@ class Means:
             awaited = taking.awaited()
             if not awaited or time.monotonic() - taking.moved < patience:
                 continue
-            number = taking.hello.number
-            why = f"mean {number}: {wire.indices(self._names, sorted(awaited))} gave nothing for {patience:g} s"
-            if self._leave_out is not None and number and len(awaited) < len(taking.givers):
-                self._store.note(**{f"without {number}": sorted({*self._without(number), *awaited})})
+            hello, number = taking.hello, taking.hello.number
+            others = hello.present if hello.part == LAST_MODEL else taking.givers
+            missing = wire.indices(self._names, sorted(awaited))
+            why = f"mean {number}: {missing} gave nothing for {patience:g} s"
+            if self._leave_out is not None and number and awaited < set(others):
+                without = {f"without {number}": sorted({*self._without(number), *awaited})}
+                if hello.all_or_nothing:  # in one transaction, before anybody hears it: there is no second roster
+                    self._store.note(**without, **{f"void {number}": f"{missing} left while its sum was taken"})
+                    self._say("void", f"round {number - 1}: {missing} left while its sum was taken", number=number)
+                else:
+                    self._store.note(**without)
                 for k in sorted(awaited):
                     self._leave_out(k, Topic(TopicKind.ROUND, number - 1))
                 taking.lose(why)
+                async with self._kept:
+                    self._kept.notify_all()
             else:
                 taking.lose(f"{why} (round_timeout)", SiteLeftError)
 
@@ -233,10 +276,11 @@ class _Taking:
         return self._lost is not None
 
     def awaited(self) -> set[int]:
-        """Whose row of the next chunk is missing; all who are not here."""
+        """Who is not here; if all are, whose row of the next chunk is missing."""
         if self.kept or self.lost or self.summed == self.hello.chunks:
             return set()
-        return {k for k in self.givers if k not in self.here or not self._rows[k]}
+        # Rows are asked for when all are here: until then nobody who is here is late.
+        return set(self.givers) - self.here or {k for k in self.givers if not self._rows[k]}
 
     def join(self, site: int) -> None:
         """A giver is here."""
@@ -334,5 +378,5 @@ class _Taking:
         self.check()
 
 
-def _welcome(hello: Hello, rows: bool) -> bytes:
-    return wire.frame(WELCOME, hello.number, 0, wire.pack({"rows": rows}))
+def _welcome(hello: Hello, rows: bool, void: str = "") -> bytes:
+    return wire.frame(WELCOME, hello.number, 0, wire.pack({"rows": rows, "void": void}))

@@ -1,4 +1,4 @@
-"""Equation 2 on chunks, in NumPy: the same bits as ``algorithm/slice_sums.py``.
+"""Equation 2 on chunks, in NumPy: the same bits as ``algorithm/slice_sums.py``; and sums of whole numbers.
 
 Weights are whole numbers below 2^29, so a float32 times a weight is exact in float64, with or without a fused
 multiply-add; sums run in float64 in the order of the sites, and one division and one rounding follow.
@@ -51,3 +51,15 @@ class ChunkSums:
             with np.errstate(over="ignore"):
                 np.copyto(result[place], accumulated, casting="same_kind")
         return result
+
+
+def total(rows: Sequence[Row]) -> Row:
+    """The sum of whole numbers, modulo 2^32 or 2^64: the same bits in any order, and under masks that cancel in it.
+
+    Args:
+        rows: each of shape ``(n,)``, int32 or int64.
+    """
+    result = rows[0].copy()
+    for row in rows[1:]:
+        np.add(result, row, out=result)
+    return result

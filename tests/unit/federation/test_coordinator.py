@@ -161,10 +161,10 @@ def test_a_mean_and_one_that_comes_late(links):
     ]
     want = (rows[0] + rows[1]) / 2
     for stream in streams:
-        assert wire.unpack(wire.expect(next(stream), WELCOME, 1, 0)) == {"rows": True}
+        assert wire.unpack(wire.expect(next(stream), WELCOME, 1, 0)) == {"rows": True, "void": ""}
         assert np.frombuffer(wire.expect(next(stream), MEAN, 1, 0), "<f4").tolist() == want.tolist()
     late = links[1].mean(held(hello()))
-    assert wire.unpack(wire.expect(next(late), WELCOME, 1, 0)) == {"rows": False}
+    assert wire.unpack(wire.expect(next(late), WELCOME, 1, 0)) == {"rows": False, "void": ""}
     assert np.frombuffer(wire.expect(next(late), MEAN, 1, 0), "<f4").tolist() == want.tolist()
     assert code_of(links[0].mean(held(hello(size=5)))) is grpc.StatusCode.INVALID_ARGUMENT
 

@@ -3,75 +3,20 @@
 Real processes, TLS and files; the sites train without Lightning, so that many are started quickly.
 """
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from federated import Consortium
+from walking import Walk
 
-WALKER = Path(__file__).parents[2] / "mpi" / "programs" / "walker.py"
 NAMES = ("lyon", "kiel", "oslo")
 ROUNDS, SIZE = 6, 1_500_001
 
 
-class Walk:
-    """A run of walkers, each of which is started again when it has died."""
-
-    def __init__(self, consortium, rounds=ROUNDS, size=SIZE, pause=0.05):
-        self.consortium, self.arguments = consortium, (rounds, size, pause)
-        self.processes = {}
-        for name in consortium.names:
-            self.start(name)
-
-    def start(self, name):
-        folder = self.consortium.folder / f"at-{name}"
-        folder.mkdir(exist_ok=True)
-        with (folder / "said").open("a") as said:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, str(WALKER), str(self.consortium.path), name, str(folder), *map(str, self.arguments)],
-                env=dict(os.environ, OMP_NUM_THREADS="1"),
-                stdout=said,
-                stderr=said,
-            )
-
-    def kill(self, name):
-        self.processes[name].send_signal(signal.SIGKILL)
-        self.processes[name].wait()
-
-    def done(self, *names):
-        return all((self.consortium.folder / f"at-{name}" / "done").exists() for name in names or self.consortium.names)
-
-    def lines(self, name):
-        path = self.consortium.folder / f"at-{name}" / "rounds"
-        return path.read_text().splitlines() if path.exists() else []
-
-    def wait(self, until, patience=150, restart=True):
-        end = time.monotonic() + patience
-        while not until():
-            assert time.monotonic() < end, self.said()
-            for name, process in self.processes.items():
-                if restart and process.poll() not in (None, 0):
-                    self.start(name)
-            time.sleep(0.05)
-
-    def said(self):
-        texts = [(self.consortium.folder / f"at-{n}" / "said").read_text()[-2000:] for n in self.consortium.names]
-        return "\n---\n".join([*texts, self.consortium.said()[-4000:]])
-
-    def end(self):
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
-    def bits(self, *names):
-        names = names or self.consortium.names
-        return {(self.consortium.folder / f"at-{name}" / "done").read_text() for name in names}
+def walker(consortium, rounds=ROUNDS, size=SIZE, pause=0.05):
+    """Program and arguments of a site."""
+    return "walker.py", lambda name, folder: [consortium.path, name, folder, rounds, size, pause]
 
 
 @pytest.fixture
@@ -82,7 +27,7 @@ def walk(tmp_path):
     def begin(names=NAMES, rounds=ROUNDS, size=SIZE, pause=0.05, **settings):
         consortium = Consortium(tmp_path / f"run{len(under_way)}", names, **settings)
         consortium.serve()
-        walking = Walk(consortium, rounds, size, pause)
+        walking = Walk(consortium, *walker(consortium, rounds, size, pause))
         under_way.append(walking)
         return walking
 
@@ -96,7 +41,7 @@ def walk(tmp_path):
 def undisturbed(tmp_path_factory):
     """Bits and lines of a run that nobody disturbed."""
     with Consortium(tmp_path_factory.mktemp("undisturbed"), NAMES) as consortium:
-        walking = Walk(consortium)
+        walking = Walk(consortium, *walker(consortium))
         try:
             walking.wait(walking.done, restart=False)
             assert consortium.process.wait(10) == 0  # every site has finished, and so has the coordinator

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import in_memory
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from made_up import masks_of
 from torch import Tensor
 
 from colearn_hpc.algorithm.encoding import WholeNumbers
 from colearn_hpc.algorithm.fixed_point import encode, scales_for
 from colearn_hpc.algorithm.shared_model import FlatEntry
 from colearn_hpc.between import Offer, Vector
-from colearn_hpc.privacy.keys import AttemptKeys, Transcript
+from colearn_hpc.privacy.keys import Transcript
 from colearn_hpc.privacy.masked import MaskedNumbers
-from colearn_hpc.privacy.masks import Masks
 
 
 @dataclass
@@ -37,14 +36,6 @@ class Models:
     def entries(self) -> list[FlatEntry]:
         size = len(self.previous)
         return [FlatEntry("weight", 0, self.parameters), FlatEntry("buffer", self.parameters, size - self.parameters)]
-
-
-def masks_of(transcript: Transcript) -> list[Masks]:
-    """Of every site, by real keys."""
-    signing = {site: Ed25519PrivateKey.generate() for site in transcript.roster}
-    keys = {site: AttemptKeys(site, signing[site], transcript) for site in transcript.roster}
-    signed, certified = [own.signed for own in keys.values()], {site: key.public_key() for site, key in signing.items()}
-    return [Masks(keys[site].seeds(signed, certified), transcript) for site in transcript.roster]
 
 
 def taken(

@@ -1,7 +1,9 @@
 """What a site remembers of its sums: over any kill the same vector goes to the same roster, or nothing goes."""
 
 import json
+import os
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from colearn_hpc.errors import PrivacyError
+from colearn_hpc.privacy import kept_sum
 from colearn_hpc.privacy.kept_sum import KeptSum, digest_of
 
 ALL = ("a", "b", "c", "d")
@@ -73,14 +76,61 @@ def test_what_cannot_be_read_sends_nothing(tmp_path):
 
 
 def test_it_is_on_disk_before_it_is_sent(tmp_path, monkeypatch):
-    """The numbers first: a state that names a vector which is not there could not be taken up again."""
+    """To whom the vector goes first: numbers that were sent without it could be sent to others."""
     written = []
     replace = type(tmp_path).replace
     monkeypatch.setattr(type(tmp_path), "replace", lambda self, to: written.append(to.name) or replace(self, to))
     KeptSum(tmp_path, "a", "run").begin(0, ALL, 0, numbers(), (20,))
-    assert written == ["sum-round000000.bin", "sum.json"]
+    assert written == ["sum.json", "sum-round000000.bin"]
     assert json.loads((tmp_path / "sum.json").read_text())["state"]["vector"] == digest_of(numbers())
     assert (tmp_path / "sum-round000000.bin").stat().st_mode & 0o077 == 0, "for its user alone"
+
+
+def test_each_chunk_is_on_disk_before_it_is_sent(tmp_path, monkeypatch):
+    """... and no later one has to be: writing overlaps the wire."""
+    monkeypatch.setattr(kept_sum, "_PIECE", 40)
+    may_go_on, sync = threading.Semaphore(0), os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda number: may_go_on.acquire() and sync(number))
+    kept = KeptSum(tmp_path, "a", "run")
+    kept.begin(0, ALL, 0, numbers(), (20,), ahead=True)
+    for piece in range(1, 6):
+        may_go_on.release()
+        kept.wait(10 * piece)
+        on_disk = np.fromfile(tmp_path / ".sum-round000000.bin.tmp", "<i4")
+        assert np.array_equal(on_disk[: 10 * piece], numbers()[: 10 * piece])
+    assert KeptSum(tmp_path, "a", "run").numbers() is None, "killed here, it would have to train to the same numbers"
+    may_go_on.release(10)
+    kept.wait()
+    assert np.array_equal(KeptSum(tmp_path, "a", "run").numbers(), numbers())
+
+
+def test_a_full_disk_sends_nothing(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    kept = KeptSum(tmp_path, "a", "run")
+    monkeypatch.setattr(os, "fdatasync", full)
+    kept.begin(0, ALL, 0, numbers(), (20,), ahead=True)
+    with pytest.raises(PrivacyError, match="No space left"):
+        kept.wait(1)
+
+
+def test_the_secret_of_masks_is_kept_for_one_sum(tmp_path):
+    secret = KeptSum(tmp_path, "a", "run").secret(b"this sum")
+    assert KeptSum(tmp_path, "a", "run").secret(b"this sum") == secret and len(secret) == 32
+    assert KeptSum(tmp_path, "a", "run").secret(b"another") != secret
+    assert (tmp_path / "sum-key.json").stat().st_mode & 0o077 == 0, "for its user alone"
+
+
+def test_the_very_same_may_go_out_once_more_under_the_same_masks(tmp_path):
+    KeptSum(tmp_path, "a", "run").begin(0, ALL, 2, numbers(), (20,))
+    kept = KeptSum(tmp_path, "a", "run")
+    kept.begin(0, ALL, 2, numbers(), (20,))
+    for roster, scales in ((LESS, (20,)), (ALL, (21,))):
+        with pytest.raises(PrivacyError):
+            kept.begin(0, roster, 2, numbers(), scales)
+    with pytest.raises(PrivacyError, match="attempt 1 of round 0 was made"):
+        kept.begin(0, ALL, 1, numbers(), (20,))
 
 
 def test_killed_between_the_numbers_and_the_state(tmp_path):

@@ -52,6 +52,7 @@ CASES = [
     ),
     (WITHOUT | AVERAGE, LEFT_OUT.format('optimizer_state="average"')),
     (WITHOUT | PREDICTIONS, LEFT_OUT.format('combine="predictions"')),
+    (WITHOUT | OUTER, LEFT_OUT.format(f"outer_optimizer={OuterSGD()}")),
     (
         {"combine": "median", "weighting": "examples"},
         'combine=Median() counts every data center once, and weighting="examples" does not; use weighting="uniform", '
@@ -187,9 +188,8 @@ CASES = [
         for given, what in (
             (PREDICTIONS, 'combine="predictions"'),
             ({"combine": "median"}, "combine=Median()"),
-            ({"exchange": {"codec": "bf16"}}, 'exchange: codec="bf16"'),
+            ({"exchange": {"codec": "int4"}}, 'exchange: codec="int4", unlike bf16, fp16 and int8,'),
             ({"exchange": {"lanes": 2}}, "exchange: lanes=2"),
-            ({"exchange": {"sums": "fixed32"}}, "exchange: sums=fixed32 (and privacy: secure, which needs it)"),
         )
     ),
 ]
