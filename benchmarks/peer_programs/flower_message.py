@@ -1,0 +1,60 @@
+"""Flower's Message API: a ServerApp with FedAvg, and ClientApps. An app of `flwr run`; see ``benchmarks/federation.py``.
+
+Seconds are the ServerApp's, from configuring a round to having its mean. Every client adds a number in every round:
+contents that the server has already would not be sent again.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import flwr
+import numpy as np
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common import Message
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+client = ClientApp()
+server = ServerApp()  # on lines of their own: `flwr run` looks for them in the text
+
+
+@client.train()
+def train(message, context):
+    """Training, as far as this measures it."""
+    arrays = message.content["arrays"].to_numpy_ndarrays()
+    number = np.float32(0.01 * (1 + int(context.node_config["number"])))
+    content = {"arrays": ArrayRecord([array + number for array in arrays]), "metrics": MetricRecord({"num-examples": 1})}
+    return Message(content=RecordDict(content), reply_to=message)
+
+
+class Timed(FedAvg):
+    """FedAvg with a clock."""
+
+    seconds: list = []  # noqa: RUF012
+
+    def configure_train(self, server_round, arrays, config, grid):
+        self.start = time.perf_counter()
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(self, server_round, replies):
+        replies = list(replies)
+        assert not any(reply.has_error() for reply in replies), "a client failed"
+        found = super().aggregate_train(server_round, replies)
+        self.seconds.append(time.perf_counter() - self.start)
+        return found
+
+
+@server.main()
+def main(grid, context):
+    """So many rounds; what was found is written to a file."""
+    settings = json.loads(Path(context.run_config["job"]).read_text())
+    count, rounds = settings["sites"], settings["rounds"]
+    first = [np.full(shape, 0.05, np.float32) for shape in settings["shapes"]]
+    strategy = Timed(fraction_evaluate=0.0, min_train_nodes=count, min_available_nodes=count)
+    found = strategy.start(grid=grid, initial_arrays=ArrayRecord(first), num_rounds=rounds)
+    for array in found.arrays.to_numpy_ndarrays():
+        np.testing.assert_allclose(array, 0.05 + 0.01 * rounds * (count + 1) / 2, atol=1e-5)
+    answer = {"seconds": strategy.seconds, "version": f"flwr {flwr.__version__}"}
+    Path(settings["answer"]).write_text(json.dumps(answer))
