@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from colearn_hpc.federation.authority import Authority, new_key, pem_of, write_k
 from colearn_hpc.federation.identity import CA, CERTIFICATE, KEY, Named
 
 SITE = Path(__file__).with_name("_site.py")
-PORT = 19744
+PORT, RUN = 19744, "measured"
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -34,7 +35,7 @@ def agree(folder: Path, names: Sequence[str], host: str, **settings: Any) -> Pat
         host: address of the coordinator.
         settings: further ones of ``federation.yaml``.
     """
-    run = "measured"
+    run = RUN
     authority = Authority.create(run)
 
     def identity(name: str, named: Named, hosts: tuple[str, ...] = ()) -> str:
@@ -76,13 +77,24 @@ class Process:
         command: of it.
         log: its output is added to this.
         before: what precedes the command, as ``ip netns exec NAME``; it has to become the command itself.
+        variables: of its environment; None: as benchmarks have them.
     """
 
-    def __init__(self, command: Sequence[object], log: Path, before: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        command: Sequence[object],
+        log: Path,
+        before: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.log, self._used = log, Used()
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
-                [*before, sys.executable, *map(str, command)], env=environment(), stdout=output, stderr=output
+                [*before, *map(str, command)],
+                env=environment() if variables is None else variables,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
     @property
@@ -116,12 +128,20 @@ class Process:
         self.send(signal.SIGKILL)
         self._popen.wait()
 
+    def end(self) -> None:
+        """The same, and to all that it started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(5)
+
 
 def coordinator(agreed: Path, before: Sequence[str] = (), options: Sequence[str] = ()) -> Process:
     """Start ``colearn-hpc serve``, for the first time or again; it serves when this returns."""
     log = agreed.parent / "coordinator.log"
     started = log.read_text().count(" serving: ") if log.exists() else 0
-    command = ["-m", "colearn_hpc", "serve", agreed, "--listen", f"0.0.0.0:{PORT}", *options]
+    command = [sys.executable, "-m", "colearn_hpc", "serve", agreed, "--listen", f"0.0.0.0:{PORT}", *options]
     process, end = Process(command, log, before), time.monotonic() + 60
     while process.said().count(" serving: ") == started:
         if process.code is not None or time.monotonic() > end:

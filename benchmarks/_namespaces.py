@@ -5,12 +5,13 @@ Needs root, ip and tc (iproute2).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -107,6 +108,19 @@ class Namespaces:
     def address(self, k: int) -> str:
         """Of namespace k."""
         return f"{self.network}.{k + 1}"
+
+    @contextlib.contextmanager
+    def naming(self, name: str, addresses: Sequence[str]) -> Iterator[None]:
+        """A host name that programs started by :meth:`inside` know meanwhile; in namespace k: of ``addresses[k]``."""
+        folders = [Path("/etc/netns") / host for host in self.hosts]
+        try:
+            for folder, address in zip(folders, addresses, strict=True):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}\n")
+            yield
+        finally:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def mpirun_options(self, ranks_per_center: int = 1) -> list[str]:
         """For Open MPI: ranks on these hosts, over TCP and these links alone."""

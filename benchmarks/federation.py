@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import _federated
+import _federated_peers
 from _namespaces import Namespaces
 from common import Participant, answer, median, parser, ranks, replica, report
 
@@ -50,7 +51,9 @@ class Case:
 
     def bound(self, nbytes: int, sites: int) -> float:
         """Seconds that the links need for a model from and to each of ``sites``; 0: they set none."""
-        times = [nbytes * count * 8 / (rate * 1e6) for count, rate in ((1, self.sites), (sites, self.coordinator)) if rate]
+        times = [
+            nbytes * count * 8 / (rate * 1e6) for count, rate in ((1, self.sites), (sites, self.coordinator)) if rate
+        ]
         return max(times, default=0.0)
 
 
@@ -75,12 +78,29 @@ def links(case: Case, sites: int, folder: Path) -> Iterator[Namespaces | None]:
         yield made
 
 
+@contextlib.contextmanager
+def relays(case: Case, net: Namespaces | None, folder: Path) -> Iterator[None]:
+    """At each site the stretch of the way that takes time, listening on the coordinator's port; none where none does."""
+    made = []
+    if net is not None and case.round_trip:
+        for k in range(len(net.hosts) - 1):
+            way = [_federated.PORT, net.address(len(net.hosts) - 1), _federated.PORT, case.round_trip, case.sites]
+            made.append(_federated.Process([sys.executable, RELAY, *way], folder / f"relay{k}.log", net.inside(k)))
+    try:
+        while not all("relaying" in process.said() for process in made):
+            time.sleep(0.02)
+        yield
+    finally:
+        for process in made:
+            process.kill()
+
+
 def ours(case: Case, chosen: Any, folder: Path) -> dict[str, Any]:
     """A real coordinator and K sites; what a mean takes, and costs."""
     count, size = chosen.sites, chosen.parameters
     names = [f"site{k}" for k in range(count)]
     running: list[_federated.Process] = []
-    with links(case, count, folder) as net:
+    with links(case, count, folder) as net, relays(case, net, folder):
         server = net.address(count) if net else "127.0.0.1"
         agreed = _federated.agree(folder, names, "127.0.0.1" if case.round_trip else server)
         try:
@@ -89,10 +109,7 @@ def ours(case: Case, chosen: Any, folder: Path) -> dict[str, Any]:
             base = coordinator.used()
             for k, name in enumerate(names):
                 inside = net.inside(k) if net else ()
-                if case.round_trip:
-                    way = [RELAY, _federated.PORT, server, _federated.PORT, case.round_trip, case.sites]
-                    running.append(_federated.Process(way, folder / "relays.log", inside))
-                command = [_federated.SITE, agreed, name, folder / name, size, chosen.rounds + 1, 0]
+                command = [sys.executable, _federated.SITE, agreed, name, folder / name, size, chosen.rounds + 1, 0]
                 running.append(_federated.Process(command, folder / f"{name}.log", inside))
             sites = [process for process in running if process.log.stem in names]
             while not all((folder / name / "done").exists() for name in names):
@@ -103,7 +120,9 @@ def ours(case: Case, chosen: Any, folder: Path) -> dict[str, Any]:
         finally:
             for process in running:
                 process.kill()
-    if {(folder / name / "done").read_text() for name in names} != {_federated.expected(size, chosen.rounds + 1, count)}:
+    if {(folder / name / "done").read_text() for name in names} != {
+        _federated.expected(size, chosen.rounds + 1, count)
+    }:
         sys.exit("the mean has other bits than the loop over eq. 2")
     lines = [[json.loads(line) for line in (folder / name / "rounds.jsonl").read_text().splitlines()] for name in names]
     whole = [max(line["end"] for line in one) - min(line["start"] for line in one) for one in zip(*lines, strict=True)]
@@ -145,7 +164,19 @@ def exchange(parameters: int, rounds: int) -> dict[str, Any]:
     return {"seconds": seconds[1:], "version": MPI.Get_library_version().split(",")[0].strip("\0\n ")}
 
 
-SYSTEMS = {"ours": ours, "MPI": mpi}
+def flower(case: Case, chosen: Any, folder: Path) -> dict[str, Any]:
+    """Flower's Message API."""
+    with links(case, chosen.sites, folder) as net, relays(case, net, folder):
+        return _federated_peers.flower(net, bool(case.round_trip), chosen, folder)
+
+
+def nvflare(case: Case, chosen: Any, folder: Path) -> dict[str, Any]:
+    """NVFlare over gRPC."""
+    with links(case, chosen.sites, folder) as net, relays(case, net, folder):
+        return _federated_peers.nvflare(net, bool(case.round_trip), chosen, folder)
+
+
+SYSTEMS = {"ours": ours, "MPI": mpi, "Flower": flower, "NVFlare": nvflare}
 
 
 def _version(name: str) -> str:
@@ -158,7 +189,12 @@ def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
     options.add_argument("--cases", nargs="+", default=["loopback"], choices=CASES, help="links (default: %(default)s)")
-    options.add_argument("--systems", nargs="+", default=["ours", "MPI"], choices=SYSTEMS, help="(default: %(default)s)")
+    options.add_argument(
+        "--systems", nargs="+", default=["ours", "MPI"], choices=SYSTEMS, help="(default: %(default)s)"
+    )
+    options.add_argument(
+        "--peers", type=Path, default=Path("runs/peers"), help="their environments (default: %(default)s)"
+    )
     options.add_argument("--sites", type=int, default=5, help="K (default: %(default)s)")
     options.add_argument("--parameters", type=int, default=58_164_298, help="(default: %(default)s)")
     options.add_argument("--rounds", type=int, default=2, help="after one that is thrown away (default: %(default)s)")
@@ -177,7 +213,10 @@ def main() -> None:
                 found = SYSTEMS[system](case, chosen, Path(folder))
             seconds = median(found["seconds"])
             row = {"links": name, "system": system, "seconds": seconds, "bound (s)": bound or ""}
-            row |= {"/ bound": seconds / bound if bound else "", "bar": case.bar if case.bar and system == "ours" else ""}
+            row |= {
+                "/ bound": seconds / bound if bound else "",
+                "bar": case.bar if case.bar and system == "ours" else "",
+            }
             for key in ("coordinator CPU s / GB", "site CPU s / GB", "coordinator over base (MiB)", "version"):
                 row[key] = found.get(key, "")
             rows.append(row | {"all seconds": [round(s, 3) for s in found["seconds"]]})

@@ -1,4 +1,4 @@
-"""Flower's Message API: a ServerApp with FedAvg, and ClientApps. An app of `flwr run`; see ``benchmarks/federation.py``.
+"""Flower's Message API: a ServerApp with FedAvg, and ClientApps; an app of `flwr run` (``benchmarks/federation.py``).
 
 Seconds are the ServerApp's, from configuring a round to having its mean. Every client adds a number in every round:
 contents that the server has already would not be sent again.
@@ -25,7 +25,10 @@ def train(message, context):
     """Training, as far as this measures it."""
     arrays = message.content["arrays"].to_numpy_ndarrays()
     number = np.float32(0.01 * (1 + int(context.node_config["number"])))
-    content = {"arrays": ArrayRecord([array + number for array in arrays]), "metrics": MetricRecord({"num-examples": 1})}
+    content = {
+        "arrays": ArrayRecord([array + number for array in arrays]),
+        "metrics": MetricRecord({"num-examples": 1}),
+    }
     return Message(content=RecordDict(content), reply_to=message)
 
 

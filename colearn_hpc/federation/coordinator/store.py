@@ -2,6 +2,7 @@
 
 STATE/run.db        outcomes, which site was told which, members, sessions
 STATE/mean-NUMBER   a mean: its header in msgpack, then its numbers; renamed when whole, kept for two rounds
+STATE/status.json   how the run stands, for people on this machine; nothing depends on it
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from colearn_hpc.protocol.messages import Arrival, Outcome, Topic, TopicKind, fr
 
 _LAYOUT = 1  # of the database
 KEPT = 2  # means
+STATUS = "status.json"
 _TABLES = """
 create table if not exists facts(name text primary key, value text not null);
 create table if not exists outcomes(
@@ -240,6 +242,16 @@ class Store:
             return KeptMean(self.mean_path(hello.number), hello)
         except FileNotFoundError:
             return None
+
+    def write_status(self, status: Mapping[str, Any]) -> None:
+        """Let ``watch`` on this machine see how the run stands.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        part = self.folder / ".status.json"
+        part.write_text(json.dumps({"written": time.time(), **status}))
+        part.replace(self.folder / STATUS)
 
     # --- inside -----------------------------------------------------------------------------------------
 
