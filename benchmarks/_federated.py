@@ -35,8 +35,7 @@ def agree(folder: Path, names: Sequence[str], host: str, **settings: Any) -> Pat
         host: address of the coordinator.
         settings: further ones of ``federation.yaml``.
     """
-    run = RUN
-    authority = Authority.create(run)
+    authority = Authority.create(RUN)
 
     def identity(name: str, named: Named, hosts: tuple[str, ...] = ()) -> str:
         key, path = new_key(), folder / name
@@ -47,11 +46,12 @@ def agree(folder: Path, names: Sequence[str], host: str, **settings: Any) -> Pat
         (path / CA).write_bytes(pem_of(authority.certificate))
         return fingerprint_of(certificate)
 
-    server = identity("coordinator", Named("coordinator", run, "coordinator"), (host,))
-    sites = tuple(Member(name, identity(name, Named("site", run, name))) for name in names)
+    hosts = tuple({host, "localhost", "127.0.0.1"})
+    server = identity("coordinator", Named("coordinator", RUN, "coordinator"), hosts)
+    sites = tuple(Member(name, identity(name, Named("site", RUN, name))) for name in names)
     ca = pem_of(authority.certificate).decode()
     agreed = folder / "federation.yaml"
-    agreed.write_text(Federation(run, f"{host}:{PORT}", server, ca, sites, **settings).to_yaml())
+    agreed.write_text(Federation(RUN, f"{host}:{PORT}", server, ca, sites, **settings).to_yaml())
     return agreed
 
 

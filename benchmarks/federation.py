@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -80,7 +82,7 @@ def links(case: Case, sites: int, folder: Path) -> Iterator[Namespaces | None]:
 
 @contextlib.contextmanager
 def relays(case: Case, net: Namespaces | None, folder: Path) -> Iterator[None]:
-    """At each site the stretch of the way that takes time, listening on the coordinator's port; none where none does."""
+    """At each site the stretch of the way that takes time, listening on the coordinator's port; maybe there is none."""
     made = []
     if net is not None and case.round_trip:
         for k in range(len(net.hosts) - 1):
@@ -199,6 +201,7 @@ def main() -> None:
     options.add_argument("--parameters", type=int, default=58_164_298, help="(default: %(default)s)")
     options.add_argument("--rounds", type=int, default=2, help="after one that is thrown away (default: %(default)s)")
     chosen = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and what was started is ended
     if chosen.worker:
         answer(exchange(chosen.parameters, chosen.rounds))
         return
@@ -219,7 +222,8 @@ def main() -> None:
             }
             for key in ("coordinator CPU s / GB", "site CPU s / GB", "coordinator over base (MiB)", "version"):
                 row[key] = found.get(key, "")
-            rows.append(row | {"all seconds": [round(s, 3) for s in found["seconds"]]})
+            row |= {"all seconds": [round(s, 3) for s in found["seconds"]], "date": time.strftime("%Y-%m-%d")}
+            rows.append(row | {"load": round(os.getloadavg()[0], 1)})
             print(f"{name}: {system}: {found}", file=sys.stderr, flush=True)
     kept = json.loads(chosen.json.read_text())["rows"] if chosen.json and chosen.json.exists() else []
     new = {(row["links"], row["system"]) for row in rows}

@@ -160,6 +160,7 @@ def main() -> None:
         "--patience", type=float, default=4 * 3600, help="s, then it is given up (default: %(default)s)"
     )
     chosen = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and what was started is ended
     with tempfile.TemporaryDirectory() as folder:
         row = soak(chosen, Path(folder))
     report([row], chosen)
