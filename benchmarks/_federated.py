@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from common import environment
 
-from colearn_hpc.federation.agreement import Federation, Member, fingerprint_of
+from colearn_hpc.federation.agreement import Federation, Member, fingerprint_of, split_address
 from colearn_hpc.federation.authority import Authority, new_key, pem_of, write_key
 from colearn_hpc.federation.identity import CA, CERTIFICATE, KEY, Named
 
@@ -26,13 +26,14 @@ PORT, RUN = 19744, "measured"
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-def agree(folder: Path, names: Sequence[str], host: str, **settings: Any) -> Path:
+def agree(folder: Path, names: Sequence[str], host: str, port: int = PORT, **settings: Any) -> Path:
     """Keys, certificates and ``federation.yaml`` of a run, in ``folder``.
 
     Args:
         folder: of all; it has to exist.
         names: of the sites.
         host: address of the coordinator.
+        port: of it.
         settings: further ones of ``federation.yaml``.
     """
     authority = Authority.create(RUN)
@@ -51,7 +52,7 @@ def agree(folder: Path, names: Sequence[str], host: str, **settings: Any) -> Pat
     sites = tuple(Member(name, identity(name, Named("site", RUN, name))) for name in names)
     ca = pem_of(authority.certificate).decode()
     agreed = folder / "federation.yaml"
-    agreed.write_text(Federation(RUN, f"{host}:{PORT}", server, ca, sites, **settings).to_yaml())
+    agreed.write_text(Federation(RUN, f"{host}:{port}", server, ca, sites, **settings).to_yaml())
     return agreed
 
 
@@ -141,7 +142,8 @@ def coordinator(agreed: Path, before: Sequence[str] = (), options: Sequence[str]
     """Start ``colearn-hpc serve``, for the first time or again; it serves when this returns."""
     log = agreed.parent / "coordinator.log"
     started = log.read_text().count(" serving: ") if log.exists() else 0
-    command = [sys.executable, "-m", "colearn_hpc", "serve", agreed, "--listen", f"0.0.0.0:{PORT}", *options]
+    port = split_address(Federation.read(agreed).coordinator)[1]
+    command = [sys.executable, "-m", "colearn_hpc", "serve", agreed, "--listen", f"0.0.0.0:{port}", *options]
     process, end = Process(command, log, before), time.monotonic() + 60
     while process.said().count(" serving: ") == started:
         if process.code is not None or time.monotonic() > end:

@@ -77,7 +77,7 @@ class Site:
 def soak(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run, to its end."""
     names = [f"site{k}" for k in range(chosen.sites)]
-    agreed, dice = _federated.agree(folder, names, "127.0.0.1"), random.Random(chosen.seed)
+    agreed, dice = _federated.agree(folder, names, "127.0.0.1", chosen.port), random.Random(chosen.seed)
     start = time.monotonic()
     coordinator, sites = _federated.coordinator(agreed), [Site(name, agreed, chosen) for name in names]
     due = {"walltime": chosen.walltime, "coordinator": chosen.coordinator, "site": chosen.site}
@@ -155,6 +155,7 @@ def main() -> None:
     options.add_argument(
         "--site", type=float, default=0, help="s between sites' deaths; 0: none (default: %(default)s)"
     )
+    options.add_argument("--port", type=int, default=19844, help="of the coordinator (default: %(default)s)")
     options.add_argument("--seed", type=int, default=0, help="of moments and victims (default: %(default)s)")
     options.add_argument(
         "--patience", type=float, default=4 * 3600, help="s, then it is given up (default: %(default)s)"
