@@ -26,7 +26,7 @@ from colearn_hpc.errors import LeftBehindError
 from colearn_hpc.federation.between import FederatedBetween
 from colearn_hpc.federation.link import Membership
 from colearn_hpc.protocol.meeting import FINISHED
-from colearn_hpc.protocol.messages import Absent, Present, Topic, TopicKind
+from colearn_hpc.protocol.messages import Absent, Present, Stopping, Topic, TopicKind
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -37,7 +37,13 @@ def main() -> int:
     agreed, site, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     size, rounds, pause, keep = int(sys.argv[4]), int(sys.argv[5]), float(sys.argv[6]), "keep" in sys.argv[7:]
     between = FederatedBetween(Membership.read(agreed, site), True, sys.exit)
-    signal.signal(signal.SIGUSR1, lambda *_: between.ask_to_stop("USR1"))
+    stops: list[str] = []
+
+    def stop(*_: object) -> None:
+        stops.append("SIGUSR1")
+        between.ask_to_stop("SIGUSR1")
+
+    signal.signal(signal.SIGUSR1, stop)
 
     def meet(kind: TopicKind, index: int | None, content: Any) -> Any:
         return between.meet(Topic(kind, index), Present(content), None, kind is TopicKind.ROUND)
@@ -50,6 +56,9 @@ def main() -> int:
             now, shared = int(np.load(file)), np.load(file)
     while now < rounds:
         time.sleep(pause)
+        if stops:  # between two batches, as a trainer
+            between.meet(Topic(TopicKind.STOP), Stopping(stops[0]), None, False)
+            return 85
         local = torch.from_numpy(trained(shared, now, between.index))
         outcome = meet(TopicKind.ROUND, now, now)
         if outcome.topic.kind is TopicKind.STOP:
