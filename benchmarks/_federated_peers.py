@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ address = "{host}:{port}"
 root-certificates = "{ca}"
 """
 
+_MARK = "COLEARN_MEASURED"  # a variable by which what a peer has started is known
+
 
 class Deployment:
     """Processes of a peer, in the places of the coordinator and of the sites.
@@ -63,6 +66,7 @@ class Deployment:
         self._running: list[Process] = []
         # An arena of malloc per thread would lose gigabytes of a server's copies to fragments.
         self._variables = environment() | {"PYTHONPATH": "", "MALLOC_ARENA_MAX": "2", "FLWR_TELEMETRY_ENABLED": "0"}
+        self._variables[_MARK] = str(folder)
         self._variables["PATH"] = f"{self.python.parent}{os.pathsep}{self._variables['PATH']}"
 
     def tool(self, name: str) -> Path:
@@ -95,6 +99,12 @@ class Deployment:
     def __exit__(self, *exception: object) -> None:
         for process in reversed(self._running):
             process.end()
+        # Some of what they start leaves their session.
+        mark = f"{_MARK}={self.folder}".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager
