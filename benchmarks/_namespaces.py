@@ -5,11 +5,13 @@ Needs root, ip and tc (iproute2).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +30,7 @@ class Namespaces:
         name: at most 8 letters; two sets of one machine need different ones.
         network: the first three numbers of their addresses; the same holds.
         centers: how many.
-        megabits: bandwidth of each link, per second and direction; 0: not limited.
+        megabits: bandwidth of each link, per second and direction; 0: not limited. A sequence: one for each namespace.
         folder: for the launch agent.
         retries: net.ipv4.tcp_retries2 in all of them; 0: the kernel's own (15: about 15 minutes).
         congestion: TCP's congestion control on the links; empty: the machine's own.
@@ -40,7 +42,7 @@ class Namespaces:
         name: str,
         network: str,
         centers: int,
-        megabits: int,
+        megabits: int | Sequence[int],
         folder: Path,
         retries: int = 0,
         congestion: str = "",
@@ -48,9 +50,10 @@ class Namespaces:
     ) -> None:
         if os.geteuid() or not all(shutil.which(tool) for tool in ("ip", "tc")):
             sys.exit("this needs root, ip and tc: it makes network namespaces")
-        self.name, self.network, self.centers, self.megabits, self.retries = name, network, centers, megabits, retries
+        self.name, self.network, self.centers, self.retries = name, network, centers, retries
         self.congestion, self.nodes = congestion, nodes
         self.hosts = [f"{name}{k}" for k in range(centers * nodes)]
+        self.megabits = [megabits] * len(self.hosts) if isinstance(megabits, int) else list(megabits)
         self._bridge = f"{name}-br"
         self._agent = folder / "agent.sh"
         self._agent.write_text(AGENT)
@@ -66,18 +69,19 @@ class Namespaces:
             _ip(f"link add {host}-l type veth peer name eth0 netns {host}")
             _ip(f"link set {host}-l master {self._bridge} up")
             _ip(f"-n {host} link set lo up")
-            _ip(f"-n {host} addr add {self.network}.{k + 1}/24 dev eth0")
+            _ip(f"-n {host} addr add {self.address(k)}/24 dev eth0")
             _ip(f"-n {host} link set eth0 up")
             if self.congestion:
                 # By route: a namespace may be forbidden to choose for all of itself.
                 _ip(f"-n {host} route replace {self.network}.0/24 dev eth0 congctl {self.congestion}")
             if self.retries:
                 _ip(f"netns exec {host} sysctl -qw net.ipv4.tcp_retries2={self.retries}")
-            if self.megabits and self.nodes == 1:
-                limit = f"root tbf rate {self.megabits}mbit burst {max(128, self.megabits)}kb latency 100ms"
+            megabits = self.megabits[k]
+            if megabits and self.nodes == 1:
+                limit = f"root tbf rate {megabits}mbit burst {max(128, megabits)}kb latency 100ms"
                 _tc(f"-n {host} qdisc add dev eth0 {limit}")
                 _tc(f"qdisc add dev {host}-l {limit}")
-            elif self.megabits:
+            elif megabits:
                 self._limit_outside("-n " + host, "eth0", "dst", k)
                 self._limit_outside("", f"{host}-l", "src", k)
         return self
@@ -85,7 +89,7 @@ class Namespaces:
     def _limit_outside(self, where: str, device: str, end: str, k: int) -> None:
         """Limit what does not stay in the data center of node ``k``."""
         _tc(f"{where} qdisc add dev {device} root handle 1: htb default 1")
-        _tc(f"{where} class add dev {device} parent 1: classid 1:1 htb rate {self.megabits}mbit")
+        _tc(f"{where} class add dev {device} parent 1: classid 1:1 htb rate {self.megabits[k]}mbit")
         _tc(f"{where} class add dev {device} parent 1: classid 1:2 htb rate 20gbit")
         first = k // self.nodes * self.nodes
         for other in range(first, first + self.nodes):
@@ -96,6 +100,27 @@ class Namespaces:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._down()
+
+    def inside(self, k: int) -> list[str]:
+        """What precedes a command that is to run in namespace k."""
+        return ["ip", "netns", "exec", self.hosts[k]]
+
+    def address(self, k: int) -> str:
+        """Of namespace k."""
+        return f"{self.network}.{k + 1}"
+
+    @contextlib.contextmanager
+    def naming(self, name: str, addresses: Sequence[str]) -> Iterator[None]:
+        """A host name that programs started by :meth:`inside` know meanwhile; in namespace k: of ``addresses[k]``."""
+        folders = [Path("/etc/netns") / host for host in self.hosts]
+        try:
+            for folder, address in zip(folders, addresses, strict=True):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}\n")
+            yield
+        finally:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def mpirun_options(self, ranks_per_center: int = 1) -> list[str]:
         """For Open MPI: ranks on these hosts, over TCP and these links alone."""

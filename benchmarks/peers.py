@@ -25,6 +25,8 @@ from colearn_hpc.cli.launch import find_mpirun
 PROGRAMS = Path(__file__).with_name("peer_programs")
 NEEDS = {
     "flower": ["flwr==1.41.0", f"torch=={torch.__version__.split('+')[0]}"],
+    "flower-message": ["flwr==1.42.0", "numpy"],
+    "nvflare": ["nvflare==2.9.0", "numpy"],
     "appfl": ["appfl==1.12.0", "mpi4py", f"torch=={torch.__version__.split('+')[0]}"],
 }
 # name -> (environment, program, its arguments, ranks beyond the participants or None without mpirun)

@@ -1,11 +1,13 @@
-"""What a coordinator knows of all sites, asked from any of them; and the order to stop all."""
+"""What a coordinator knows of all sites, asked from any of them or read on its machine; and the order to stop all."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from colearn_hpc.federation.link import Link, Membership
 from colearn_hpc.studies.words import duration, printable
 
 _PATIENCE = 30.0  # s for the coordinator's answer
+_STALE = 15.0  # s after which what it has written is no news; it writes every 2
 
 
 def sites_text(status: dict[str, Any]) -> str:
@@ -32,17 +35,26 @@ def sites_text(status: dict[str, Any]) -> str:
     return "\n".join([f"run {printable(str(status['run']))}{printable(meeting)}", *lines])
 
 
-def watch(federation: Path, site: str | None, identity: Path | None, once: bool, interval: float) -> int:
-    """Show all sites, again and again; returns the exit code."""
+def watch(
+    federation: Path, site: str | None, identity: Path | None, state: Path | None, once: bool, interval: float
+) -> int:
+    """Show all sites, again and again; returns the exit code.
+
+    Args:
+        federation: the file.
+        site: who asks; without it and ``identity``: somebody on the coordinator's machine.
+        identity: folder of its certificate and key.
+        state: the coordinator's state folder, on its machine; None: ``state`` beside the file.
+        once: not again.
+        interval: s between two looks.
+    """
     try:
-        link = Link(Membership.read(federation, site, identity), session="")
+        if site is None and identity is None:
+            look = partial(_written_by_coordinator, state or federation.parent / "state")
+        else:
+            look = partial(_told_by_coordinator, Link(Membership.read(federation, site, identity), session=""))
         while True:
-            answer = link.ask_now(["status"], _PATIENCE)
-            if answer is None:
-                raise FederationError(
-                    f"the coordinator {link.where} does not answer; `colearn-hpc doctor --federation`"
-                )
-            print(sites_text(answer["status"]), flush=True)
+            print(sites_text(look()), flush=True)
             if once:
                 return 0
             time.sleep(max(0.5, interval))
@@ -52,6 +64,27 @@ def watch(federation: Path, site: str | None, identity: Path | None, once: bool,
         return 2 if isinstance(error, ConfigurationError) else 1
     except KeyboardInterrupt:
         return 0
+
+
+def _told_by_coordinator(link: Link) -> dict[str, Any]:
+    answer = link.ask_now(["status"], _PATIENCE)
+    if answer is None:
+        raise FederationError(f"the coordinator {link.where} does not answer; `colearn-hpc doctor --federation`")
+    return answer["status"]
+
+
+def _written_by_coordinator(state: Path) -> dict[str, Any]:
+    path = state / "status.json"
+    try:
+        status = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be read ({error}); at a site say --site NAME, on the coordinator's machine --state FOLDER"
+        ) from None
+    age = time.time() - status["written"]
+    if age > _STALE:
+        raise FederationError(f"the coordinator has not written {path} for {duration(age)}; it does not run, or hangs")
+    return status
 
 
 def main(argv: Sequence[str]) -> int:

@@ -35,9 +35,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "folder", type=Path, nargs="?", help="the run folder, e.g. runs/NAME; on a terminal it may come later"
     )
-    parser.add_argument("--federation", type=Path, metavar="FILE", help="instead: ask the coordinator about all sites")
-    parser.add_argument("--site", help="who asks (with --federation)")
+    parser.add_argument(
+        "--federation", type=Path, metavar="FILE", help="instead: all sites, as the coordinator sees them"
+    )
+    parser.add_argument("--site", help="who asks (with --federation); on the coordinator's machine: nobody")
     parser.add_argument("--identity", type=Path, help="folder of its certificate and key (with --federation)")
+    parser.add_argument(
+        "--state", type=Path, help="on the coordinator's machine: its state folder; default: `state` beside the file"
+    )
     parser.add_argument("--once", action="store_true", help="show it once (also: when the output is no terminal)")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (default 2)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of the history to show (default 10)")
@@ -48,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
         from colearn_hpc.cli.federation_watch import watch
 
         once = arguments.once or not sys.stdout.isatty()
-        return watch(arguments.federation, arguments.site, arguments.identity, once, arguments.interval)
+        asks = arguments.site, arguments.identity, arguments.state
+        return watch(arguments.federation, *asks, once, arguments.interval)
     folder, history = arguments.folder, arguments.rounds
     console = Console(highlight=False)
     if arguments.once or not sys.stdout.isatty() or console.is_dumb_terminal:

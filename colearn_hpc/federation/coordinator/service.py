@@ -33,6 +33,8 @@ from colearn_hpc.protocol.plain import PlainError
 
 _LOOK = 0.25  # s between two looks at whether a meeting's patience is over
 _HELLO_PATIENCE = 30.0  # s for the first frame of a stream
+_TELL = 2.0  # s between two writings of STATE/status.json
+_SCRAPE = 10.0  # s for which Prometheus waits for its figures
 _GRACE = 1.0  # s for calls under way, when the coordinator is asked to end
 _STATUS = grpc.StatusCode
 
@@ -176,13 +178,18 @@ class Coordinator:
             self._look()
 
     async def watch(self) -> None:
-        """Look at the clock: somebody's patience may be over."""
+        """Look at the clock: somebody's patience may be over. And let people on this machine see how the run stands."""
+        told = -_TELL
         while True:
             await asyncio.sleep(_LOOK)
             try:
                 self._look()
             except (sqlite3.Error, OSError) as error:
                 self._note_disk(error)
+            if (now := time.monotonic()) - told >= _TELL:
+                told = now
+                with contextlib.suppress(sqlite3.Error, OSError):
+                    self._store.write_status(self.status())
 
     def _leave_out(self, site: int, topic: Topic) -> None:
         self._meetings.leave_out(site, topic)
@@ -384,11 +391,15 @@ async def serve(
     await server.start()
     names = ", ".join(federation.names)
     say("serving", f"run {federation.run} on {listen}, for {names}; state in {state}", port=port)
+    ending, loop = asyncio.Event(), asyncio.get_running_loop()
     if metrics_port is not None:
         from colearn_hpc.federation.coordinator.metrics import serve_metrics
 
-        serve_metrics(coordinator.status, metrics_port)
-    ending, loop = asyncio.Event(), asyncio.get_running_loop()
+        async def status() -> dict[str, Any]:
+            return coordinator.status()
+
+        # Here and not in the endpoint's thread: the store belongs to this one.
+        serve_metrics(lambda: asyncio.run_coroutine_threadsafe(status(), loop).result(_SCRAPE), metrics_port)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     watching = asyncio.create_task(coordinator.watch())

@@ -4,6 +4,7 @@ STATE/run.db        outcomes, which site was told which, members, sessions
 STATE/mean-NUMBER   a mean: its header in msgpack, then its numbers; renamed when whole, kept for two rounds
 STATE/lacks-NUMBER  with a codec that is to make up for its errors: what the messages of that mean lacked
 STATE/mean-NUMBER.last   the shared model before it, where a site was there that had missed it
+STATE/status.json   how the run stands, for people on this machine; nothing depends on it
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from colearn_hpc.protocol.messages import Arrival, Outcome, Topic, TopicKind, fr
 
 _LAYOUT = 1  # of the database
 KEPT = 2  # means
+STATUS = "status.json"
 _TABLES = """
 create table if not exists facts(name text primary key, value text not null);
 create table if not exists outcomes(
@@ -253,6 +255,16 @@ class Store:
             return KeptMean(self.mean_path(*hello.key), hello)
         except FileNotFoundError:
             return None
+
+    def write_status(self, status: Mapping[str, Any]) -> None:
+        """Let ``watch`` on this machine see how the run stands.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        part = self.folder / ".status.json"
+        part.write_text(json.dumps({"written": time.time(), **status}))
+        part.replace(self.folder / STATUS)
 
     # --- inside -----------------------------------------------------------------------------------------
 

@@ -1,16 +1,21 @@
 """A real coordinator, and what sites may say to it: bad words and bad streams are refused, and the server lives."""
 
+import io
+import json
 import socket
 import time
+import urllib.request
 from dataclasses import replace
 
 import grpc
 import numpy as np
 import pytest
-from federated import Consortium
+from federated import Consortium, free_port
 
+from colearn_hpc.cli.watch import main as watch
 from colearn_hpc.errors import FederationError
 from colearn_hpc.federation import transport, wire
+from colearn_hpc.federation.coordinator.events import Events
 from colearn_hpc.federation.link import Link
 from colearn_hpc.federation.wire import HELLO, MEAN, ROW, WELCOME, Hello
 from colearn_hpc.protocol.messages import Arrival, Present, Topic, TopicKind, from_plain, to_plain
@@ -24,8 +29,10 @@ def consortium(tmp_path_factory):
     made = Consortium(tmp_path_factory.mktemp("run"), NAMES)
     sites = [replace(site, may=(*USUAL, "stop_all")) if site.name == "kiel" else site for site in made.federation.sites]
     made.write(replace(made.federation, sites=tuple(sites)))
-    with made:
-        yield made
+    made.metrics = free_port()
+    made.serve("--metrics", str(made.metrics))
+    yield made
+    made.end()
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,43 @@ def hello(number=1, size=4, weights=(1.0, 1.0), present=(0, 1), dtype="<f4"):
 
 def alive(links):
     return links[0].ask_now(["status"], 10)["status"]["run"] == "gut"
+
+
+def test_figures_for_prometheus(consortium, links):
+    with urllib.request.urlopen(f"http://127.0.0.1:{consortium.metrics}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    assert 'colearn_site_state{site="lyon",state="here"} 1.0' in text
+    assert "colearn_bytes_in_total" in text and 'colearn_site_heard_seconds{site="kiel"}' in text
+
+
+@pytest.mark.parametrize("who", [["--site", "kiel"], []], ids=["a site", "the coordinator's machine"])
+def test_watch(consortium, links, capsys, who):
+    deadline = time.monotonic() + 10
+    while "lyon  here" not in (seen := shown(capsys, consortium.path, *who)) and time.monotonic() < deadline:
+        time.sleep(0.2)  # it is written every 2 s
+    assert seen.startswith("run gut\n") and "lyon  here" in seen and "kiel  here" in seen
+
+
+def shown(capsys, path, *who):
+    watch(["--federation", str(path), "--once", *who])
+    return capsys.readouterr().out
+
+
+def test_watch_where_no_coordinator_writes(tmp_path, capsys):
+    assert watch(["--federation", str(tmp_path / "federation.yaml"), "--once"]) == 2
+    assert "at a site say --site NAME" in capsys.readouterr().err
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "status.json").write_text(json.dumps({"written": time.time() - 100}))
+    assert watch(["--federation", str(tmp_path / "federation.yaml"), "--once"]) == 1
+    assert "it does not run, or hangs" in capsys.readouterr().err
+
+
+def test_events_as_json():
+    out = io.StringIO()
+    Events(as_json=True, out=out)("away", "kiel: walltime\x1b[2J", site="kiel")
+    found = json.loads(out.getvalue())
+    assert (found["event"], found["text"], found["site"]) == ("away", "kiel: walltime [2J", "kiel")
+    assert abs(found["time"] - time.time()) < 60
 
 
 def test_a_run_of_another_name(consortium):
