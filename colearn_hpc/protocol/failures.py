@@ -109,5 +109,30 @@ class RestartPolicy:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether the error is how torch's backends say that another rank has left the process group."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL communicator was aborted")
+    signs = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
+    signs += ("NCCL communicator was aborted", "remote process exited or there was a network error")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+# As CUDA says them (cudaGetErrorString); HIP takes the same words. None leaves a context that can be used again.
+_OF_A_LOST_GPU = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "illegal address space",
+    "misaligned address",
+    "invalid program counter",
+    "hardware stack error",
+    "unspecified launch failure",
+    "launch timed out",
+    "uncorrectable",  # ECC, NVLink
+    "unknown error",
+)
+
+
+def is_lost_gpu(error: BaseException) -> bool:
+    """Whether the error leaves this process without its GPU: every later call of CUDA fails with it, and only a new
+    process has the GPU again."""
+    text = str(error)
+    found = "CUDA error" in text or "HIP error" in text
+    return isinstance(error, RuntimeError) and found and any(sign in text for sign in _OF_A_LOST_GPU)

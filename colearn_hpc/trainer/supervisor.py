@@ -21,8 +21,10 @@ import colearn_hpc._lightning as pl
 from colearn_hpc.errors import RoundTimeoutError
 from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.conversation import is_everywhere
-from colearn_hpc.protocol.failures import Failure, RestartPolicy, Verdict
+from colearn_hpc.protocol.failures import Failure, RestartPolicy, Verdict, is_lost_gpu
+from colearn_hpc.protocol.messages import describe_error
 from colearn_hpc.trainer.environment import DataCenterEnvironment
+from colearn_hpc.trainer.gpus import lost_gpu
 from colearn_hpc.trainer.lightning_gaps import drop_tuners
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import NUMPY_NUMBERS, find_newest_point
@@ -30,6 +32,7 @@ from colearn_hpc.trainer.resume_points import NUMPY_NUMBERS, find_newest_point
 log = logging.getLogger("colearn_hpc")
 
 REGROUP_PATIENCE = 600.0  # s for the ranks of a data center to leave what they are doing
+_NEEDS_A_NEW_PROCESS = "after such an error only a new process can use the GPU: the run ends with exit code 86, start again"
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Supervisor:
     def judge(self, error: BaseException, place: Place, trainer: pl.Trainer, failure: Failure) -> Verdict:
         """Come together, and judge. Collective over the data center, in whatever state each rank is.
 
-        Does not return where the ranks do not come together: then all ranks of the run are ended.
+        Does not return where the ranks do not come together, or where one has lost its GPU: then all ranks of the run
+        are ended, and a new start goes on.
 
         Args:
             error: what happened on this rank.
@@ -95,9 +99,13 @@ class Supervisor:
         conversation = place.conversation
         if isinstance(error, RoundTimeoutError):
             conversation.abort(failure.text)
+        if is_lost_gpu(error):
+            conversation.abort(f"{describe_error(error)}\n({_NEEDS_A_NEW_PROCESS})")
         conversation.break_center(error)
         if (environment := environment_of(trainer)) is not None:
             environment.leave_process_group()
+        if said := lost_gpu():
+            conversation.abort(f"{describe_error(error)}\n{said}\n({_NEEDS_A_NEW_PROCESS})")
         try:
             patience = REGROUP_PATIENCE if failure.restartable else pacing.GRACE
             failures = cast("list[Failure]", place.regroup(failure, patience))
