@@ -11,7 +11,6 @@ says "NCCL communicator was aborted". Values travel through the store; only what
 from __future__ import annotations
 
 import threading
-import time
 
 import torch
 from torch import Tensor, distributed
