@@ -259,10 +259,8 @@ def _shared_gpus(everyone: Sequence[Rank]) -> list[Finding]:
         text = f"{host}: ranks {' '.join(map(str, sorted(ranks)))} share GPU {indices[ranks[0]]} ({gpu})"
         mode, _ = everyone[ranks[0]].gpu_modes.get(gpu, ("Default", False))
         if mode != "Default":
-            text += (
-                f", whose mode {mode} lets one process at a time use it: start fewer ranks there, or have it set by "
-            )
-            findings.append(Finding(FAIL, "GPUs", f"{text}nvidia-smi --compute-mode=DEFAULT"))
+            text += f", whose mode {mode} lets one process at a time use it: start fewer ranks there, or "
+            findings.append(Finding(FAIL, "GPUs", f"{text}have it changed by nvidia-smi --compute-mode=DEFAULT"))
         else:
             findings.append(Finding(OK, "GPUs", f"{text}: they take turns on it, and its memory is for all of them"))
     divided = sorted({rank.host for rank in everyone if any(mig for _, mig in rank.gpu_modes.values())})

@@ -1,4 +1,4 @@
-"""What can be asked of GPUs before a run does: how the driver shares them, and whether a data center's collective works.
+"""What can be asked of GPUs before a run: how the driver shares them, and whether a data center's collective works.
 
 The collective is a child process of each rank, which has an end: NCCL with a wrong network waits for minutes, and a
 GPU that is tried here should be free again when training wants it.
