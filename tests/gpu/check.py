@@ -35,7 +35,7 @@ PARAMETERS = 58_164_298  # ResNet-152's
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
-class Skipped(Exception):
+class NotHereError(Exception):
     """A step that cannot be done here; the text says why."""
 
 
@@ -146,7 +146,7 @@ class Machine:
 
     def need_gpus(self, count: int) -> None:
         if self.device == "cuda" and self.gpus < count:
-            raise Skipped(f"needs {count} GPUs, and here is {self.gpus}")
+            raise NotHereError(f"needs {count} GPUs, and here is {self.gpus}")
 
 
 def _tail(said: str) -> str:
@@ -329,9 +329,9 @@ def perform(step: Step, machine: Machine, patience: float) -> Result:
     machine.deadline = began + min(step.limit, patience)
     try:
         if patience < 5:
-            raise Skipped("no time is left")
+            raise NotHereError("no time is left")
         status, detail = "PASS", step.do(machine)
-    except Skipped as why:
+    except NotHereError as why:
         status, detail = "SKIP", str(why)
     except (AssertionError, OSError, ValueError, LookupError) as error:
         status, detail = "FAIL", f"{type(error).__name__}: {error}"

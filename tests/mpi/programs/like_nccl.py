@@ -56,8 +56,8 @@ class LikeNccl(distributed.ProcessGroup):
         parts = [torch.frombuffer(bytearray(self._store.get(key)), dtype=torch.uint8) for key in keys]
         return [part.view(tensor.dtype).reshape(tensor.shape) for part in parts]
 
-    def allreduce(self, tensors: list[Tensor], options: object = None) -> distributed.Work:
-        reduce = getattr(options, "reduceOp", distributed.ReduceOp.SUM)
+    def allreduce(self, tensors: list[Tensor], opts: object = None) -> distributed.Work:
+        reduce = getattr(opts, "reduceOp", distributed.ReduceOp.SUM)
         for tensor in tensors:
             if (found := self.everyones(tensor)) is not None:
                 stacked = torch.stack(found)
@@ -67,22 +67,22 @@ class LikeNccl(distributed.ProcessGroup):
                     tensor.copy_(stacked.sum(0) / (len(found) if reduce == distributed.ReduceOp.AVG else 1))
         return _done(tensors)
 
-    def allreduce_coalesced(self, tensors: list[Tensor], options: object = None) -> distributed.Work:
-        return self.allreduce(tensors, options)
+    def allreduce_coalesced(self, tensors: list[Tensor], opts: object = None) -> distributed.Work:
+        return self.allreduce(tensors, opts)
 
-    def broadcast(self, tensors: list[Tensor], options: object) -> distributed.Work:
+    def broadcast(self, tensors: list[Tensor], opts: object) -> distributed.Work:
         for tensor in tensors:
             if (found := self.everyones(tensor)) is not None:
-                tensor.copy_(found[options.rootRank])  # type: ignore[attr-defined]
+                tensor.copy_(found[opts.rootRank])  # type: ignore[attr-defined]
         return _done(tensors)
 
-    def allgather(self, outputs: list[list[Tensor]], tensors: list[Tensor], options: object = None) -> distributed.Work:
+    def allgather(self, outputs: list[list[Tensor]], tensors: list[Tensor], opts: object = None) -> distributed.Work:
         for into, tensor in zip(outputs, tensors, strict=True):
             for one, found in zip(into, self.everyones(tensor) or (), strict=False):
                 one.copy_(found)
         return _done(outputs)
 
-    def barrier(self, options: object = None) -> distributed.Work:
+    def barrier(self, opts: object = None) -> distributed.Work:
         self.everyones(torch.zeros(1))
         return _done([])
 
