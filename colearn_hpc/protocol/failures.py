@@ -107,11 +107,18 @@ class RestartPolicy:
         return Verdict(action, f"{text}\n({reason})", elsewhere=f"{elsewhere}\n({reason})")
 
 
+_OF_A_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "gloo/transport",
+    "NCCL communicator was aborted",
+    "remote process exited or there was a network error",  # NCCL's
+)
+
+
 def is_lost_peer(error: BaseException) -> bool:
     """Whether the error is how torch's backends say that another rank has left the process group."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
-    signs += ("NCCL communicator was aborted", "remote process exited or there was a network error")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OF_A_LOST_PEER)
 
 
 # As CUDA says them (cudaGetErrorString); HIP takes the same words. None leaves a context that can be used again.
