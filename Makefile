@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEV    := .venv-dev/bin
 
-.PHONY: demo federation-demo test test-all lint docs clean dist wheelhouse
+.PHONY: demo federation-demo test test-all gpu-check lint docs clean dist wheelhouse
 
 # -- set-up ---------------------------------------------------------------------------------------
 
@@ -59,6 +59,11 @@ test: .venv-dev/.done
 # The exhaustive sets whole, where `make test` takes a seeded sample of them. Hours.
 test-all: .venv-dev/.done
 	$(DEV)/python -m pytest --numprocesses 2 --no-loadscope-reorder --all
+
+# Where there is a GPU: all that needs one, in less than 8 minutes. It installs nothing, for torch must be the CUDA build
+# that the machine has; `sh tests/gpu/run.sh --device cpu` rehearses it anywhere.
+gpu-check:
+	sh tests/gpu/run.sh
 
 lint: .venv-dev/.done
 	$(DEV)/ruff check .

@@ -307,6 +307,16 @@ def is_finite(vector: Tensor) -> bool:
 
 
 @torch.no_grad()
+def are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element of any tensor is NaN or ±Inf, asked of their device once, and not once for each.
+
+    False may also mean that a sum of finite numbers overflowed.
+    """
+    sums = [tensor.sum().to(tensors[0].device, torch.float32) for tensor in tensors]
+    return not sums or bool(torch.stack(sums).isfinite().all())
+
+
+@torch.no_grad()
 def first_non_finite(vector: Tensor | None, model: FlatModel) -> str:
     """Name of the first tensor of ``model`` that holds NaN or ±Inf; empty if none does.
 
@@ -314,6 +324,8 @@ def first_non_finite(vector: Tensor | None, model: FlatModel) -> str:
         vector: where to look, shape ``(size,)``; None looks into what the model offers, without a copy of it.
         model: whose tensors.
     """
+    if vector is None and model.on_gpu and are_finite(model._sources):
+        return ""
     for entry, source in zip(model.entries, model._sources, strict=True):
         if not is_finite(source if vector is None else vector[entry.offset : entry.offset + entry.length]):
             return entry.name

@@ -23,6 +23,7 @@ from pathlib import Path
 from colearn_hpc.cli import describe
 from colearn_hpc.cli.cuda_aware import cuda_aware
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
+from colearn_hpc.cli.gpu_report import try_collective
 from colearn_hpc.cli.rank_report import Rank, look_around
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi import probe
@@ -35,6 +36,7 @@ _SLOW_LINK = 50e6  # bytes/s: a model of 100 MB then takes seconds a round
 _FORKS_BADLY = [(3, 11, micro) for micro in range(10)]  # CPython's gh-112275
 _LITTLE_DISK = 10e9
 _SKEW = 2.0  # s
+_WORKSPACES = (":4096:8", ":16:8")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,11 +102,15 @@ def examine(center: DataCenter, runs: Path) -> list[Finding]:
     everyone = [Rank.of(found) for found in probe.gather(center, look_around(center, runs, wrong).plain())]
     links = [probe.Link(*link) for link in probe.gather(center, [astuple(link) for link in measured])[first]]
     mpi = probe.gather(center, _describe_mpi() if center.is_first else None)[first]
+    collectives = probe.gather(center, _try_collective(center, everyone))
     return [
         _mpi(mpi),
         *_places(center, everyone),
         *_cores(everyone),
         *_gpus(everyone, mpi["cuda"]),
+        *_shared_gpus(everyone),
+        *_collectives(everyone, collectives),
+        *_determinism(everyone),
         _messages(everyone),
         *_links(links),
         _clocks(links),
@@ -136,6 +142,16 @@ def _assigned(everyone: Sequence[Rank]) -> tuple[dict[int, int], list[str]]:
         except ConfigurationError as error:
             wrong.append(f"{center} on {host}: {error}")
     return indices, wrong
+
+
+def _try_collective(center: DataCenter, everyone: Sequence[Rank]) -> str | None:
+    """What went wrong with NCCL in this data center; nothing: it is right; None: it needs none. Collective over the
+    data center."""
+    indices, _ = _assigned(everyone)
+    mine = [rank for rank, one in enumerate(everyone) if one.center == center.name]
+    if center.size == 1 or not all(rank in indices for rank in mine):
+        return None
+    return try_collective(center, "nccl", f"cuda:{indices[center.world_rank]}")
 
 
 def _mpi(mpi: dict[str, str]) -> Finding:
@@ -228,6 +244,60 @@ def _gpus(everyone: Sequence[Rank], cuda_aware: str) -> list[Finding]:
         findings.append(Finding(OK, "GPUs", f"{sum(bool(rank.gpus) for rank in everyone)} ranks have one"))
     findings.append(Finding(OK, "GPUs", f"CUDA-aware MPI: {cuda_aware} (not needed: exchanges go by host memory)"))
     return findings
+
+
+def _shared_gpus(everyone: Sequence[Rank]) -> list[Finding]:
+    """Which ranks take the same GPU, and whether the driver lets them; what MIG means."""
+    indices, _ = _assigned(everyone)
+    users: dict[tuple[str, str], list[int]] = {}
+    for world_rank, index in indices.items():
+        rank = everyone[world_rank]
+        users.setdefault((rank.host, rank.gpus[index]), []).append(world_rank)
+    findings = []
+    for (host, gpu), ranks in users.items():
+        if len(ranks) == 1:
+            continue
+        text = f"{host}: ranks {' '.join(map(str, sorted(ranks)))} share GPU {indices[ranks[0]]} ({gpu})"
+        mode, _ = everyone[ranks[0]].gpu_modes.get(gpu, ("Default", False))
+        if mode != "Default":
+            text += f", whose mode {mode} lets one process at a time use it: start fewer ranks there, or "
+            findings.append(Finding(FAIL, "GPUs", f"{text}have it changed by nvidia-smi --compute-mode=DEFAULT"))
+        else:
+            findings.append(Finding(OK, "GPUs", f"{text}: they take turns on it, and its memory is for all of them"))
+    divided = sorted({rank.host for rank in everyone if any(mig for _, mig in rank.gpu_modes.values())})
+    if divided:
+        text = f"{', '.join(divided)}: divided by MIG; a process uses one instance, and NCCL finds no way between two: "
+        findings.append(Finding(OK, "GPUs", f"{text}give a data center there one rank"))
+    return findings
+
+
+def _collectives(everyone: Sequence[Rank], collectives: Sequence[str | None]) -> list[Finding]:
+    """NCCL inside each data center."""
+    tried = [(rank.center, wrong) for rank, wrong in zip(everyone, collectives, strict=True) if wrong is not None]
+    if not tried:
+        return []
+    failed = {center: wrong for center, wrong in reversed(tried) if wrong}
+    if failed:
+        text = "; ".join(f"{center}: {wrong}" for center, wrong in failed.items())
+        text += "; NCCL_DEBUG=INFO shows what it tries; on nodes with several networks set NCCL_SOCKET_IFNAME"
+        return [Finding(FAIL, "NCCL", text)]
+    return [Finding(OK, "NCCL", f"a sum over the ranks of {', '.join(dict(tried))} is right")]
+
+
+def _determinism(everyone: Sequence[Rank]) -> list[Finding]:
+    """Whether two runs on GPUs can have the same bits, as far as the environment says."""
+    with_gpus = [rank for rank in everyone if rank.gpus]
+    found = {rank.workspace: rank.host for rank in reversed(with_gpus)}
+    if not found:
+        return []
+    said = ", ".join(f"{value or 'nothing'} on {host}" for value, host in found.items())
+    if set(found) - {"", *_WORKSPACES}:
+        text = f"CUBLAS_WORKSPACE_CONFIG is {said}; cuBLAS repeats its bits with {' or '.join(_WORKSPACES)} alone"
+        return [Finding(WARN, "bits", text)]
+    if len(found) > 1:
+        return [Finding(WARN, "bits", f"CUBLAS_WORKSPACE_CONFIG differs: {said}; set the same everywhere")]
+    text = "two runs on GPUs have the same bits with trainer.deterministic: true, which sets CUBLAS_WORKSPACE_CONFIG"
+    return [Finding(OK, "bits", text)]
 
 
 def _messages(everyone: Sequence[Rank]) -> Finding:

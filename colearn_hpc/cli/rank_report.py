@@ -10,12 +10,13 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from colearn_hpc._version import __version__
 from colearn_hpc.cli.advisories import hostile, installed, unloadable, vulnerable
+from colearn_hpc.cli.gpu_report import gpu_modes
 from colearn_hpc.errors import DataError
 from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.trainer.gpus import visible_gpus
@@ -39,6 +40,8 @@ class Rank:
     Attributes:
         center, host, center_rank: where it is.
         gpus: that it sees.
+        gpu_modes: of the host's GPUs, (compute mode, divided by MIG), as far as the driver says.
+        workspace: CUBLAS_WORKSPACE_CONFIG.
         cores: numbers of the cores that it may use.
         threads: that torch will use for one operation.
         versions: package -> version.
@@ -66,6 +69,8 @@ class Rank:
     hostile: tuple[str, ...] = ()
     flawed: tuple[str, ...] = ()
     wrong: str = ""
+    gpu_modes: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    workspace: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As numbers, texts, lists and mappings alone: what ranks tell each other is data."""
@@ -76,7 +81,8 @@ class Rank:
         """From :meth:`plain`, in which tuples may have become lists on the way."""
         quota = Quota(**plain["quota"]) if plain["quota"] else None
         lists = {name: tuple(plain[name]) for name in ("gpus", "hostile", "flawed")}
-        return cls(**plain | lists | {"cores": frozenset(plain["cores"]), "quota": quota})
+        modes = {gpu: (str(mode), bool(mig)) for gpu, (mode, mig) in plain["gpu_modes"].items()}
+        return cls(**plain | lists | {"gpu_modes": modes, "cores": frozenset(plain["cores"]), "quota": quota})
 
 
 def look_around(center: DataCenter, runs: Path, wrong: str = "") -> Rank:
@@ -111,6 +117,8 @@ def look_around(center: DataCenter, runs: Path, wrong: str = "") -> Rank:
         hostile=tuple(hostile()),
         flawed=(*vulnerable(), *unloadable()),
         wrong=wrong,
+        gpu_modes=gpu_modes(),
+        workspace=os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""),
     )
 
 

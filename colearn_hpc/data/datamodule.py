@@ -255,6 +255,11 @@ class ShardDataModule(pl.LightningDataModule):
             )
         return self.trainer.world_size, self.trainer.global_rank
 
+    @property
+    def _trains_on_gpu(self) -> bool:
+        """On a machine with GPUs, training may be on the CPU: then pinned memory only costs time."""
+        return torch.cuda.is_available() and (self.trainer is None or self.trainer.strategy.root_device.type == "cuda")
+
     def _loader(
         self, dataset: ShardDataset | PooledShards, sampler: TrainBatchSampler | EvalBatchSampler
     ) -> DataLoader:
@@ -263,7 +268,7 @@ class ShardDataModule(pl.LightningDataModule):
             sampler=sampler,
             batch_size=None,  # the sampler yields whole batches
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._trains_on_gpu,
             persistent_workers=self.num_workers > 0,
         )
 

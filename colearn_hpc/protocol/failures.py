@@ -107,7 +107,39 @@ class RestartPolicy:
         return Verdict(action, f"{text}\n({reason})", elsewhere=f"{elsewhere}\n({reason})")
 
 
+_OF_A_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "gloo/transport",
+    "NCCL communicator was aborted",
+    "remote process exited or there was a network error",  # NCCL's
+)
+
+
 def is_lost_peer(error: BaseException) -> bool:
     """Whether the error is how torch's backends say that another rank has left the process group."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL communicator was aborted")
-    return isinstance(error, RuntimeError) and any(sign in text_of(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in text_of(error) for sign in _OF_A_LOST_PEER)
+
+
+# As CUDA says them (cudaGetErrorString); HIP takes the same words. None leaves a context that can be used again.
+_OF_A_LOST_GPU = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "illegal address space",
+    "misaligned address",
+    "invalid program counter",
+    "hardware stack error",
+    "unspecified launch failure",
+    "launch timed out",
+    "uncorrectable",  # ECC, NVLink
+    "unknown error",
+)
+
+
+def is_lost_gpu(error: BaseException) -> bool:
+    """Whether the error leaves this process without its GPU: every later call of CUDA fails with it, and only a new
+    process has the GPU again."""
+    text = text_of(error)
+    found = "CUDA error" in text or "HIP error" in text
+    return isinstance(error, RuntimeError) and found and any(sign in text for sign in _OF_A_LOST_GPU)

@@ -21,7 +21,7 @@ from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.averager import MeanResult
 from colearn_hpc.trainer.correcting import Corrector
 from colearn_hpc.trainer.last_shared import SharedModel
-from colearn_hpc.trainer.optimizers import averaged_state, reset_state
+from colearn_hpc.trainer.optimizers import averaged_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
 from colearn_hpc.trainer.sharded import fresh_state
@@ -138,7 +138,9 @@ class SharedModelAverager:
             shared.commit(model, vector, outer_state)
         shared.begin_round()
         if changes and self._settings.optimizer_state == "reset":
-            (fresh_state if means.sharded else reset_state)(end.optimizers)
+            end.reset_optimizers()
+            if means.sharded:
+                fresh_state(end.optimizers)
         place.conversation.settled()
         report = replace(report, exchange_seconds=seconds + time.monotonic() - clock)
         return MeanResult(report, Decision.from_plain(decision), given.place)

@@ -82,7 +82,15 @@ from colearn_hpc.trainer.lightning_gaps import (
 )
 from colearn_hpc.trainer.metrics import batch_size, check_weight
 from colearn_hpc.trainer.model_digest import model_digest
-from colearn_hpc.trainer.optimizers import BaseRates, check_scheduler, first_rate, rates_of, reset_state, set_rates
+from colearn_hpc.trainer.optimizers import (
+    BaseRates,
+    LossScale,
+    check_scheduler,
+    first_rate,
+    rates_of,
+    reset_state,
+    set_rates,
+)
 from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outputs
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
@@ -289,6 +297,8 @@ class CoLearning(Callback):
             before.close()  # of an attempt that failed before this one
         path = self._run_dir or Path(trainer.default_root_dir) / "colearn"
         restarted = self._supervisor.attempt.number > 0
+        if not restarted:
+            self._supervisor.loss_scale = LossScale.of(trainer)
         writes_shared, lock = (False, None) if restarted else claim_folder(path, place)
         center = place.center
         folder = RunFolder(path, center.name, place.conversation.presides, center.is_leader, center.start)
@@ -416,6 +426,8 @@ class CoLearning(Callback):
             FlatModel.of(pl_module).unpack(rejoin.vector)
             if self.settings.optimizer_state == "reset":
                 reset_state(trainer.optimizers)
+                if self._supervisor.loss_scale is not None:
+                    self._supervisor.loss_scale.reset()
             if blocks is None:
                 skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
         check_lengths(trainer, self._placed)
@@ -698,7 +710,8 @@ class CoLearning(Callback):
         decide = self._decider(state.round, run.epochs_done_then)
         losses, known = self._fit.losses.state, len(state.history)
         left = None if absent else epochs_left(trainer, self.settings.in_steps)
-        end = RoundEnd(module, trainer.optimizers, state.round.report, place, decide, absent, losses, known, left)
+        report, scale = state.round.report, self._supervisor.loss_scale
+        end = RoundEnd(module, trainer.optimizers, report, place, decide, absent, losses, known, left, scale)
         return self._taken(self._fit.averager.take(end), place, trainer)
 
     def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -714,7 +727,8 @@ class CoLearning(Callback):
                 report, losses = replace(report, examples=0), (0.0, 0.0)
         decide = self._decider(round_, epochs_done)
         left = epochs_left(trainer, self.settings.in_steps)
-        end = RoundEnd(trainer.lightning_module, trainer.optimizers, report, place, decide, "", losses, known, left)
+        module, scale = trainer.lightning_module, self._supervisor.loss_scale
+        end = RoundEnd(module, trainer.optimizers, report, place, decide, "", losses, known, left, scale)
         found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
 
@@ -738,7 +752,9 @@ class CoLearning(Callback):
         assert round_ is not None, "it is due only then"
         place = self._run.place_of(round_)
         decide = self._decider(round_, round_.epochs_done)
-        found = averager.finish(RoundEnd(module, trainer.optimizers, round_.report, place, decide))
+        scale = self._supervisor.loss_scale
+        end = RoundEnd(module, trainer.optimizers, round_.report, place, decide, loss_scale=scale)
+        found = averager.finish(end)
         assert found.decision is not None, "a mean that is here is decided on"
         average_from_here(trainer)
         step = self._run.mean_finished(found.decision, self._signed(found.report, trainer), self._limit(trainer))

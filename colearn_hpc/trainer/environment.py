@@ -12,7 +12,16 @@ from colearn_hpc._lightning import ClusterEnvironment, in_use, kinds, package_of
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.join import CentersSpec, DataCenter
 from colearn_hpc.trainer.devices import trainer_devices
-from colearn_hpc.trainer.process_group import Sockets, is_initialized, leave_process_group, open_sockets
+from colearn_hpc.trainer.process_group import (
+    Listener,
+    Sockets,
+    abort_communicators,
+    is_initialized,
+    leave_process_group,
+    needs_abort,
+    open_sockets,
+    prepare_error_handling,
+)
 
 log = logging.getLogger("colearn_hpc")
 
@@ -33,6 +42,8 @@ class DataCenterEnvironment(ClusterEnvironment):
             different numbers of ranks on its hosts (Lightning needs the same number on each).
     """
 
+    _listener: Listener | None = None  # of a process group that does not notice a failure by itself
+
     def __init__(self, centers: CentersSpec | DataCenter = None) -> None:
         super().__init__()
         for one in kinds("plugins.environments", "ClusterEnvironment"):
@@ -51,6 +62,9 @@ class DataCenterEnvironment(ClusterEnvironment):
         # given to another data center on the same host, and DDP's store (SO_REUSEADDR) can still listen on it.
         self._before: Sockets | None = None
         self._group: Sockets | None = None
+        if self._listener is not None:
+            self._listener.stop()  # and its store may go: all ranks have left that group
+            self._listener = None
         self._reserved = _reserve_port() if self.center.is_leader else None
         address = (socket.gethostname(), self._reserved.getsockname()[1]) if self._reserved else None
         self._address: tuple[str, int] = self.center.comm.bcast(address, 0)
@@ -87,10 +101,11 @@ class DataCenterEnvironment(ClusterEnvironment):
     def main_port(self) -> int:
         # Lightning 2.6 asks right before it makes the process group.
         self._before = open_sockets() if self._before is None else self._before
+        prepare_error_handling()
         return self._address[1]
 
     def note_process_group(self) -> None:
-        """Remember which sockets are the process group's, once it is there.
+        """Remember which sockets are the process group's, once it is there; where it needs one, listen for its end.
 
         Called whenever Lightning asks for a rank: it does so right after it made the group, before any code of a user
         can open sockets of its own.
@@ -98,9 +113,13 @@ class DataCenterEnvironment(ClusterEnvironment):
         if self._before is None or self._group is not None or not is_initialized():
             return
         self._group = {number: name for number, name in open_sockets().items() if self._before.get(number) != name}
+        if self.center.size > 1 and needs_abort():
+            self._listener = Listener(abort_communicators)
 
     def leave_process_group(self) -> None:
-        """Break the data center's process group, so that nobody waits in it for this rank. Never blocks."""
+        """Break the data center's process group, so that nobody waits in it for this rank."""
+        if self._listener is not None:
+            self._listener.call()  # first: communicators are aborted by all at the same time
         leave_process_group(self._group or {})
 
     @staticmethod

@@ -17,7 +17,8 @@ def generators() -> dict[str, Any]:
         "python": list(random.getstate()[1]),
         "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(gauss)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Of the GPU that this rank trains on, and of no other: after a new start it may have another number.
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
@@ -37,5 +38,6 @@ def set_generators(state: dict[str, Any]) -> None:
     keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+    if state["cuda"] and torch.cuda.is_initialized():
+        # Points of 0.1.0 hold a state for each GPU that the rank saw, by number.
+        torch.cuda.set_rng_state(state["cuda"][min(torch.cuda.current_device(), len(state["cuda"]) - 1)])

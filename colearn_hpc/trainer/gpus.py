@@ -48,3 +48,22 @@ def choose(seen: Sequence[tuple[str, ...]], host_ranks: Sequence[int]) -> list[i
         found = "; ".join(" ".join(gpus) for gpus in dict.fromkeys(seen)) if apart else str(len(seen[0]))
         raise ConfigurationError(f"{len(seen)} ranks see {found} GPUs")
     return indices
+
+
+def lost_gpu() -> str:
+    """What CUDA says where this process cannot use its GPU any more; nothing where it can, or has none.
+
+    Waits for what the GPU still has to do. An error that leaves the GPU unusable shows up late, and under other names
+    (cuBLAS, cuDNN): so it is asked.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return ""
+    try:
+        torch.cuda.synchronize()
+    except torch.OutOfMemoryError:
+        return ""
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""

@@ -27,7 +27,7 @@ from colearn_hpc._lightning import Callback
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.trainer.standing import Standing
 
-KINDS = ("raise", "oom", "kill", "segfault", "hang", "nan", "nospace", "drop-link")
+KINDS = ("raise", "oom", "kill", "segfault", "hang", "nan", "nospace", "drop-link", "lost-gpu")
 MOMENTS = ("step", "validation", "exchange", "checkpoint")
 
 
@@ -37,9 +37,10 @@ class Fault:
 
     Attributes:
         text: the order.
-        kind: ``raise`` (RuntimeError), ``oom`` (MemoryError), ``kill`` (SIGKILL), ``segfault``, ``hang`` (for
-            ``seconds``), ``nan`` (in the weights), ``nospace`` (the disk is full), ``drop-link`` (takes network
-            ``device`` down for ``seconds``; root only).
+        kind: ``raise`` (RuntimeError), ``oom`` (MemoryError; on a GPU torch's own), ``kill`` (SIGKILL), ``segfault``,
+            ``hang`` (for ``seconds``), ``nan`` (in the weights), ``nospace`` (the disk is full), ``drop-link`` (takes
+            network ``device`` down for ``seconds``; root only), ``lost-gpu`` (a kernel's assertion fails; without a GPU
+            only the error that follows).
         center: name of the data center.
         rank: center_rank.
         round: i, from 0.
@@ -162,7 +163,14 @@ def strike(fault: Fault, module: pl.LightningModule) -> None:
     if fault.kind == "raise":
         raise RuntimeError(f"rehearsed: {fault.text}")
     if fault.kind == "oom":
+        if module.device.type == "cuda":
+            torch.empty(2 * torch.cuda.mem_get_info()[1], dtype=torch.uint8, device=module.device)
         raise MemoryError(f"rehearsed: {fault.text}")
+    if fault.kind == "lost-gpu":
+        if module.device.type == "cuda":
+            torch._assert_async(torch.zeros((), device=module.device))
+            torch.cuda.synchronize()
+        raise RuntimeError(f"CUDA error: device-side assert triggered (rehearsed: {fault.text})")
     if fault.kind == "nospace":
         raise OSError(28, "No space left on device (rehearsed)")
     if fault.kind == "kill":

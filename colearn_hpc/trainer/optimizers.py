@@ -65,6 +65,31 @@ def reset_state(optimizers: Sequence[Optimizer]) -> None:
         optimizer.state.clear()
 
 
+class LossScale:
+    """The factor of the loss in training with float16: a ``GradScaler``, which grows and shrinks it from step to step.
+
+    It belongs to the optimizer's state: after a mean it was found for a model that nobody has any more.
+
+    Args:
+        scaler: before a checkpoint was loaded into it.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        self._scaler, self._first = scaler, scaler.state_dict()
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer) -> LossScale | None:
+        """That of a Trainer; None: it scales no loss."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        return None if scaler is None or not scaler.is_enabled() else cls(scaler)
+
+    def reset(self) -> None:
+        """Begin again, as if no step had been taken."""
+        # Of a step that failed half-way; an optimizer that is made anew may have the id of the one that is noted.
+        self._scaler._per_optimizer_states.clear()
+        self._scaler.load_state_dict(self._first)
+
+
 def averaged_state(optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
     """(name, tensor) of the state that can be averaged: floating-point, of the parameter's own shape.
 

@@ -33,7 +33,6 @@ from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.averager import MeanResult
 from colearn_hpc.trainer.averaging import SharedModelAverager
-from colearn_hpc.trainer.optimizers import reset_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
 from colearn_hpc.trainer.sums import Void, WholeSums
@@ -146,7 +145,7 @@ class OverlappedAverager(SharedModelAverager):
             report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
             self.shared.commit(model, result, None)
         if self._settings.optimizer_state == "reset":
-            reset_state(end.optimizers)
+            end.reset_optimizers()
         conversation.settled()
         report = replace(
             report,

@@ -19,6 +19,7 @@ from colearn_hpc.errors import ParticipantError
 from colearn_hpc.protocol.reports import CenterReport
 from colearn_hpc.protocol.run import RoundPlace
 from colearn_hpc.protocol.settings import Settings
+from colearn_hpc.trainer.optimizers import LossScale, reset_state
 from colearn_hpc.trainer.place import Place
 
 
@@ -36,6 +37,7 @@ class RoundEnd:
         loss: sum of this rank's training losses over the round's examples, and their number.
         known: rounds that this data center has heard of.
         epochs_left: local epochs that its privacy budget still allows; None: any number.
+        loss_scale: of training in float16; None: of another precision.
     """
 
     module: LightningModule
@@ -47,6 +49,13 @@ class RoundEnd:
     loss: tuple[float, float] = (0.0, 0.0)
     known: int = 0
     epochs_left: int | None = None
+    loss_scale: LossScale | None = None
+
+    def reset_optimizers(self) -> None:
+        """Forget what the optimizers know: it is of the local model, not of the shared one."""
+        reset_state(self.optimizers)
+        if self.loss_scale is not None:
+            self.loss_scale.reset()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ weights are bit for bit those of an undisturbed run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +21,21 @@ import colearn_hpc._lightning as pl
 from colearn_hpc.errors import RoundTimeoutError
 from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.conversation import is_everywhere
-from colearn_hpc.protocol.failures import Failure, RestartPolicy, Verdict
+from colearn_hpc.protocol.failures import Failure, RestartPolicy, Verdict, is_lost_gpu
+from colearn_hpc.protocol.messages import describe_error
 from colearn_hpc.trainer.environment import DataCenterEnvironment
+from colearn_hpc.trainer.gpus import lost_gpu
 from colearn_hpc.trainer.lightning_gaps import drop_tuners
+from colearn_hpc.trainer.optimizers import LossScale
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import NUMPY_NUMBERS, find_newest_point
 
 log = logging.getLogger("colearn_hpc")
 
 REGROUP_PATIENCE = 600.0  # s for the ranks of a data center to leave what they are doing
+_NEEDS_A_NEW_PROCESS = (
+    "after such an error only a new process can use the GPU: the run ends with exit code 86, start again"
+)
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,14 @@ class Supervisor:
         loads_everything: checkpoints are loaded with ``weights_only=False``.
         supervises: somebody is there to begin again, :meth:`run`.
         attempt: the one under way.
+        loss_scale: of training in float16, as it was before anything was restored; None: of another precision.
     """
 
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self._verdict: Verdict | None = None
-        self._modes: list[tuple[torch.nn.Module, bool]] = []
+        self._modes: dict[str, bool] = {}  # by name: Lightning's teardown makes new layers of SyncBatchNorm's
+        self.loss_scale: LossScale | None = None
         self.supervises = self.loads_everything = False
         self.attempt = Attempt()
 
@@ -84,7 +92,8 @@ class Supervisor:
     def judge(self, error: BaseException, place: Place, trainer: pl.Trainer, failure: Failure) -> Verdict:
         """Come together, and judge. Collective over the data center, in whatever state each rank is.
 
-        Does not return where the ranks do not come together: then all ranks of the run are ended.
+        Does not return where the ranks do not come together, or where one has lost its GPU: then all ranks of the run
+        are ended, and a new start goes on.
 
         Args:
             error: what happened on this rank.
@@ -95,9 +104,13 @@ class Supervisor:
         conversation = place.conversation
         if isinstance(error, RoundTimeoutError):
             conversation.abort(failure.text)
+        if is_lost_gpu(error):
+            conversation.abort(f"{describe_error(error)}\n({_NEEDS_A_NEW_PROCESS})")
         conversation.break_center(error)
         if (environment := environment_of(trainer)) is not None:
             environment.leave_process_group()
+        if said := lost_gpu():
+            conversation.abort(f"{describe_error(error)}\n{said}\n({_NEEDS_A_NEW_PROCESS})")
         try:
             patience = REGROUP_PATIENCE if failure.restartable else pacing.GRACE
             failures = cast("list[Failure]", place.regroup(failure, patience))
@@ -128,7 +141,7 @@ class Supervisor:
     def fit_begins(self, model: pl.LightningModule) -> None:
         """Remember which parts of the model train, to be called when all of them have been made."""
         if not self._modes:
-            self._modes = [(part, part.training) for part in model.modules()]
+            self._modes = {name: part.training for name, part in model.named_modules(remove_duplicate=False)}
 
     def run(
         self,
@@ -153,7 +166,7 @@ class Supervisor:
             Exception: whatever ended the run.
         """
         self.supervises, self.attempt, self._verdict = True, Attempt(), None
-        self._modes, forward = [], vars(model).get("forward")
+        self._modes, forward = {}, vars(model).get("forward")
         while True:
             try:
                 with torch.serialization.safe_globals(NUMPY_NUMBERS):
@@ -169,8 +182,9 @@ class Supervisor:
                 if verdict.action == "miss the round":
                     rejoin = miss_round(place.conversation.told(verdict.text, verdict.elsewhere))
                 _renew(trainer)
-                for part, training in self._modes:
-                    part.training = training  # a failure in validation leaves them as validation wants them
+                if self.loss_scale is not None:
+                    self.loss_scale.reset()
+                restore_modes(model, self._modes)  # a failure in validation leaves them as validation wants them
                 vars(model).pop("forward", None)  # DDP redirects it for a step; an error leaves it so
                 if forward is not None:
                     vars(model)["forward"] = forward
@@ -182,6 +196,12 @@ class Supervisor:
             except Exception as error:
                 place.conversation.fail(error)
                 raise
+
+
+def restore_modes(model: torch.nn.Module, modes: Mapping[str, bool]) -> None:
+    """Set ``training`` of every part of a model that has a name in ``modes``."""
+    for name, part in model.named_modules(remove_duplicate=False):
+        part.training = modes.get(name, part.training)
 
 
 def environment_of(trainer: pl.Trainer) -> DataCenterEnvironment | None:

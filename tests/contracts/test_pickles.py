@@ -26,6 +26,7 @@ ALLOWED = {
     ),
     "trainer/environment.py": ({"self.center.comm"}, "the data center's own: where its process group meets"),
     "trainer/devices.py": ({"center.comm"}, "the data center's own: which GPUs its ranks see"),
+    "cli/gpu_report.py": ({"center.comm"}, "the data center's own: where a trial of NCCL meets"),
 }
 UNPICKLERS = {
     "data/sources/restricted_pickle.py": "CIFAR-10 is published as pickles; it takes arrays and refuses the rest",

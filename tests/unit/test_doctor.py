@@ -4,13 +4,17 @@ import json
 import os
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from colearn_hpc.cli import doctor, main
 from colearn_hpc.cli.advisories import hostile, unloadable, vulnerable
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
+from colearn_hpc.cli.gpu_report import modes_of, try_collective
 from colearn_hpc.cli.rank_report import Quota, Rank, find_quota, parse_quota, try_disk, try_shard
 from colearn_hpc.mpi.probe import Link
 
@@ -213,3 +217,52 @@ def test_on_a_terminal(monkeypatch, capsys):
     lines = re.sub(r"\x1b\[[\d;]*m", "", said).splitlines()
     assert lines[0].split() == ["WARN", "links", r"\x1b]0;owned\x07", "[red]one"]
     assert len(lines) > 2 and all(line.startswith(" " * 13) for line in lines[1:])
+
+
+def test_ranks_that_share_a_gpu():
+    other = replace(RANK, center="dc1", gpus=("a",))
+    one = replace(RANK, gpus=("a",))
+    (found,) = doctor._shared_gpus([one, other])
+    assert found.level == OK and "n1: ranks 0 1 share GPU 0 (a)" in found.text
+    modes = modes_of("GPU-a, Exclusive_Process, Disabled\nGPU-b, Default, Enabled\nno devices were found\n")
+    assert modes == {"a": ("Exclusive_Process", False), "b": ("Default", True)}
+    found = doctor._shared_gpus([replace(one, gpu_modes=modes), replace(other, gpu_modes=modes)])
+    assert levels(found) == [FAIL, OK] and "--compute-mode=DEFAULT" in found[0].text and "MIG" in found[1].text
+    assert doctor._shared_gpus([one, replace(other, gpus=("b",))]) == []
+    assert Rank.of(json.loads(json.dumps(replace(one, gpu_modes=modes).plain()))).gpu_modes == modes
+
+
+def test_collectives():
+    ranks = [RANK, replace(RANK, center_rank=1), replace(RANK, center="dc1")]
+    assert doctor._collectives(ranks, [None] * 3) == []
+    (right,) = doctor._collectives(ranks, ["", "", None])
+    assert right.level == OK and "over the ranks of dc0 is right" in right.text
+    (wrong,) = doctor._collectives(ranks, ["", "no answer in 90 s", None])
+    assert wrong.level == FAIL and "dc0: no answer in 90 s" in wrong.text and "NCCL_SOCKET_IFNAME" in wrong.text
+
+
+@pytest.mark.parametrize(
+    ("values", "level"), [(["", ""], OK), ([":4096:8"] * 2, OK), ([":16:8", ""], WARN), ([":0:0"] * 2, WARN)]
+)
+def test_determinism(values, level):
+    (found,) = doctor._determinism([replace(RANK, workspace=value) for value in values])
+    assert found.level == level
+    assert doctor._determinism([replace(RANK, gpus=())]) == []
+
+
+@pytest.mark.parametrize("other_comes", [True, False])
+def test_a_collective_is_tried_in_a_process_of_its_own(other_comes):
+    """By gloo: NCCL's needs GPUs."""
+    port = []
+
+    def center(rank):
+        comm = SimpleNamespace(bcast=lambda where, root: port.append(where) or where if rank == 0 else port[0])
+        return SimpleNamespace(comm=comm, rank=rank, size=2, nodes=1, is_leader=rank == 0)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(try_collective, center(0), "gloo", "cpu", 60.0 if other_comes else 1.0)
+        if other_comes:
+            while not port:
+                time.sleep(0.01)
+            assert try_collective(center(1), "gloo", "cpu") == ""
+        assert first.result() == ("" if other_comes else "no answer in 1 s")

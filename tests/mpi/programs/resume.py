@@ -21,6 +21,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+import like_nccl  # noqa: F401  # registers a backend
+
 from colearn_hpc import CoLearning, DataCenter
 from colearn_hpc.trainer.inject import FaultInjector
 
@@ -61,7 +63,7 @@ class Leaves(pl.Callback):
         self.stop(trainer, "validation")
 
 
-def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", **settings):
+def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", backend=None, **settings):
     """Returns the digests, a line each.
 
     Args:
@@ -71,6 +73,7 @@ def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", **settings
         pause: seconds for every batch.
         faults: to be rehearsed.
         leaves: a data center, an epoch, and a batch of it or "validation", after which its Trainer is told to stop.
+        backend: of torch.distributed inside a data center; None: gloo.
         settings: further arguments of CoLearning.
     """
     center = DataCenter.join(2)
@@ -84,7 +87,8 @@ def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", **settings
     settings = {"exchange": {"lanes": 2}} | settings  # as with each rank on a node of its own
     colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
     injector = FaultInjector(faults.split(), colearning.standing)
-    trainer = toy.trainer(center, colearning, injector, *([Leaves(*leaves.split())] if leaves else []))
+    strategy = {} if backend is None else {"strategy": pl.strategies.DDPStrategy(process_group_backend=backend)}
+    trainer = toy.trainer(center, colearning, injector, *([Leaves(*leaves.split())] if leaves else []), **strategy)
     data = {
         "train_dataloaders": toy.loader(center.index, center.size, center.rank, shuffle=True),
         "val_dataloaders": toy.loader(center.index),

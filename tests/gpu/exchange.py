@@ -1,0 +1,47 @@
+"""A mean's time from GPU memory to GPU memory, ours and by hand: `.cpu()`, a blocking Allreduce, back.
+
+usage: python -m mpi4py exchange.py FILE DEVICE PARAMETERS ROUNDS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+from common import Participant, repeated, replica
+
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+
+def main() -> None:
+    """Both in turn; the first rank writes medians in seconds."""
+    file, device, parameters, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    world = MPI.COMM_WORLD
+    participant = Participant("fp32")
+    module = replica(parameters, seed=0).to(device)
+    participant.start_from(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.01 * (1 + world.rank))
+
+    def by_hand() -> None:
+        tensors: list[Tensor] = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+        with torch.no_grad():
+            for tensor in tensors:
+                copy = tensor.cpu().contiguous()
+                world.Allreduce(MPI.IN_PLACE, copy.numpy())
+                tensor.copy_(copy.div_(world.size))
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    seconds = repeated(rounds, {"ours": participant.average, "by hand": by_hand}, world.Barrier)
+    if world.rank == 0:
+        file.write_text(json.dumps({name: median(values) for name, values in seconds.items()}))
+
+
+main()
