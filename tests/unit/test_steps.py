@@ -1,5 +1,6 @@
 """Rounds that count optimizer steps, in one data center: plain Lightning's bits, resumes, rates, what is refused."""
 
+import json
 import os
 import signal
 from itertools import pairwise
@@ -15,7 +16,6 @@ from colearn_hpc import CoLearning
 from colearn_hpc.algorithm.learning_rate import CyclicalLR, ExponentialLR
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, InSteps, QuadraticEpochs
 from colearn_hpc.errors import ConfigurationError, DataError, Interrupted
-from colearn_hpc.trainer.run_folder import read_lines
 
 QUIET = {
     "accelerator": "cpu",
@@ -26,6 +26,10 @@ QUIET = {
     "max_epochs": -1,
 }
 PASS = 4  # batches
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Net(pl.LightningModule):
