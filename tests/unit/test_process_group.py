@@ -16,6 +16,12 @@ from colearn_hpc.trainer.process_group import Listener, abort_communicators, lea
 TIMEOUT = timedelta(seconds=60)
 
 
+@pytest.fixture(autouse=True)
+def no_group_of_another_test():
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @pytest.fixture
 def group():
     """This process's process group: rank 0 of two. The other rank is a store's client in the same process."""
