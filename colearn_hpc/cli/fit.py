@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import logging
 import os
@@ -39,7 +38,7 @@ from colearn_hpc._lightning import (
 )
 from colearn_hpc.cli.method import arrange
 from colearn_hpc.cli.options import OPTIONS, SET_BY_US
-from colearn_hpc.cli.usage import asks, in_one_line, who_left
+from colearn_hpc.cli.usage import UsageError, asks, check_config_files, in_one_line, who_left
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted, PeerError, text_of
 from colearn_hpc.join import read_membership
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
@@ -64,12 +63,6 @@ from colearn_hpc.trainer.writing import private_folder, write_atomically
 Classifier, MultilabelTask = colearn_hpc.models.Classifier, colearn_hpc.models.MultilabelTask
 ShardDataModule = colearn_hpc.data.ShardDataModule
 PrivateTraining = colearn_hpc.trainer.private_training.PrivateTraining
-
-
-class UsageError(ConfigurationError):
-    """The command line or a configuration file cannot be read."""
-
-    key = "command-line"
 
 
 @dataclass
@@ -251,7 +244,7 @@ class ColearnCLI(LightningCLI):
         error, output = "", io.StringIO()
         try:
             with contextlib.redirect_stderr(output):
-                _check_config_files(sys.argv[1:])
+                check_config_files(sys.argv[1:])
                 super().parse_arguments(parser, args)
         except UsageError as wrong:
             error = str(wrong)
@@ -397,26 +390,6 @@ def without_secrets(config: Any) -> Any:
         hidden = "(left out: give it by the environment)"
         return {k: hidden if v and _SECRET.search(str(k)) else without_secrets(v) for k, v in config.items()}
     return [without_secrets(item) for item in config] if isinstance(config, list) else config
-
-
-def _check_config_files(argv: Sequence[str]) -> None:
-    """The parser's own messages do not say which file they are about.
-
-    Raises:
-        UsageError: a configuration file is no YAML, or holds no settings.
-    """
-    given = [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
-    given += [value for option, value in itertools.pairwise(argv) if option in ("--config", "-c")]
-    for path in map(Path, given):
-        if not os.path.isfile(path):  # noqa: PTH113  # may be settings themselves, too long for a path
-            continue
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"configuration {path} cannot be read: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            found = "nothing" if content is None else f"a {type(content).__name__}"
-            raise UsageError(f"configuration {path} must hold `setting: value` lines, found {found}")
 
 
 def _own(error: BaseException) -> BaseException:

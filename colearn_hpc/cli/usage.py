@@ -8,11 +8,17 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import itertools
+import os
 import re
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from colearn_hpc.errors import ConfigurationError
 
 _TYPES = {
     "int": "a whole number",
@@ -23,6 +29,12 @@ _TYPES = {
     "dict": "a mapping",
     "NoneType": "null",
 }
+
+
+class UsageError(ConfigurationError):
+    """The command line or a configuration file cannot be read."""
+
+    key = "command-line"
 
 
 def in_one_line(error: str, known: Sequence[str]) -> str:
@@ -132,3 +144,23 @@ def who_left(stop: BaseException) -> str:
     """Of code that ends the process when it is imported."""
     frames = [frame for frame in traceback.extract_tb(stop.__traceback__) if "site-packages" not in frame.filename]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} calls sys.exit() when it is imported"
+
+
+def check_config_files(argv: Sequence[str]) -> None:
+    """The parser's own messages do not say which file they are about.
+
+    Raises:
+        UsageError: a configuration file is no YAML, or holds no settings.
+    """
+    given = [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
+    given += [value for option, value in itertools.pairwise(argv) if option in ("--config", "-c")]
+    for path in map(Path, given):
+        if not os.path.isfile(path):  # noqa: PTH113 - may be settings themselves, too long for a path
+            continue
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"configuration {path} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            found = "nothing" if content is None else f"a {type(content).__name__}"
+            raise UsageError(f"configuration {path} must hold `setting: value` lines, found {found}")

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from colearn_hpc._lightning import LightningModule, Trainer
-from colearn_hpc.algorithm.shared_model import (
-    FlatModel,
-)
+from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.between import MeanFacts, Source
 from colearn_hpc.errors import PrivacyError
 from colearn_hpc.protocol.messages import Topic, TopicKind

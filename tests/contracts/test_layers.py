@@ -62,7 +62,6 @@ FORBIDDEN_LIBRARIES = {
 # What a file over LINES knows that belongs together.
 LINES = 500
 LONG = {
-    "cli/fit.py": "LightningCLI with data centers around it, and how errors end a run",
     "protocol/run.py": "the state of a round and the one writer of it: every transition in one class",
     "trainer/callback.py": "Lightning's hooks, the steps of a round, and the arguments with their documentation",
 }

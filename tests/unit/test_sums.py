@@ -240,13 +240,18 @@ def sent_by(prepared):
     return kind.write(numbers, slice(0, len(numbers)), torch.empty_like(numbers)).clone()
 
 
-def test_who_is_killed_alone_sends_the_very_same_bytes(tmp_path):
-    """In a federation the others go on with the masks that they have: nothing new may be seen, whatever is trained."""
+def sending(folder):
+    """The second of three sites has begun to send: models, the last shared one, the world, its sum, what goes out."""
     models, previous = made_up(3)
-    world = World(3, settings_of(True), tmp_path, separate=True)
+    world = World(3, settings_of(True), folder, separate=True)
     world.start()
     found, _ = world.prepare(models, previous)
-    before = sent_by(found[1])
+    return models, previous, world, found[1], sent_by(found[1])
+
+
+def test_who_is_killed_alone_sends_the_very_same_bytes(tmp_path):
+    """In a federation the others go on with the masks that they have: nothing new may be seen, whatever is trained."""
+    _, previous, world, _, before = sending(tmp_path)
     trained, _ = made_up(3, seed=99)
     after = world.alone(1, trained[1], previous)
     assert torch.equal(sent_by(after), before) and not torch.equal(before, after.source.vector)
@@ -255,12 +260,8 @@ def test_who_is_killed_alone_sends_the_very_same_bytes(tmp_path):
 @pytest.mark.parametrize("same", [True, False])
 def test_who_is_killed_before_its_numbers_are_whole_on_disk(tmp_path, same):
     """It may send what has the very same numbers, and nothing else."""
-    models, previous = made_up(3)
-    world = World(3, settings_of(True), tmp_path, separate=True)
-    world.start()
-    found, _ = world.prepare(models, previous)
-    before = sent_by(found[1])
-    found[1].encoding.kept(None)
+    _, previous, world, mine, before = sending(tmp_path)
+    mine.encoding.kept(None)
     (tmp_path / "b" / "sum-round000000.bin").unlink()
     trained, _ = made_up(3, seed=0 if same else 99)
     if same:
@@ -272,12 +273,8 @@ def test_who_is_killed_before_its_numbers_are_whole_on_disk(tmp_path, same):
 
 def test_who_is_killed_before_it_has_sent_anything_has_its_masks_again(tmp_path):
     """It had told its key, and the others count on it."""
-    models, previous = made_up(3)
-    world = World(3, settings_of(True), tmp_path, separate=True)
-    world.start()
-    found, _ = world.prepare(models, previous)
-    before = sent_by(found[1])
-    found[1].encoding.kept(None)
+    models, previous, world, mine, before = sending(tmp_path)
+    mine.encoding.kept(None)
     for name in ("sum.json", "sum-round000000.bin"):
         (tmp_path / "b" / name).unlink()
     assert torch.equal(sent_by(world.alone(1, models[1], previous)), before)
