@@ -75,7 +75,7 @@ def watch(spent: dict[str, list[float]]) -> None:
     """Book wall time by stage, on this rank. It includes the time in which another rank has the core."""
     from colearn_hpc.algorithm import shared_model, slice_sums
     from colearn_hpc.mpi import pipeline
-    from colearn_hpc.trainer import averaging
+    from colearn_hpc.trainer import averaging, round_end
 
     def timed(owner: Any, name: str, label: str) -> None:
         plain = getattr(owner, name)
@@ -98,7 +98,7 @@ def watch(spent: dict[str, list[float]]) -> None:
         return plain_take(*args, **kwargs)
 
     averaging.MeanAverager.take = take  # type: ignore[method-assign]
-    timed(averaging, "first_non_finite", "finite check")
+    timed(round_end, "first_non_finite", "finite check")
     timed(pipeline.Pipeline, "_read", "read")
     timed(slice_sums.SliceSums, "mean", "sum")
     timed(slice_sums.SliceSums, "squares", "norm")
