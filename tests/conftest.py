@@ -83,7 +83,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
-    """A model that a test makes has the same weights in every order of the tests: some count on a step that is large."""
+    """A model has the same weights in every order of the tests: some count on a step that is large enough."""
     import torch
 
     torch.manual_seed(0)
