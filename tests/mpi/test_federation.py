@@ -16,6 +16,10 @@ from run_folders import lines, shared_bits
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
 PROGRAM = Path(__file__).parent / "programs" / "federated.py"
 PLAIN = {"rounds": 3, "local_epochs": 1, "epsilon": 10.0}  # T doubles in every round
+OTHERS = {
+    "overlap": PLAIN | {"exchange": {"overlap": True}, "local_epochs": 2},
+    "steps": {"rounds": 3, "local_steps": 3, "epsilon": 10.0},  # 4 in an epoch: rounds of 3, 6 and 12
+}
 
 
 def comparable(run):
@@ -50,7 +54,7 @@ def start(run, consortium, name, **case):
 def world(launch, tmp_path_factory):
     """Runs of 2 data centers of one rank in one MPI world, one after the other in one start."""
     folder = tmp_path_factory.mktemp("world")
-    cases = {"plain": PLAIN, "overlap": PLAIN | {"exchange": {"overlap": True}, "local_epochs": 2}}
+    cases = {"plain": PLAIN} | OTHERS
     launch(2, "federated.py", json.dumps([c | {"run": str(folder / n), "centers": 2} for n, c in cases.items()])).ok()
     return folder
 
@@ -90,12 +94,12 @@ def test_sites_of_several_ranks(launch, tmp_path, sites, ranks):
 
 
 @pytest.mark.exhaustive(sample=1)
-@pytest.mark.parametrize("settings", [{"exchange": {"overlap": True}, "local_epochs": 2}], ids=["overlap"])
-def test_overlap(world, tmp_path, settings):
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_rounds(world, tmp_path, case):
     with Consortium(tmp_path / "c", ("dc0", "dc1")) as consortium:
-        sites = [start(tmp_path / name, consortium, name, **PLAIN | settings) for name in consortium.names]
+        sites = [start(tmp_path / name, consortium, name, **OTHERS[case]) for name in consortium.names]
         assert [site.wait(300) for site in sites] == [0, 0], (consortium.folder / "dc0.said").read_text()
-    assert all(same(tmp_path / name, world / "overlap") for name in consortium.names)
+    assert all(same(tmp_path / name, world / case) for name in consortium.names)
 
 
 @pytest.mark.exhaustive(sample=1)

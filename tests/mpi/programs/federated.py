@@ -42,7 +42,8 @@ def train(run, rounds, centers=None, federation=None, site=None, pause=0.0, faul
     pl.seed_everything(5 + 100 * index + center.rank, verbose=False)
     net = nn.Sequential(nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, toy.CLASSES))
     module = toy.Toy(net)
-    settings = {"local_epochs": 1, "epsilon": 0.3, "weighting": "examples"} | settings
+    unit = {} if "local_steps" in settings else {"local_epochs": 1}
+    settings = unit | {"epsilon": 0.3, "weighting": "examples"} | settings
     colearning = CoLearning(rounds=rounds, run_dir=run, centers=center, **settings)
     callbacks = [Slow(pause)] if pause else []
     if faults:
