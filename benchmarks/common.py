@@ -104,22 +104,32 @@ class Participant:
     Args:
         codec: how parameters are written on the wire.
         place: of another participant of this rank; None makes one, where each rank is a data center.
+        folder: of the data center, for what is kept with ``secure``.
+        settings: further ones of the run.
 
     Attributes:
         report: what the last mean cost.
     """
 
-    def __init__(self, codec: str, place: Any = None) -> None:
+    def __init__(self, codec: str, place: Any = None, folder: Path | None = None, **settings: Any) -> None:
         from colearn_hpc import DataCenter
         from colearn_hpc.algorithm.codec import codec_of
         from colearn_hpc.protocol.reports import CenterReport
         from colearn_hpc.protocol.settings import Settings
         from colearn_hpc.trainer.averaging import MeanAverager
         from colearn_hpc.trainer.place import Place
+        from colearn_hpc.trainer.secure_sums import SecureSums
+        from colearn_hpc.trainer.sums import WholeSums
 
         self.place = place or Place.of(DataCenter.join())
         self.report = CenterReport(self.place.center.name)
-        self._averager = MeanAverager(self.place, Settings(schedule=None, rule=None, codec=codec_of(codec)))
+        chosen, hiding = Settings(schedule=None, rule=None, codec=codec_of(codec), **settings), None
+        if chosen.secure:
+            assert folder is not None, "with secure"
+            hiding = SecureSums(self.place, chosen, folder)
+            hiding.join("measured")
+        sums = WholeSums(self.place, chosen, hiding) if chosen.whole_numbers else None
+        self._averager = MeanAverager(self.place, chosen, sums)
         self._module: Any = None
         self._round = 0
 
