@@ -70,6 +70,7 @@ def test_chain_of_limited_jobs(cluster, undisturbed, tmp_path):
     same(cluster.folder / "chained", undisturbed)
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_requeued_by_hand(cluster, undisturbed, tmp_path):
     """At random moments; Slurm gives the ranks a few seconds between TERM and KILL."""
     script = two_centers(cluster, tmp_path, "requeued", pause=0.25)
@@ -134,6 +135,7 @@ def heterogeneous(cluster, folder: Path, name: str, pause: float) -> Path:
     return script
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_chain_of_heterogeneous_jobs(cluster, undisturbed, power_cut, tmp_path):
     """Slurm requeues none of them: a time limit and a lost node end a job, and the next one continues."""
     script = heterogeneous(cluster, tmp_path, "het-chained", pause=0.5)

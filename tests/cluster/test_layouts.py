@@ -25,7 +25,7 @@ def by_mpirun(cluster):
     return cluster.folder / "mpirun"
 
 
-@pytest.mark.parametrize("launcher", ["pmix", "mpirun", "pmi2"])
+@pytest.mark.parametrize("launcher", ["pmix", "pmi2", pytest.param("mpirun", marks=pytest.mark.exhaustive(sample=0))])
 def test_five_nodes_of_two_ranks(cluster, by_mpirun, request, tmp_path, launcher):
     """pmix and mpirun by Open MPI, pmi2 by MPICH: the bits are not the MPI's."""
     if launcher == "pmix":
@@ -82,6 +82,7 @@ def test_srun_without_its_mpi_is_refused(cluster, tmp_path):
 SIZES = [2, 1, 1, 1, 2]
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_five_components_of_different_sizes(cluster, pmix, tmp_path):
     """A heterogeneous job against mpirun with the same sizes."""
     if find_mpirun() is None:

@@ -87,6 +87,7 @@ def test_interrupted_and_continued(cluster, here, tmp_path):
     assert third.returncode == 0 and "2 of 2 runs are finished already" in said, said
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_array(cluster, here, tmp_path):
     """study.sbatch, warned as before a time limit: its study ends the run in order, and goes on after the requeue."""
     out = Path("runs") / "toy"

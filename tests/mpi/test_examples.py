@@ -61,32 +61,29 @@ def test_every_example_is_listed():
     assert [p.name for p in EXAMPLES.iterdir() if p.suffix in (".py", ".ipynb") and p.name not in listed] == []
 
 
-def test_tabular(own):
-    run, home = own
+def tabular(run, home):
     assert "area under the ROC curve" in run("--centers", "4", "--", str(EXAMPLES / "tabular.py"))
     examples = [center["examples"] for center in rounds(home / "runs/tabular")[0]["centers"]]
     assert examples[0] > 4 * examples[3]  # hospitals of different sizes
     assert shared(home / "runs/tabular", "val_auc")[-1] > 0.97
 
 
-def test_gan(own):
-    run, home = own
+def gan(run, home):
     run("--centers", "3", "--", str(EXAMPLES / "gan.py"))
     # Every data center's points are 1 or more from the middle of all; a generator that was not trained, 2.8.
     assert min(shared(home / "runs/gan", "val_distance")[-3:]) < 0.9
 
 
-def test_gpt_with_an_outer_optimizer(own):
-    run, home = own
+def gpt_diloco(run, home):
     run("--centers", "2", "--", str(EXAMPLES / "gpt_diloco.py"))
     losses = shared(home / "runs/gpt_diloco", "val_loss")
     assert losses[-1] < 2.3 and losses[-1] < losses[0]  # ln 13 = 2.56 knows nothing
     assert {line["centers"][0]["steps"] for line in rounds(home / "runs/gpt_diloco")} == {20}
 
 
-def test_lora_adapters_alone_travel_and_are_saved(own):
+def transformer_lora(run, home):
+    """Adapters alone travel and are saved."""
     need("peft")
-    run, home = own
     said = run("--centers", "3", "--", str(EXAMPLES / "transformer_lora.py"))
     trained, everything = map(int, re.search(r"(\d+) of (\d+) parameters travelled", said).groups())
     assert trained < 0.3 * everything
@@ -98,11 +95,24 @@ def test_lora_adapters_alone_travel_and_are_saved(own):
     assert all("lora" in name or "classifier" in name for name in state)
 
 
-def test_segmentation(own):
+def segmentation_monai(run, home):
     need("monai")
-    run, home = own
     run("--centers", "3", "--", str(EXAMPLES / "segmentation_monai.py"))
     assert shared(home / "runs/segmentation_monai", "val_dice")[-1] > 0.7
+
+
+EXAMPLE = {check.__name__: check for check in (tabular, gan, gpt_diloco, transformer_lora, segmentation_monai)}
+
+
+@pytest.mark.exhaustive(sample=1)
+@pytest.mark.parametrize("name", EXAMPLE)
+def test_an_example(own, name):
+    EXAMPLE[name](*own)
+
+
+def test_each_example_is_run():
+    others = {"images_timm", "notebook"}
+    assert {path.stem for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")} == {*EXAMPLE, *others}
 
 
 def test_images_with_timm(launch, tmp_path, monkeypatch):

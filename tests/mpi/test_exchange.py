@@ -51,6 +51,7 @@ def test_failure_of_the_decision(launch):
     )
 
 
+@pytest.mark.exhaustive(sample=2)
 @pytest.mark.parametrize(("centers", "ranks_per_center"), [(2, 1), (5, 1), (3, 2), (2, 3), (1, 2)])
 def test_mean(launch, centers, ranks_per_center):
     """Sizes around every boundary of the chunks, weights, several dtypes, lanes; the same bits on all ranks."""
@@ -58,6 +59,7 @@ def test_mean(launch, centers, ranks_per_center):
     assert launch(ranks, "mean.py", ranks_per_center, timeout=120).ok().count("all equal") == ranks
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize(("ranks", "seed"), [(2, 0), (3, 1), (5, 2)])
 def test_mean_on_all_paths(launch, ranks, seed):
     assert launch(ranks, "paths.py", seed, timeout=200).ok().count("all paths equal") == ranks

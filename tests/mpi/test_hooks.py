@@ -37,7 +37,7 @@ def ended(request, launch, tmp_path_factory):
     return found
 
 
-@pytest.mark.exhaustive(sample=12)
+@pytest.mark.exhaustive(sample=8)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}.{case[2]}-{case[3]}-L{case[0]}")
 def test_an_error_in_a_hook(ended, case):
     ranks, _, hook, way = case

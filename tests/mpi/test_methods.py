@@ -79,11 +79,39 @@ def ground(tmp_path_factory):
     sys.path.remove(str(folder))
 
 
-def fit(launch, ground: Path, ranks: int, name: str, *arguments: object) -> Path:
-    """Run ``fit`` and return its run folder."""
-    command = ["fit", "--config", ground / "config.yaml", "--name", name, "--runs", ground / "runs", *arguments]
-    launch(ranks, "-m colearn_hpc", *command, env={"PYTHONPATH": str(ground)}).ok()
-    return ground / "runs" / name
+OUTER = {"class_path": "colearn_hpc.OuterSGD", "init_args": {"learning_rate": 0.7, "momentum": 0.9}}
+BY_OUTER = ["--colearning.outer_optimizer", json.dumps(OUTER), "--colearning.schedule", "constant"]
+BY_OUTER += ["--colearning.local_epochs_rule", "fle", "--colearning.local_epochs", "1"]
+RESUMABLE = [*BY_OUTER, "--colearning.resume_points", "true"]
+FITS = {  # by ranks; those of one number follow each other in the same processes
+    1: {"single": ["--method", "single"]},
+    2: {
+        "vanilla": ["--method", "vanilla"],
+        "outer": [*RESUMABLE, "--colearning.rounds=4"],
+        "outer, first part": [*RESUMABLE, "--colearning.rounds=2", "--name=parts"],
+        "outer, second part": [*RESUMABLE, "--colearning.rounds=4", "--name=parts", "--resume"],
+        "outer alone": ["--method", "vanilla", *BY_OUTER, "--colearning.rounds=3"],
+    },
+    3: {"ensemble": ["--method", "ensemble", "--centers", "[2, 1]"]},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(launch, ground):
+    """The folder of all run folders."""
+    for ranks, fits in FITS.items():
+        said, always = (
+            ground / f"said-{ranks}",
+            ["fit", f"--config={ground / 'config.yaml'}", f"--runs={ground / 'runs'}"],
+        )
+        said.mkdir()
+        cases = {name: {"arguments": [*always, f"--name={name}", *arguments]} for name, arguments in fits.items()}
+        (said / "cases.json").write_text(json.dumps(cases))
+        launch(ranks, "exit_codes.py", said / "cases.json", env={"PYTHONPATH": str(ground)}).ok()
+        for name in fits:
+            codes = {path.read_text() for path in (said / name).glob("*.code")}
+            assert codes == {"0"}, "".join(path.read_text() for path in (said / name).glob("*.err"))
+    return ground / "runs"
 
 
 def rounds(run: Path) -> list[dict]:
@@ -125,8 +153,8 @@ def elr(epoch: int) -> float:
     return RATE * 0.94 ** (epoch // 2)
 
 
-def test_vanilla_trains_on_all_shards_as_one(launch, ground):
-    run = fit(launch, ground, 2, "vanilla", "--method", "vanilla")
+def test_vanilla_trains_on_all_shards_as_one(runs, ground):
+    run = runs / "vanilla"
     net, pooled = start(), PooledShards([ShardDataset(ground / f"dc{k}.h5") for k in range(CENTERS)])
     for epoch in range(4):
         train_epoch(net, pooled, elr(epoch), epoch, ranks=2)
@@ -137,8 +165,8 @@ def test_vanilla_trains_on_all_shards_as_one(launch, ground):
     assert records[-1]["learning_rates"] == pytest.approx([elr(2), elr(3)])
 
 
-def test_single_sees_one_shard_only(launch, ground):
-    run = fit(launch, ground, 1, "single", "--method", "single")
+def test_single_sees_one_shard_only(runs, ground):
+    run = runs / "single"
     net = start()
     for epoch in range(4):
         train_epoch(net, ShardDataset(ground / "dc0.h5"), elr(epoch), epoch)
@@ -146,9 +174,9 @@ def test_single_sees_one_shard_only(launch, ground):
     assert sum(record["centers"][0]["examples"] for record in rounds(run)) == 4 * EXAMPLES
 
 
-def test_ensemble_averages_probabilities_and_nothing_else(launch, ground):
+def test_ensemble_averages_probabilities_and_nothing_else(runs, ground):
     """Data centers of 2 and 1 ranks: their shares of the evaluation differ, its order may not matter."""
-    run = fit(launch, ground, 3, "ensemble", "--method", "ensemble", "--centers", "[2, 1]")
+    run = runs / "ensemble"
     x, y = (part for part in ShardDataset(ground / "test.h5")[list(range(31))])
     nets = []
     for k, ranks in enumerate((2, 1)):
@@ -173,13 +201,8 @@ def test_ensemble_averages_probabilities_and_nothing_else(launch, ground):
     assert not (run / "shared.ckpt").exists()
 
 
-def test_outer_optimizer_steps_along_the_pseudo_gradient_and_resumes(launch, ground):
-    outer = {"class_path": "colearn_hpc.OuterSGD", "init_args": {"learning_rate": 0.7, "momentum": 0.9}}
-    settings = ["--colearning.outer_optimizer", json.dumps(outer), "--colearning.schedule", "constant"]
-    settings += ["--colearning.local_epochs_rule", "fle", "--colearning.local_epochs", "1"]
-    settings += ["--colearning.resume_points", "true"]
-    whole = fit(launch, ground, 2, "outer", *settings, "--colearning.rounds", 4)
-
+def test_outer_optimizer_steps_along_the_pseudo_gradient_and_resumes(runs, ground):
+    whole, parts = runs / "outer", runs / "parts"
     net = start()
     reference = torch.optim.SGD(net.parameters(), lr=0.7, momentum=0.9, nesterov=True)
     for epoch in range(4):
@@ -194,18 +217,12 @@ def test_outer_optimizer_steps_along_the_pseudo_gradient_and_resumes(launch, gro
         reference.step()
     torch.testing.assert_close(weights(shared(whole / "shared.ckpt")), weights(net), atol=1e-5, rtol=0)
 
-    parts = fit(launch, ground, 2, "outer-parts", *settings, "--colearning.rounds", 2)
-    assert not torch.equal(weights(shared(parts / "shared.ckpt")), weights(shared(whole / "shared.ckpt")))
-    fit(launch, ground, 2, "outer-parts", *settings, "--colearning.rounds", 4, "--resume")
+    assert (parts / "centers" / "dc0" / "log.txt").read_text().count("training from") == 2
     assert torch.equal(weights(shared(parts / "shared.ckpt")), weights(shared(whole / "shared.ckpt")))
 
 
-def test_an_outer_optimizer_steps_with_one_data_center_too(launch, ground):
+def test_an_outer_optimizer_steps_with_one_data_center_too(runs, ground):
     """The control with K = 1: what an outer optimizer gains there is not averaging's."""
-    outer = {"class_path": "colearn_hpc.OuterSGD", "init_args": {"learning_rate": 0.7, "momentum": 0.9}}
-    settings = ["--colearning.outer_optimizer", json.dumps(outer), "--colearning.schedule", "constant"]
-    settings += ["--colearning.local_epochs_rule", "fle", "--colearning.local_epochs", "1"]
-    run = fit(launch, ground, 2, "outer-alone", "--method", "vanilla", *settings, "--colearning.rounds", 3)
     net, pooled = start(), PooledShards([ShardDataset(ground / f"dc{k}.h5") for k in range(CENTERS)])
     reference = torch.optim.SGD(net.parameters(), lr=0.7, momentum=0.9, nesterov=True)
     for epoch in range(3):
@@ -215,7 +232,8 @@ def test_an_outer_optimizer_steps_with_one_data_center_too(launch, ground):
         for mine, trained in zip(net.parameters(), inner.parameters(), strict=True):
             mine.grad = mine.detach() - trained.detach()
         reference.step()
-    torch.testing.assert_close(weights(shared(run / "shared.ckpt")), weights(net), atol=1e-6, rtol=0)
+    found = weights(shared(runs / "outer alone" / "shared.ckpt"))
+    torch.testing.assert_close(found, weights(net), atol=1e-6, rtol=0)
 
 
 def study(ground: Path, name: str, **changes) -> subprocess.CompletedProcess:

@@ -31,6 +31,7 @@ def expected(case):
     return oracle.overlapped(nets, data, **settings) if len(nets) > 1 else oracle.co_learning(nets, data, **settings)
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize("ranks_per_center", [1, 2])
 def test_equals_the_plain_loop(launch, tmp_path, ranks_per_center):
     out = launch(3 * ranks_per_center, "overlap.py", tmp_path, ranks_per_center, ROUNDS, *CASES).ok()
@@ -215,7 +216,7 @@ def test_no_restart_where_the_point_was_not_written(launch, tmp_path):
     assert "restarting" not in done.err and "please report" not in done.err, done.err
 
 
-@pytest.mark.exhaustive(sample=4)
+@pytest.mark.exhaustive(sample=2)
 @pytest.mark.parametrize("variant", ["T=2", "T=1"])
 @pytest.mark.parametrize("leaves", LEAVES)
 def test_one_trainer_ends(folder, ended, variant, leaves):
@@ -244,15 +245,19 @@ def fit(launch, folder, *arguments, during):
 @pytest.fixture(scope="module")
 def stopped(launch, folder):
     """While a mean is under way."""
-    run = folder / "stopped"
-    stop = when_trained(run, 2, lambda process: process.send_signal(signal.SIGUSR1))
-    return fit(launch, folder, *T_2, "--name=stopped", "--model.pause=0.25", during=stop), points(run)
+    runs = folder / "stopped"
+    stop = when_trained(runs / "stopped", 2, lambda process: process.send_signal(signal.SIGUSR1))
+    done = fit(launch, runs, *T_2, "--name=stopped", "--model.pause=0.25", during=stop)
+    found = points(runs / "stopped")
+    continued(launch, runs, "stopped", T_2)
+    return runs, done, found
 
 
 @pytest.fixture(scope="module")
 def signalled(launch, folder):
     """TERM to one rank, with T = 1: every moment after the first epoch is one with a mean under way."""
-    log, codes = folder / "signalled" / "centers" / "dc0" / "log.txt", []
+    runs, codes = folder / "signalled", []
+    log = runs / "signalled" / "centers" / "dc0" / "log.txt"
     for victim, delay in ((0, 0.5), (3, 1.3)):
 
         def stop(process, victim=victim, delay=delay):
@@ -262,25 +267,33 @@ def signalled(launch, folder):
             time.sleep(delay)
             signal_rank(process.pid, victim, signal.SIGTERM)
 
-        codes.append(fit(launch, folder, *T_1, "--name=signalled", "--model.pause=0.1", during=stop).code)
-    return codes
+        codes.append(fit(launch, runs, *T_1, "--name=signalled", "--model.pause=0.1", during=stop).code)
+    continued(launch, runs, "signalled", T_1)
+    return runs, codes
 
 
-@pytest.fixture(scope="module")
-def resumed(launch, folder, stopped, signalled):
-    """Both continued, and two that nobody stopped."""
-    runs = {"stopped": T_2, "signalled": T_1, "T=2, whole": T_2, "T=1, whole": T_1}
-    return fit_together(launch, RANKS, folder, {name: [*runs[name], f"--name={name}"] for name in runs})
+def continued(launch, runs, name, arguments):
+    """That run, and one that nobody stops."""
+    fit_together(launch, RANKS, runs, {one: [*arguments, f"--name={one}"] for one in (name, "whole")})
 
 
-def test_stopped_while_the_mean_is_under_way(folder, stopped, resumed):
-    done, found = stopped
+@pytest.mark.exhaustive(sample=1)
+@pytest.mark.parametrize("how", ["stopped", "signalled"])
+def test_asked_to_stop_while_the_mean_is_under_way(request, how):
+    CHECKS[how](*request.getfixturevalue(how))
+
+
+def check_stopped(runs, done, found):
     assert done.code == RESUME_CODE and not done.orphans and "Traceback" not in done.err, done.err
     assert found.keys() == {"dc0", "dc1"}
     assert all(re.fullmatch(r"resume-round000000-epoch000002-batch0000000\d.ckpt", name) for name in found.values())
-    assert left(folder / "stopped") == left(folder / "T=2, whole")
+    assert left(runs / "stopped") == left(runs / "whole")
 
 
-def test_signalled_again_and_again(folder, signalled, resumed):
-    assert set(signalled) <= {0, RESUME_CODE} and RESUME_CODE in signalled, signalled
-    assert left(folder / "signalled") == left(folder / "T=1, whole")
+def check_signalled(runs, codes):
+    """Again and again."""
+    assert set(codes) <= {0, RESUME_CODE} and RESUME_CODE in codes, codes
+    assert left(runs / "signalled") == left(runs / "whole")
+
+
+CHECKS = {"stopped": check_stopped, "signalled": check_signalled}

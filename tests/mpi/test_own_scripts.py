@@ -97,6 +97,7 @@ def test_an_error_comes_back():
         colearn_hpc.launch(fails, centers=2)
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize("kind", ["joined and ended", "asked and ended"])
 def test_who_ends_without_fit_is_named_at_once(launch, tmp_path, kind):
     done = launch(2, "own_script.py", kind, tmp_path, timeout=60)
@@ -112,6 +113,7 @@ def test_a_rank_that_has_not_joined_begins_no_collective(launch, tmp_path):
     assert done.err.count("colearn-hpc: error:") == 1, done.err
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize(("kind", "times"), [("usual", 1), ("validate first", 3)])
 def test_data_are_prepared_once_per_host(launch, tmp_path, kind, times):
     said = launch(2, "own_script.py", kind, tmp_path, timeout=120).ok()

@@ -85,6 +85,7 @@ def test_a_data_center_that_is_left_out_takes_part_again(runs):
     assert of_run[2]["centers"][1]["steps"] == 6
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize("how", ["mean", "overlap"])
 def test_killed_in_mid_round_and_started_again(launch, runs, tmp_path, how):
     """With overlap the mean is under way then."""
