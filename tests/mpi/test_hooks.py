@@ -6,7 +6,7 @@ import json
 import pytest
 from hooks import OWNERS, ending, hooks
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(7200)]  # the fixture runs all cases
 WAYS = ("raise", "exit", "mute")
 CASES = [(ranks, owner, hook, way) for ranks in (1, 2) for owner in OWNERS for hook in hooks(owner) for way in WAYS]
 
