@@ -42,6 +42,8 @@ COMMANDS = {
     "privacy": ("privacy", "plan the noise of differentially private training"),
 }
 
+LIGHTNING = ("fit", "evaluate")  # modules whose commands are subcommands of a LightningCLI; `fit_help` has their pages
+
 _HELP = """usage: colearn-hpc COMMAND ...
 
 Co-learning: one model over several data centers, with PyTorch Lightning and MPI.
@@ -69,11 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"colearn-hpc {__version__}")
         return 0
     if command not in COMMANDS:
-        hint = importlib.import_module("colearn_hpc.cli.usage").nearest(command, COMMANDS)
+        hint = importlib.import_module("colearn_hpc.cli.parsing").nearest(command, COMMANDS)
         says = hint or f"there are {', '.join(COMMANDS)}"
         print(f"colearn-hpc: error: no command {command!r}; {says}", file=sys.stderr)
         return 2
-    lightning = COMMANDS[command][0] in ("fit", "evaluate")
+    lightning = COMMANDS[command][0] in LIGHTNING
     if lightning and _helped(command, arguments[1:]):
         return 0
     if command == "fit":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from colearn_hpc.cli import describe
 from colearn_hpc.cli.launch import may_help, say
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.cli.run_folder import run_folder
 from colearn_hpc.errors import RESUME_CODE
 
@@ -25,7 +26,7 @@ _STARTS = 2
 
 def main(argv: Sequence[str]) -> int:
     """Run ``again``; returns 0 for yes, 1 for no."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc again", description=describe("again"))
+    parser = Parser(prog="colearn-hpc again", description=describe("again"))
     parser.add_argument("code", type=int, help="exit code of the run")
     parser.add_argument("fit", nargs=argparse.REMAINDER, help="-- the arguments of `fit`, which say where the run is")
     arguments = parser.parse_args(argv)

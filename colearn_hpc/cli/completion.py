@@ -5,7 +5,6 @@ The words are those that each command's ``--help`` names, at the time when the s
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -13,7 +12,8 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 
-from colearn_hpc.cli import COMMANDS, describe, fit_help
+from colearn_hpc.cli import COMMANDS, LIGHTNING, describe, fit_help
+from colearn_hpc.cli.parsing import Parser
 
 _HEAD = {
     "bash": """# colearn-hpc for bash: eval "$(colearn-hpc completion bash)", or save this in
@@ -47,7 +47,7 @@ complete -o default -F _colearn_hpc colearn-hpc
 
 def main(argv: Sequence[str]) -> int:
     """Run ``completion``; returns 0."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc completion", description=describe("completion"))
+    parser = Parser(prog="colearn-hpc completion", description=describe("completion"))
     parser.add_argument("shell", choices=_HEAD)
     shell = parser.parse_args(argv).shell
     cases = [f"    {shlex.quote(key)}) echo {shlex.quote(' '.join(words))} ;;" for key, words in table().items()]
@@ -58,9 +58,10 @@ def main(argv: Sequence[str]) -> int:
 def table() -> dict[str, list[str]]:
     """What may follow: nothing, a command, or a command and its subcommand -> words."""
     found = {"": [*COMMANDS, "--help", "--version"]}
+    trainer: list[str] = []
     for command, (module, _) in COMMANDS.items():
-        if module == "fit":
-            trainer = options(fit_help.trainer_page())
+        if module in LIGHTNING:
+            trainer = trainer or options(fit_help.trainer_page())
             found[command] = [*options(fit_help.page(command, 100)), *trainer]
             continue
         run = importlib.import_module(f"colearn_hpc.cli.{module}").main
@@ -82,7 +83,7 @@ def help_of(run: Callable[[list[str]], int], *words: str) -> str:
 def options(text: str) -> list[str]:
     """The options that a help text lists, each once."""
     listed = re.findall(r"^ +(?:-\w, )?(--[a-z][\w.-]*)", text, re.MULTILINE)
-    return [option for option in dict.fromkeys(listed) if not option.endswith(".")]
+    return [option for option in dict.fromkeys(listed) if not option.endswith((".", ".ARGUMENT"))]
 
 
 def subcommands(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.sources import SOURCES, source_class
 from colearn_hpc.errors import ColearnError, DataError
@@ -49,8 +50,8 @@ def main(argv: list[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _parser(argv: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(argv: list[str]) -> Parser:
+    parser = Parser(
         prog="colearn-hpc data",
         description="Make one HDF5 shard per data center out of a data set, or look at the shards in a folder.",
     )

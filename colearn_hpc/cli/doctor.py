@@ -24,6 +24,7 @@ from colearn_hpc.cli import describe
 from colearn_hpc.cli.cuda_aware import cuda_aware
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
 from colearn_hpc.cli.gpu_report import try_collective
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.cli.rank_report import Rank, look_around
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi import probe
@@ -42,7 +43,7 @@ _WORKSPACES = (":4096:8", ":16:8")
 def main(argv: Sequence[str]) -> int:
     """Run ``doctor``; returns 0, 1 where something FAILs, or 2 for wrong usage. Collective over the world."""
     rank, size = launched_as()
-    parser = argparse.ArgumentParser(prog="colearn-hpc doctor", description=describe("doctor"))
+    parser = Parser(prog="colearn-hpc doctor", description=describe("doctor"))
     parser.add_argument("--centers", type=_centers, help="number of data centers, or their sizes: [4,4,2]")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders would be (default runs)")
     parser.add_argument("--federation", type=Path, help="federation.yaml: check certificates and the coordinator")

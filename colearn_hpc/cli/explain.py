@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import sys
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from colearn_hpc.cli import describe
+from colearn_hpc.cli.parsing import Parser
 
 PAGE = Path(__file__).with_name("troubleshooting.md")
 _EXIT_CODES = "exit-codes"
@@ -20,7 +20,7 @@ _EXIT_CODES = "exit-codes"
 
 def main(argv: Sequence[str]) -> int:
     """Run ``explain``; returns 0, or 2 for an unknown key."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc explain", description=describe("explain"))
+    parser = Parser(prog="colearn-hpc explain", description=describe("explain"))
     parser.add_argument("key", nargs="?", help="what stands at the end of the error, or an exit code, e.g. 86")
     key = parser.parse_args(argv).key
     found = sections()

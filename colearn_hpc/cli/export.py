@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from colearn_hpc.cli import describe
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError
 from colearn_hpc.protocol.messages import describe_error
 
@@ -20,7 +20,7 @@ FORMATS = (".ckpt", ".pt", ".safetensors")
 
 def main(argv: Sequence[str]) -> int:
     """Run ``export``; returns 0, or 2 where it cannot be done."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc export", description=describe("export"))
+    parser = Parser(prog="colearn-hpc export", description=describe("export"))
     parser.add_argument("run", type=Path, help="a run folder, e.g. runs/quickstart")
     parser.add_argument(
         "--to",

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.errors import ColearnError, ConfigurationError, IdentityError
 from colearn_hpc.federation.agreement import (
     PERMISSIONS,
@@ -45,7 +46,7 @@ _INVITATION = "invitation.yaml"  # in a site's folder: its code is read to the o
 def main(argv: Sequence[str]) -> int:
     """Run ``federation``; returns 0, or 2 where something was refused."""
     about = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="colearn-hpc federation",
         description=about[0],
         epilog=f"in this order:\n\n{about[2]}",
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Parser:
         one = commands.add_parser(name, help=text, description=text)
         one.set_defaults(run=run)
         return one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.errors import ColearnError, ConfigurationError, FederationError
 from colearn_hpc.federation.link import Link, Membership
 from colearn_hpc.studies.words import duration, printable
@@ -89,7 +89,7 @@ def _written_by_coordinator(state: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """``colearn-hpc stop``: ask every site to stop at its next safe point; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="colearn-hpc stop",
         description="Ask every site of a federation to stop at its next safe point, with a resume point (code 85). "
         "Only a site whose roster entry has stop_all may. To stop one site, send its job SIGUSR1.",

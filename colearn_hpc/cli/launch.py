@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from colearn_hpc.cli import COMMANDS, describe, loopback, rank_start
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.cli.run_folder import run_folder
 from colearn_hpc.errors import ABORT_CODE, RESUME_CODE
 from colearn_hpc.trainer.writer_lock import living_writer, taken
@@ -32,7 +34,7 @@ _TOGETHER = 2.0  # s; signals closer than this are one request: a terminal and a
 
 def main(argv: Sequence[str]) -> int:
     """Run ``launch``; returns the command's exit code (128 + N after signal N)."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc launch", description=describe("launch"))
+    parser = Parser(prog="colearn-hpc launch", description=describe("launch"))
     parser.add_argument("--centers", type=_positive, required=True, help="number of data centers K")
     parser.add_argument("--ranks-per-center", type=_positive, default=1, help="ranks (GPUs) in each (default 1)")
     parser.add_argument("--threads", type=_positive, help="threads per rank (default: cores / ranks, at least 1)")
@@ -273,14 +275,14 @@ def _is_program(name: str, environment: Mapping[str, str]) -> bool:
 
 
 def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, found {number}")
-    return number
+    return _at_least(0, text)
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, found {number}")
-    return number
+    return _at_least(1, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not re.fullmatch(r"\s*\d+\s*", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, found {text!r}")
+    return int(text)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs
 from colearn_hpc.cli import describe
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.privacy.planner import Plan, most_epochs, plan_epochs, plan_epsilon, plan_noise
 from colearn_hpc.privacy.sampling import Sampling
@@ -24,7 +25,7 @@ _EPILOG = """Give two of these three, and the third is found:
 
 def main(argv: Sequence[str]) -> int:
     """Run ``privacy``; returns 0, or 2 where the numbers do not make a plan."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc privacy", description=describe("privacy"))
+    parser = Parser(prog="colearn-hpc privacy", description=describe("privacy"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     plan = commands.add_parser(
         "plan",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ctypes
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.federation.agreement import Federation, split_address
 from colearn_hpc.federation.coordinator.events import Events
@@ -22,7 +22,7 @@ _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 def main(argv: Sequence[str]) -> int:
     """Serve one run until all its sites have finished; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="colearn-hpc serve",
         description="The coordinator of a federation: it keeps the roster, holds meetings, and sums the sites' models. "
         "It needs one open port, no GPU and no torch. It may be killed and started again at any moment.",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from colearn_hpc.cli.parsing import Parser, nearest
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.protocol.messages import describe_error
 
@@ -29,7 +29,7 @@ def run(argv: Sequence[str], name: str, what: str) -> int:
         name: the command's, and the folder's.
         what: one of its files, in words.
     """
-    parser = argparse.ArgumentParser(prog=f"colearn-hpc {name}", description=f"List and copy each {what}.")
+    parser = Parser(prog=f"colearn-hpc {name}", description=f"List and copy each {what}.")
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help=f"name each {what}")
     copying = actions.add_parser("copy", help=f"copy each {what}, or those named, into ./{name}")
@@ -74,7 +74,8 @@ def copy(files: dict[str, Path], names: Sequence[str], out: Path, overwrite: boo
     endings = {str(Path(short).with_suffix("")): short for short in files}
     chosen = [name if name in files else endings.get(name, name) for name in names] or list(files)
     if unknown := [name for name in chosen if name not in files]:
-        raise ConfigurationError(f"there is no {', '.join(unknown)}; there are {', '.join(files)}")
+        hint = nearest(unknown[0], [*files, *endings]) or f"there are {', '.join(files)}"
+        raise ConfigurationError(f"there is no {', '.join(unknown)}; {hint}")
     there = [str(out / short) for short in chosen if (out / short).exists()]
     if there and not overwrite:
         raise ConfigurationError(f"{', '.join(there)}: there already; choose another --out, or give --overwrite")

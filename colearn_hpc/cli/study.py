@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from colearn_hpc.cli import describe
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.protocol.messages import describe_error
 from colearn_hpc.studies.grid import RunPlan, expand
@@ -29,7 +30,7 @@ LAUNCHERS = ("mpirun", "slurm")
 
 def main(argv: Sequence[str]) -> int:
     """Run ``study``; returns 0 done, 1 some run failed, 2 wrong usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc study", description=describe("study"))
+    parser = Parser(prog="colearn-hpc study", description=describe("study"))
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a study file's grid, then write its report")
     run.add_argument("file", type=Path, help="configs/studies/NAME.yaml")

@@ -5,19 +5,20 @@ jsonargparse says it in ten lines, in the terms of Python's types; what it found
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import itertools
 import os
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from colearn_hpc.cli.parsing import nearest
+from colearn_hpc.cli.shipped import folder
 from colearn_hpc.errors import ConfigurationError
 
 _TYPES = {
@@ -50,6 +51,8 @@ def in_one_line(error: str, known: Sequence[str]) -> str:
     if not (where := re.search(r'Parser key "([\w.]+)"', error)):
         return _flat(error)
     key, value = where[1], _value(error)
+    if key == "config" and (missing := re.search(r"File does not exist: '(.*)'", error)):
+        return f"config={missing[1]}: there is no such file; {_file_like(Path(missing[1]))}"
     if found := re.search(
         r"given class_path '[\w.]+':\s+Parser key \"([\w.]+)\"(.*?)(?:\n    - |\Z)", error, re.DOTALL
     ):
@@ -61,6 +64,7 @@ def in_one_line(error: str, known: Sequence[str]) -> str:
     if found := re.search(r"given class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", error):
         hint = nearest(found[2], _arguments(found[1])) or f"`fit --{key}.help {found[1]}` lists what it takes"
         return f"{key}.{found[2]}: {found[1]} has no such argument; {hint}"
+    expected = [_TYPES.get(name, name) for name in dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", error))]
     choices = list(dict.fromkeys(re.findall(r"'([^']*)'", " ".join(re.findall(r"Literal\[(.*?)\]", error)))))
     classes = _classes(error, value)
     if choices or classes is not None:
@@ -68,20 +72,24 @@ def in_one_line(error: str, known: Sequence[str]) -> str:
         must = f"must be one of {', '.join(choices)}" if choices else "there is no such class"
         if classes is not None and choices:
             must += ", or a class"
+        elif choices and (values := [kind for kind in expected if kind != "null"]):
+            must = f"must be {' or '.join(values)} or {must.removeprefix('must be ') if choices[1:] else choices[0]}"
         elif reason and not choices:
             must = reason[1]
         hint = nearest(value, [*choices, *(classes or [])])
         return f"{key}={value}: {must}" + (f"; {hint}" if hint else "")
-    if expected := re.findall(r"Expected an? <class '([\w.]+)'>", error):
-        wanted = [_TYPES.get(name, name) for name in dict.fromkeys(expected)]
-        return f"{key}={value}: must be {' or '.join(wanted)}"
+    if expected:
+        return f"{key}={value}: must be {' or '.join(expected)}"
     return _flat(error)
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """``did you mean X?``, or nothing where no name is near (difflib's ratio, 1 for equal ones)."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"did you mean {near[0]}?" if near else ""
+def _file_like(path: Path) -> str:
+    """What to do where a configuration is not there: its neighbour with a near name, or the package's own."""
+    if hint := nearest(path.name, [one.name for one in path.parent.glob("*.y*ml")], cutoff=0.75):
+        return hint
+    if (folder("configs") / path.name).is_file():
+        return f"`colearn-hpc configs copy {path.stem}` brings it"
+    return "`colearn-hpc configs list` names those that come with this package"
 
 
 def _flat(error: str) -> str:

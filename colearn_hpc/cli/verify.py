@@ -6,20 +6,20 @@ model. The chain's last digest, its head, is equal at all sites of a run: compar
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.protocol.contract import Contract, Verdict, is_digest, verify
 from colearn_hpc.protocol.messages import plural
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``verify``; returns 0 where everything holds, otherwise 1."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc verify", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="colearn-hpc verify", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="the run's: runs/NAME")
     parser.add_argument("--head", help="the chain's last digest, as another site says it")
     arguments = parser.parse_args(argv)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 import time
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from colearn_hpc.cli import describe
+from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.protocol.messages import plural
 from colearn_hpc.studies.records import read_json
 from colearn_hpc.studies.run_folder import read_rounds, read_statuses
@@ -31,7 +31,7 @@ _AS_WIDE_AS_IT_IS = 10_000  # columns: outside a terminal nothing is cut
 
 def main(argv: Sequence[str]) -> int:
     """Run ``watch``; returns 0, or 2 where there is no run and nobody to wait for one."""
-    parser = argparse.ArgumentParser(prog="colearn-hpc watch", description=describe("watch"))
+    parser = Parser(prog="colearn-hpc watch", description=describe("watch"))
     parser.add_argument(
         "folder", type=Path, nargs="?", help="the run folder, e.g. runs/NAME; on a terminal it may come later"
     )

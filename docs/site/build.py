@@ -206,14 +206,14 @@ def commands() -> str:
     import importlib
 
     from colearn_hpc._torchvision import make_torchvision_importable
-    from colearn_hpc.cli import COMMANDS, fit_help
+    from colearn_hpc.cli import COMMANDS, LIGHTNING, fit_help
     from colearn_hpc.cli.completion import help_of, subcommands
 
     make_torchvision_importable()  # some commands import Lightning, and beside it may lie the registry's torchvision
 
     parts = ["# Commands", "What each command says for `--help`."]
     for name, (module, _) in COMMANDS.items():
-        if module == "fit":
+        if module in LIGHTNING:
             parts += [f"## {name}", f"```text\n{fit_help.page(name, 100)}\n```"]
             continue
         run = importlib.import_module(f"colearn_hpc.cli.{module}").main

@@ -43,7 +43,9 @@ def config(yaml: str, says: str, code: int = USAGE) -> Case:
 
 CASES = {
     # The configuration file
-    "no such file": Case("File does not exist: '/nowhere/x.yaml'", ["--config=/nowhere/x.yaml"], USAGE, toy=False),
+    "no such file": Case(
+        "config=/nowhere/x.yaml: there is no such file", ["--config=/nowhere/x.yaml"], USAGE, toy=False
+    ),
     "a folder": Case("Path is not a file", ["--config=FOLDER"], USAGE, toy=False),
     "no yaml": config("model: [1\n  x: : y", "no yaml.yaml cannot be read: while parsing"),
     "empty file": config("", "empty file.yaml must hold `setting: value` lines, found nothing"),
@@ -176,7 +178,10 @@ OTHER_COMMANDS = {
     "no command": ([], "usage: colearn-hpc COMMAND"),
     "unknown command": (["fitt"], "no command 'fitt'"),
     "launch without centers": (["launch", "--", "fit"], "--centers"),
-    "launch of no center": (["launch", "--centers", "0", "--", "fit"], "must be at least 1, found 0"),
+    "launch of no center": (
+        ["launch", "--centers", "0", "--", "fit"],
+        "must be a whole number of at least 1, found '0'",
+    ),
     "launch of nothing": (["launch", "--centers", "2"], "nothing to launch"),
     "data of no source": (["data", "digitz", "--out", "x", "--centers", "2"], "digitz"),
     "data for no center": (["data", "digits", "--out", "FOLDER/d", "--centers", "0"], "centers"),

@@ -81,6 +81,17 @@ WRONG = {
         "        Parser key \"batch_size\":\n          Expected a <class 'int'>. Got value: big\n"
         "    - Expected a <class 'NoneType'>\n  Given value: NestedArg(key='batch_size', val='big')"
     ),
+    "colearning.epsilon=abc: must be a number or auto": (
+        f"Parser key \"colearning.epsilon\":\n  {PARSER}Errors:\n    - Expected a <class 'float'>. Got value: abc\n"
+        "    - Expected a typing.Literal['auto']. Got value: abc\n  Given value: abc"
+    ),
+    "config=/nowhere/quickstart.yaml: there is no such file; `colearn-hpc configs copy quickstart` brings it": (
+        "Parser key \"config\": File does not exist: '/nowhere/quickstart.yaml'"
+    ),
+    "config=/nowhere/mine.yaml: there is no such file; "
+    "`colearn-hpc configs list` names those that come with this package": (
+        "Parser key \"config\": File does not exist: '/nowhere/mine.yaml'"
+    ),
     "model=torch.nn.Linear: is no LightningModule": (
         f'Parser key "model":\n  {PARSER}Errors:\n    - Import path does not correspond to a subclass of '
         "LightningModule\n    - Expected a <class 'NoneType'>\n  Given value: torch.nn.Linear"
@@ -122,6 +133,7 @@ def script(tmp_path_factory):
             "fit --trainer.acc",
             {"--trainer.accelerator", "--trainer.accelerator.help", "--trainer.accumulate_grad_batches"},
         ),
+        ("test --trainer.accel", {"--trainer.accelerator", "--trainer.accelerator.help"}),
         ("data dig", {"digits"}),
         ("data digits --test", {"--test-fraction"}),
         ("launch --centers 5 -- fi", {"fit"}),
@@ -146,3 +158,35 @@ def test_a_mistyped_command(capsys):
     assert capsys.readouterr().err == "colearn-hpc: error: no command 'lanch'; did you mean launch?\n"
     assert main(["xyz"]) == 2
     assert "no command 'xyz'; there are fit, validate, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("launch --centrs 5 -- fit", "launch: error: the following arguments are required: --centers; found --centrs"),
+        ("launch --centers five -- fit", "must be a whole number of at least 1, found 'five'"),
+        ("launch --centers 2", "nothing to launch; e.g. colearn-hpc launch --centers 5 -- fit --config"),
+        ("data imagefoldr photos", "did you mean imagefolder?"),
+        (
+            "data digits --out x --centrs 2",
+            "digits: error: unrecognized arguments: --centrs 2; did you mean --centers?",
+        ),
+        ("data", "required: SOURCE; `colearn-hpc data --help` lists what there is"),
+        ("report", "required: run; `colearn-hpc report --help` lists what there is"),
+    ],
+)
+def test_a_mistake_in_another_command_takes_one_line(line, says, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(line.split())
+    assert left.value.code == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"colearn-hpc {line.split()[0]}") and says in told
+
+
+def test_a_configuration_that_does_not_come_with_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["configs", "copy", "quickstrt"]) == 1
+    assert "there is no quickstrt; did you mean quickstart?" in capsys.readouterr().err
+    assert main(["configs", "copy", "xyz"]) == 1
+    assert "there are audioset_crnn.yaml, " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

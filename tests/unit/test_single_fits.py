@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import pytest
 import pytorch_lightning as pl
@@ -67,7 +68,7 @@ def test_as_in_plain_lightning(tmp_path, model):
 
 
 def test_a_finished_run_says_so_and_stays_finished(tmp_path, caplog):
-    run = tmp_path / "run"
+    run, began = tmp_path / "run", time.monotonic()
     fit(run, Net())
     before = summary(run)
     with caplog.at_level(logging.WARNING, "colearn_hpc"):
@@ -77,7 +78,8 @@ def test_a_finished_run_says_so_and_stays_finished(tmp_path, caplog):
     with pytest.raises(ValueError, match="no such optimizer"):
         fit(run, Net(fails=True), resume=True, restarts=0)
     assert summary(run)["status"] == "finished" and summary(run)["rounds"] == before["rounds"]
-    assert summary(run)["seconds"] < 600  # and not this machine's uptime
+    passed = time.monotonic() - began
+    assert summary(run)["seconds"] <= passed  # and not this machine's uptime
 
 
 class Ranks:
