@@ -31,22 +31,23 @@ def launch(
 ) -> list[T]:
     """Call ``function(*arguments, **keywords)`` on every rank of several data centers on this machine.
 
-    Inside it ``DataCenter.join()`` says which data center a rank is in, and ``CoLearning(...)`` co-trains over all of
-    them. What the ranks print is printed here.
+    In the function, ``DataCenter.join()`` says which data center a rank is in, and ``CoLearning(...)`` co-trains over
+    all data centers. What the ranks print is printed here.
 
     Args:
-        function: anything that cloudpickle takes, such as one that is defined in a notebook's cell.
-        arguments: for it.
-        centers: number of data centers.
-        ranks_per_center: processes in each.
-        options: further ones of ``colearn-hpc launch``: ``["--threads", "2"]``.
-        keywords: for it.
+        function: any function that cloudpickle takes; it may be defined in a notebook's cell.
+        arguments: the function's arguments.
+        centers: the number of data centers.
+        ranks_per_center: the number of processes in each data center.
+        options: more options of ``colearn-hpc launch``, such as ``["--threads", "2"]``.
+        keywords: the function's keyword arguments.
 
     Returns:
-        What it returned in each data center, in order: on rank 0 there.
+        What the function returned on rank 0 of each data center, in the order of the data centers.
 
     Raises:
-        LaunchError: it failed on some rank, with that rank's traceback; or the ranks could not be started.
+        LaunchError: the function failed on some rank, whose traceback the message has; or the ranks could not be
+            started.
     """
     import cloudpickle
 

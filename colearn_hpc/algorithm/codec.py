@@ -1,9 +1,9 @@
 """Fewer bytes for equation 2: how the steps of the local models are written for the wire.
 
-What is encoded is never a weight but its step since the last shared model, which all data centers hold: steps are
-small, and so are the errors of few bits. Blocks of 256 values share a scale, so that a large value costs only its
-neighbours precision. Those of 8 bits and fewer are to be used with *error feedback*: what a message could not say is
-added to the next.
+A codec never encodes a weight. It encodes the weight's step since the last shared model, which all data centers hold:
+steps are small, and so are the errors of few bits. Blocks of 256 values share a scale, so a large value costs only its
+neighbours precision. Codecs of 8 bits and fewer need *error feedback*: what a message could not say is added to the
+next message.
 
     fp32   as it is
     bf16   2 bytes a value: relative error up to 2⁻⁸ (8 bits of mantissa)
@@ -13,7 +13,7 @@ added to the next.
     topk   2 bytes for one value of 32, those with the largest size in each chunk of 4096, and 4 a chunk: of those up to
            1/14 of the chunk's largest; the others wait for a later message
 
-Values must be finite: one NaN or ±Inf comes back as not finite, with its whole block, and is refused with the mean.
+Values must be finite. A block with NaN or ±Inf comes back as not finite, and the mean is then refused.
 
 Source: Mi et al. 2020 name compression as possible and use none. Block scales: Dettmers 2016 (arXiv 1511.04561).
 Error feedback: Seide et al. 2014 (1-bit SGD), Karimireddy et al. 2019 (arXiv 1901.09847); of local steps: Basu et al.
@@ -160,13 +160,13 @@ class Int4:
 
 
 class TopK:
-    """The values of largest size in each chunk: whole numbers from -7 to 7 times the chunk's scale, and where they lie.
+    """The values of largest size in each chunk, as whole numbers from -7 to 7 times its scale, and their places.
 
     A kept value is one 16-bit number, 4096 times the whole number plus its place in the chunk.
 
-    A value waits about 32 rounds for its turn, and a mean that is coded as well another 32. So rates must be lower than
-    with other codecs, and where the data centers' steps disagree even at the minimum, what they owe keeps the shared
-    model away from it in proportion to the rate.
+    A value waits about 32 rounds for its turn. The mean is coded too, and its value waits for another 32. So rates must
+    be lower than with other codecs. Where the data centers' steps disagree even at the minimum, what still waits keeps
+    the shared model away from the minimum, in proportion to the rate.
     """
 
     name, feedback = "topk", True

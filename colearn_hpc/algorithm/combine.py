@@ -1,10 +1,10 @@
 """Equation 2 and its robust rivals: how K vectors become one.
 
-The mean of eq. 2 follows any participant as far as it likes to go. Trimmed mean and median bound what a few can do,
-whatever they send: they need more honest data centers than poisoned ones, and they must see the single models, which
-secure sums hide.
+A single participant can pull the mean of eq. 2 as far as it likes. Trimmed mean and median bound what a few
+participants can do, whatever these send. They need more honest data centers than poisoned ones, and they must see the
+single models, which secure sums hide.
 
-All of it is done element by element, so that a vector can be combined slice by slice, by whoever holds the slices.
+All of this is done element by element. So a vector can be combined slice by slice, by whoever holds the slices.
 
 Source: Mi et al. 2020, eq. 2; Yin et al. 2018 (arXiv 1803.01498).
 """
@@ -32,9 +32,9 @@ class Combine(Protocol):
         equal to the bit on every processor.
 
         Args:
-            rows: of w_k, each of shape ``(n,)``, in the order of the data centers; of those that give to the mean.
-            weights: n_k per row, see :func:`~colearn_hpc.algorithm.slice_sums.check_weights`.
-            out: where to write, shape ``(n,)``; may be one of the rows.
+            rows: a slice of w_k for each data center that gives to the mean, in their order, each of shape ``(n,)``.
+            weights: n_k, one for each row, see :func:`~colearn_hpc.algorithm.slice_sums.check_weights`.
+            out: the vector to write into, shape ``(n,)``; it may be one of the rows.
 
         Returns:
             ``out``.

@@ -125,13 +125,13 @@ class PlateauEpochs:
 
     Equation 4 waits until the shared model's relative change is small. How small it can become depends on network,
     rate and data: it falls until the noise of local SGD holds it up. This rule finds that floor. It looks at the last
-    ``window`` rounds that were trained with the present T, because a longer round changes the model more, and compares
-    every two of them. T doubles when at least half of these pairs do not fall: with a change that only falls none does,
-    and on a floor each order of the rounds is equally likely. Nothing in it has a unit or a scale (the S of Mann 1945,
-    Econometrica 13, 245-259, is not below 0).
+    ``window`` rounds that were trained with the present T (a longer round changes the model more), and compares every
+    two of them. T doubles when the change does not fall in at least half of these pairs. While it only falls, it falls
+    in all pairs. On a floor each order of the rounds is equally likely. The rule has no unit and no scale (it asks
+    whether the S of Mann 1945, Econometrica 13, 245-259, is not below 0).
 
-    With the default of 5, T doubles after three of five rounds on a floor, and after 4 of 1000 where the change still
-    falls by its own noise's standard deviation every round. A window of 3 would double there after 76.
+    With the default window of 5, T doubles after three of five rounds on a floor. Where the change still falls by the
+    standard deviation of its own noise in every round, T doubles after 4 of 1000 rounds; with a window of 3, after 76.
 
     Not in the paper, which leaves ε open.
 
@@ -193,11 +193,11 @@ class FixedEpochs:
 class QuadraticEpochs:
     """QSR, the quadratic synchronization rule: T grows as the rate decays, T = max(T_0, ⌊(α/η)²⌋).
 
-    A rival of eq. 4 that needs no exchange to decide. The paper counts steps, here it is local epochs, so α has the
-    unit rate·√epochs: the rate at which T would be 1; in :class:`InSteps` it is the paper's. η is that of the last
-    local epoch done, the one known when the decision is taken; under one decay over the whole run (ELR) the next
-    round's first is the same or one step smaller. Under CLR every round ends at the same rate, and the rule would
-    never grow.
+    A rival of eq. 4 that needs no exchange to decide. α is the rate at which T would be 1. The paper counts steps. Here
+    T counts local epochs, so α has the unit rate·√epochs; in :class:`InSteps` it is the paper's α. η is the rate of the
+    last local epoch, which is known when the decision is taken. Take a schedule that decays over the whole run (ELR):
+    there the next round's first rate is the same or one step smaller. Under CLR every round ends at the same rate, and
+    T would never grow.
 
     Source: Gu et al. 2024, arXiv 2310.14423.
 
@@ -234,9 +234,10 @@ class QuadraticEpochs:
 class PostLocalEpochs:
     """Post-local SGD: the data centers average often at first, and train on their own for longer afterwards.
 
-    T is ``initial`` until ``switch`` epochs are done, then ``after``. The paper averages after every step at first and
-    switches where the rate is decayed for the first time: that is ``InSteps(PostLocalEpochs(1, after, switch))``, whose
-    first phase equals mini-batch SGD over all data centers for plain SGD. The closest in epochs is one local epoch.
+    T is ``initial`` until ``switch`` epochs are done, then ``after``. The paper averages after every step at first, and
+    switches where the rate is decayed for the first time. That is :class:`InSteps` around this rule with T = 1 step at
+    first; with plain SGD the first phase then equals mini-batch SGD over all data centers. Without ``InSteps`` the
+    closest is one local epoch.
 
     Source: Lin et al. 2020, arXiv 1808.07217.
 

@@ -1,4 +1,4 @@
-"""A rival of equation 2: the mean is not the shared model, but where an optimizer steps to from the last one.
+"""A rival of equation 2: the mean is not the next shared model; an optimizer steps towards it from the last one.
 
 The data centers' mean w̄ is read as a gradient, Δ = w̄_prev - w̄ (the *pseudo-gradient*), and an outer optimizer
 takes a step along it. With rate 1 and no momentum the step ends at w̄: that is equation 2.
@@ -30,9 +30,8 @@ class OuterOptimizer(Protocol):
     def step(self, previous: Tensor, mean: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next shared model, and the state to be given to the next call.
 
-        Every leader computes it on its own CPU and the results must be equal to the bit: elementwise
-        operations one at a time only, no reductions and no fused multiply-add (``add(alpha=...)``), whose rounding
-        depends on the processor.
+        Every leader computes it on its own CPU, and the results must be equal to the bit. So use elementwise operations
+        only, one at a time. Reductions and fused multiply-add (``add(alpha=...)``) round as the processor likes.
 
         Args:
             previous: w̄ⁱ⁻¹, the shared model from which the round started, shape ``(n,)``.
@@ -158,8 +157,9 @@ class DelayedNesterov:
     Every round: S ← S + Δ. In every N-th round m ← β·m + S/N, w ← w̄_prev - α·((1 - c·N + c)·β·m + Δ/N), S ← 0; in
     the others w ← w̄_prev - α·(c·β·m + Δ/N). With N = 1 it is ``OuterSGD(α, β, nesterov=True)``.
 
-    The paper's Δ come from single workers one after another, and N is about their number. Here they are means of all
-    data centers, so N spreads one step of momentum over N rounds: what is left of the method where nobody is late.
+    In the paper each Δ comes from one worker, at its own time, and N is about the number of workers. Here each Δ is the
+    mean of all data centers, so one step of momentum is spread over N rounds. That is what remains of the method where
+    nobody is late.
 
     Source: Liu et al. 2024, arXiv 2401.09135, Algorithm 3.
 

@@ -260,7 +260,10 @@ def _agree_on_code(name: str, code: str, heard: str | None) -> None:
             )
         print(f"Telephone site {name}, by a number that did not come with the request. It reads a code:\n\n  {code}\n")
         if input("Is it the same? (yes/no) ").strip().lower() != "yes":
-            raise IdentityError(f"the codes differ, so {name}'s request was not signed; see docs/federation.md")
+            raise IdentityError(
+                f"the codes differ, so {name}'s request was not signed; it may have been changed on its way: let "
+                f"{name} send it again"
+            )
     elif not same_code(heard, code):
         raise IdentityError(
             f"the code of this request is {code}, and site {name} has read {heard}: the invitation or the request was "

@@ -42,8 +42,8 @@ OPTIONS = (
         int | list[int] | None,
         "K",
         None,
-        "Number of equal data centers, or their sizes in ranks, as in [4,4,2]. Left out: COLEARN_CENTER in each rank's "
-        "environment names its data center, or every rank is one.",
+        "Number of equal data centers, or their sizes in ranks, as in [4,4,2]. Where it is left out, COLEARN_CENTER in "
+        "each rank's environment names its data center; without that, every rank is one.",
     ),
     Option("resume", bool, "", False, "Continue RUNS/NAME where it stopped; harmless on a first start."),
     Option("overwrite", bool, "", False, "Start anew in an existing RUNS/NAME."),
@@ -52,15 +52,15 @@ OPTIONS = (
         Literal[METHODS],
         "METHOD",
         "colearning",
-        "colearning; vanilla: one data center holds all shards; ensemble: no exchange, predictions are averaged; "
-        "single: one data center's data only.",
+        "colearning: data centers average their models; vanilla: one data center holds all shards; ensemble: models "
+        "stay apart, their predictions are averaged; single: one data center trains on its own data alone.",
     ),
     Option(
         "federation",
         str | None,
         "FILE",
         None,
-        "federation.yaml of a run whose sites share no MPI world; this world is one of them (docs/federation.md).",
+        "The federation.yaml of a run whose sites share no MPI world. The ranks that are started here are one site.",
     ),
     Option("site", str | None, "NAME", None, "Name of this site in the federation."),
     Option(
@@ -68,7 +68,7 @@ OPTIONS = (
         str | None,
         "FOLDER",
         None,
-        "Folder of the site's certificate and key; left out: a folder of its name beside federation.yaml.",
+        "Folder of the site's certificate and key. Where it is left out: a folder of its name beside federation.yaml.",
     ),
 )
 

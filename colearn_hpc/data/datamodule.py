@@ -27,36 +27,38 @@ CENTER_VARIABLE = "COLEARN_CENTER"
 class ShardDataModule(pl.LightningDataModule):
     """Training, validation and test batches from shards.
 
-    A batch is ``(x, y)``. It is moved to the device as stored (uint8 images are a quarter of the traffic) and made
-    ready there, whole: ``x * scale + offset``, then ``augment`` (training only), then ``(x - mean) / std``, then
-    ``transform``, with scale, offset, mean and std from the training shard: they describe what is stored, so what
-    ``transform`` makes of it (log-mel of a waveform) reaches the model as it is. Then ``x`` is (B, …) float32 and
-    ``y`` (B,) int64; token numbers are (B, T) int64; several labels (B, classes) float32, where −1 means "not scored".
+    A batch is ``(x, y)``: ``x`` (B, …) float32 and ``y`` (B,) int64. With token numbers ``x`` is (B, T) int64. With
+    several labels ``y`` is (B, classes) float32, where −1 means "not scored".
+
+    A batch is moved to the device as it is stored (images as uint8: a quarter of the bytes) and made ready there in
+    four steps: ``x * scale + offset``; ``augment``, in training only; ``(x - mean) / std``; ``transform``. Scale,
+    offset, mean and std come from the training shard and describe what is stored. So they do not touch what
+    ``transform`` makes of it, such as the log-mel of a waveform.
 
     The order of training examples is a function of (seed, epoch) alone, so a resumed run continues with the batches
     of an uninterrupted one. In evaluation each example occurs exactly once over the ranks of the data center.
 
     Args:
-        train: path of the training shard, or several paths, which then are one data set (vanilla-learning: one data
-            center holds all data). ``{center}`` becomes the data center's name, which is taken from the environment
-            variable COLEARN_CENTER; ``~`` and ``$VARIABLES`` are expanded. The same in ``val`` and ``test``.
-        val: path of the validation shard; default: ``test``.
-        test: path of the test shard; default: none.
-        batch_size: examples per batch and rank.
-        eval_batch_size: the same in evaluation; default: ``batch_size``.
+        train: path of the training shard. Or several paths, which are then one data set (vanilla-learning: one data
+            center holds all data). ``{center}`` becomes the data center's name, which the environment variable
+            COLEARN_CENTER holds; ``~`` and ``$VARIABLES`` are expanded. All this is so in ``val`` and ``test`` too.
+        val: path of the validation shard. None: that of ``test``.
+        test: path of the test shard. None: there is none.
+        batch_size: examples in a batch of one rank.
+        eval_batch_size: the same in evaluation. None: ``batch_size``.
         num_workers: processes that fetch and decode. 0 is fastest for small examples.
-        preload: ``auto``: shards up to 1 GiB are held in memory; ``true``, ``false``.
-        seed: of the order.
-        augment: (B, …) → (B, …), in training.
-        transform: (B, …) → (B, …), always.
+        preload: whether shards are held in memory: ``true``, ``false``, or ``auto``, those of at most 1 GiB.
+        seed: seed of the order of training examples.
+        augment: a callable (B, …) → (B, …), applied in training.
+        transform: a callable (B, …) → (B, …), always applied.
         drop_last: leave out the examples that fill no whole batch.
         normalize: apply mean and std where the shard has them.
-        image_size: for shards of JPEGs: bring all to this size, in training by random crops (see
+        image_size: the size in pixels to which images of a JPEG shard are cropped, at random in training (see
             :class:`colearn_hpc.data.images.CropDecoder`).
-        random_crop: ``false``: the centre crop in training, too.
+        random_crop: ``false``: the centre crop in training too.
 
     Raises:
-        DataError: a path without a shard, a shard that is damaged, or shards that do not belong together.
+        DataError: there is no shard at a path, a shard is damaged, or shards do not belong together.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class ShardDataModule(pl.LightningDataModule):
         return len(self.info.classes)
 
     def fingerprint(self) -> dict[str, str]:
-        """What the training data is, whatever its file is called: a resumed run must go on with the same."""
+        """Which data the training shard holds, whatever its name. A resumed run must have the same data."""
         found = []
         for path in self._train_paths():
             info = read_info(path)
@@ -127,12 +129,11 @@ class ShardDataModule(pl.LightningDataModule):
         return {"training shard": "; ".join(found)}
 
     def meaning(self) -> dict[str, str]:
-        """All that gives the numbers of this data center's batches their meaning, by name.
+        """What the numbers in this data center's batches mean, by name (labels by number, vocabulary, scale, …).
 
-        Before the first round data centers compare it, and refuse to train where it differs. Any data module can offer
-        this method: a flat dictionary of text, equal in all data centers whose examples can train one model, in the
-        order in which differences should be named (labels by number, vocabulary, sample rate, scale, …). Paths, sizes
-        and dates are not part of it.
+        Data centers compare it before the first round, and refuse to train where it differs. Any data module can have
+        this method. It returns a flat dictionary of texts that is equal in all data centers whose examples can train
+        one model. Its order is that in which differences are looked for. Paths, sizes and dates do not belong in it.
 
         Raises:
             DataError: the evaluation shards mean something else than the training shards.

@@ -41,11 +41,11 @@ class ShardWriter:
         path: final name.
         task: ``classification`` or ``multilabel``.
         classes: names of the classes.
-        source: who makes it.
+        source: the name of what made the shard, such as ``imagefolder``.
         encoding: ``array``, ``tokens`` or ``jpeg``.
         kind: ``image``, ``wave``, ``features`` or ``tokens``.
-        length: most examples to come; ``None`` when unknown.
-        metadata: further attributes; :attr:`metadata` may be changed until :meth:`close`.
+        length: the largest number of examples that may come; ``None`` when it is unknown.
+        metadata: further attributes of the shard; :attr:`metadata` may be changed until :meth:`close`.
 
     Raises:
         DataError: an argument is impossible, the folder cannot be written, an example does not fit.

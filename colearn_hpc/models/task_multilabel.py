@@ -21,10 +21,10 @@ Batch = tuple[Tensor, Tensor]
 class MultilabelTask(LightningModule):
     """Any network of the registry, trained to say of each of ``num_classes`` labels whether it applies.
 
-    Shapes: a batch is ``x`` (batch, …) as the network wants it, and ``y`` (batch, num_classes) of 0, 1 and −1, any
-    number type; −1 enters neither loss nor metrics. The network returns (batch, num_classes): logits, or
-    probabilities if it says so by an attribute ``output_kind = "probabilities"`` (the capsule network's vector
-    lengths, AudioSet's pooled probabilities).
+    Shapes: a batch is ``x`` (batch, …) as the network wants it, and ``y`` (batch, num_classes) of 0, 1 and −1, of any
+    number type; −1 enters neither loss nor metrics. The network returns logits (batch, num_classes). A network that
+    returns probabilities says so by an attribute ``output_kind = "probabilities"``, as the capsule network and those
+    of AudioSet do.
 
     Logged once per epoch, exact over the ranks of the process group: ``train_loss``, ``val_loss``, ``val_auc``,
     ``val_map``, ``val_dprime``, and the same with ``test_``; see :class:`~colearn_hpc.models.ranking.RankingMetrics`.

@@ -50,7 +50,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a name becomes a folder
 
 @dataclass(frozen=True)
 class Declaration:
-    """What one world rank says of itself: its host, and the data center's name if it was given one."""
+    """What one world rank says of itself: its host, and its data center's name where the environment has one."""
 
     host: str
     center: str | None = None

@@ -1,4 +1,4 @@
-"""What a round cost and did: the lines of ``rounds.jsonl``, as data. What ties them together: ``contract.py``."""
+"""The lines of ``rounds.jsonl``: what a round did and what it cost. ``contract.py`` has the chain that ties them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class CenterReport:
 
     Attributes:
         name: the data center's.
-        examples: training examples it went through in the round, over all its ranks and local epochs.
-        train_seconds, wait_seconds, exchange_seconds: local training (validation left out), waiting for the
-            others, and averaging.
-        bytes_sent: payload sent to other data centers for the mean.
-        divergence: ‖w_k - w̄‖ / ‖w̄‖, with the mean of eq. 2 as w̄; NaN for who gave nothing to it.
+        examples: training examples in the round, over all its ranks and local epochs.
+        train_seconds, wait_seconds, exchange_seconds: seconds of local training (without validation), of waiting for
+            other data centers, and of averaging.
+        bytes_sent: bytes that it sent to other data centers for the mean.
+        divergence: ‖w_k - w̄‖ / ‖w̄‖, where w̄ is the mean of eq. 2; NaN if the data center gave nothing to the mean.
         local_metrics: metrics of the data center's own model, from its last local epoch.
         shared_metrics: metrics of the shared model, from this data center's validation after averaging.
-        absent: why it gave nothing to the round's mean, empty if it did.
-        steps: optimizer steps it took in the round: as often synchronous training would have exchanged gradients.
+        absent: why the data center gave nothing to the round's mean; empty if it gave its model.
+        steps: optimizer steps in the round. Synchronous training would have exchanged gradients that often.
         epsilon: ε of differential privacy that it has spent in the run so far; None where it does not train privately.
-        data: digest of what it trained on, as its data module names it; empty where it names nothing.
-        model: digest of the shared model after the round, where the data center writes it; otherwise empty.
-        loss: mean training loss over the round; NaN (null in the file) where ``training_step`` returned none.
+        data: digest of the training data, as the data module names them; empty where it names nothing.
+        model: digest of the shared model after the round; empty where this data center does not write that model.
+        loss: mean training loss over the round; NaN (null in the file) where ``training_step`` returned no loss.
     """
 
     name: str
@@ -51,7 +51,7 @@ class CenterReport:
             object.__setattr__(self, "loss", math.nan)  # this one NaN, so that reports can be equal
 
     def to_be_told(self, settings: Settings) -> CenterReport:
-        """What the others may know of it: with secure sums, nothing that was measured on this data center's data."""
+        """What other data centers may know. With secure sums: nothing that was measured on this data center's data."""
         if not settings.secure or settings.share_metrics:
             return self
         shared = self.shared_metrics if settings.public_validation else {}
@@ -60,7 +60,7 @@ class CenterReport:
         )
 
     def private_text(self) -> str:
-        """For the data center's own log: what it does not tell."""
+        """What is for the data center's own log alone."""
         metrics = {f"local {key}": value for key, value in self.local_metrics.items()} | self.shared_metrics
         found = {"examples": self.examples, "divergence": self.divergence, "loss": self.loss} | metrics
         return ", ".join(f"{key} {value:.6g}" for key, value in found.items())
@@ -71,10 +71,10 @@ class CenterReport:
 
     @classmethod
     def from_plain(cls, plain: Any) -> CenterReport:
-        """From what :meth:`to_plain` made, possibly in another data center.
+        """The report that :meth:`to_plain` made plain data of, possibly in another data center.
 
         Raises:
-            ValueError: it is no report.
+            ValueError: the data are no report.
         """
         if not isinstance(plain, dict) or set(plain) != set(cls.__dataclass_fields__):
             raise ValueError(f"no report of a data center: {plain!r:.200}")
@@ -110,12 +110,13 @@ class RoundReport:
         round: i, from 0.
         local_epochs: T_i, as trained.
         learning_rates: rate of each local epoch (first parameter group).
-        relative_change: of eq. 4; null if infinite.
+        relative_change: the shared model's relative change (eq. 4); null if infinite.
         epochs_done: local epochs finished since the start of the run.
         next_local_epochs: T_{i+1} as decided.
-        centers: one :class:`CenterReport` each.
-        unit: ``"epochs"``, or ``"steps"`` where all of this is in optimizer steps, and a rate is that of the last step
-            of each block; only then it stands in the file.
+        centers: one :class:`CenterReport` for each data center.
+        unit: what T counts. ``"epochs"`` is left out of the file. ``"steps"``: then ``local_epochs``, ``epochs_done``
+            and ``next_local_epochs`` are numbers of optimizer steps, and ``learning_rates`` has the rate of each
+            block's last step.
     """
 
     round: int

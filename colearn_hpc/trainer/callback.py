@@ -110,76 +110,87 @@ from colearn_hpc.trainer.writing import remove_leftovers
 class CoLearning(Callback):
     """Co-learning (Mi et al. 2020) for any LightningModule: add it to ``Trainer(callbacks=[...])``.
 
-    Start one process per GPU with ``mpirun`` or ``srun``. With one process per data center nothing else is
-    needed; for several, also pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer.
+    Start one process for each GPU with ``mpirun`` or ``srun``. Where every data center has one process, nothing else
+    is needed. Where it has several, pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer as well.
 
     The arguments come in six groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
-    (``optimizer_state`` to ``kept_model``), how it travels (``exchange``), where the run is (``centers``, ``run_dir``,
-    ``resume_points``), failures (``round_timeout`` to ``share_tracebacks``), and the Trainer's day (``validation`` to
-    ``warmup_steps``).
+    (``optimizer_state`` to ``kept_model``), how it travels and who may know what (``exchange``, ``privacy``), where the
+    run is (``centers`` to ``resume_points``), failures (``round_timeout`` to ``share_tracebacks``), and how the Trainer
+    is used (``validation`` to ``warmup_steps``).
 
     Args:
-        rounds: stop after so many rounds; None goes on until the Trainer's own limits. Where
-            ``max_epochs`` ends a round early, that round is shortened and still averaged.
-        local_epochs: T_0, local epochs of the first round.
-        local_steps: T_0 in optimizer steps, instead: then T, eq. 3's j and eq. 4's doubling count steps, and loaders
-            need no length. See ``trainer/blocks.py``.
-        epsilon: ε of eq. 4, for ``local_epochs_rule="ile"``. Watch ``relative_change`` in ``rounds.jsonl``. ``"auto"``:
-            T doubles when that has stopped falling (:class:`~colearn_hpc.algorithm.local_epochs.PlateauEpochs`).
-        learning_rate: ηⁱ for all parameter groups; None keeps each group's own as the base.
-        decay: r of eq. 3, for ``schedule="clr"``.
-        schedule: ``"clr"`` (eq. 3), ``"elr"`` (one exponential decay over the run), ``"constant"``, ``"none"``
-            (rates are the optimizer's and its scheduler's business), or any object with a ``factor`` method
-            (:class:`~colearn_hpc.algorithm.learning_rate.LearningRateSchedule`).
-        local_epochs_rule: ``"ile"`` (eq. 4), ``"fle"`` (fixed), or any object with ``first`` and ``next``
-            (:class:`~colearn_hpc.algorithm.local_epochs.LocalEpochsRule`).
-        max_local_epochs: bound for ``"ile"``; None doubles for ever, as the paper.
-        max_local_steps: the same, where ``local_steps`` is set.
-        optimizer_state: at a round's end ``"reset"`` it, ``"keep"`` it, or ``"average"`` it like the weights.
-        weighting: ``"uniform"`` (the paper's plain mean) or ``"examples"`` (by the examples trained on).
-        outer_optimizer: a rival of the plain mean, :class:`~colearn_hpc.algorithm.outer.OuterSGD`; None: the mean.
-        combine: ``"weights"`` (eq. 2); ``"trimmed_mean"``, ``"median"`` or an object with a ``combine`` method, where
-            some data centers may send anything (:class:`~colearn_hpc.algorithm.combine.Combine`); or
-            ``"predictions"``: ensemble-learning, see ``trainer/ensemble.py``.
-        local_correction: what pulls a data center's steps back to the others',
+        rounds: stop after this many rounds. None: the Trainer's own limits end the run. A round that ``max_epochs``
+            cuts short is averaged too.
+        local_epochs: T_0, the number of local epochs in the first round.
+        local_steps: T_0 in optimizer steps, in place of ``local_epochs``. Then T, j of eq. 3 and the doubling of eq. 4
+            count steps, and a loader needs no length. See ``trainer/blocks.py``.
+        epsilon: ε of eq. 4: T doubles when the relative change is at most ε. For ``local_epochs_rule="ile"``. To choose
+            it, look at ``relative_change`` in ``rounds.jsonl``. ``"auto"``: T doubles when the change has stopped
+            falling (:class:`~colearn_hpc.algorithm.local_epochs.PlateauEpochs`).
+        learning_rate: ηⁱ, the base rate of all parameter groups. None: each group keeps its own.
+        decay: r of eq. 3, the ratio of a round's last rate to the base rate. For ``schedule="clr"``.
+        schedule: the learning rate. ``"clr"``: eq. 3. ``"elr"``: one exponential decay over the run. ``"constant"``:
+            the base rate. ``"none"``: the optimizer and its own scheduler set it. Or any object with a ``factor``
+            method (:class:`~colearn_hpc.algorithm.learning_rate.LearningRateSchedule`).
+        local_epochs_rule: how T changes from round to round. ``"ile"``: eq. 4. ``"fle"``: it stays T_0. Or any object
+            with ``first`` and ``next`` (:class:`~colearn_hpc.algorithm.local_epochs.LocalEpochsRule`).
+        max_local_epochs: the largest T of ``"ile"``. None: T has no bound, as in the paper.
+        max_local_steps: the same in optimizer steps. For ``local_steps``.
+        optimizer_state: what happens to the optimizer's state at a round's end. ``"reset"``: it begins anew.
+            ``"keep"``: it stays. ``"average"``: it is averaged like the weights.
+        weighting: ``"uniform"``: all models count alike, as in the paper. ``"examples"``: each counts by the number of
+            examples that it was trained on.
+        outer_optimizer: the step from one shared model to the next, for example
+            :class:`~colearn_hpc.algorithm.outer.OuterSGD`. None: the mean is the next shared model.
+        combine: how the models become one. ``"weights"``: by their mean (eq. 2). ``"trimmed_mean"`` and ``"median"``
+            bound what a few data centers can do, whatever they send. Or any object with a ``combine`` method
+            (:class:`~colearn_hpc.algorithm.combine.Combine`). ``"predictions"``: not at all, their predictions are
+            averaged (ensemble-learning, see ``trainer/ensemble.py``).
+        local_correction: what pulls a data center's steps towards those of the others:
             :class:`~colearn_hpc.algorithm.local_correction.FedProx` or
-            :class:`~colearn_hpc.algorithm.local_correction.Scaffold`; None: nothing.
-        local_layers: what stays in its data center: ``"batch_norm"`` (FedBN), or names of layers such as
-            ``["network.head"]``. Each data center then writes its model into ``centers/NAME/own.ckpt`` as well.
-        kept_model: what is evaluated and saved instead of the shared model that training goes on from,
-            :class:`~colearn_hpc.algorithm.kept_model.LatestMean` (LAWA).
-        exchange: how the mean travels: ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``,
-            see ``algorithm/codec.py``;
-            ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``;
-            ``{"lanes": 1}``: by leaders alone instead of a rank per node, see ``mpi/lanes.py``;
-            ``{"sums": "float64" | "fixed32" | "fixed64"}``: whole numbers of the steps instead of float64 of the
-            weights, see ``algorithm/fixed_point.py``.
-        privacy: who may know what: ``{"secure": True}`` hides each data center's model under masks, so that only the
-            sum can be known (whole numbers; three or more data centers), and keeps at home what it measures on its own
-            data; ``"share_metrics": True`` lets that travel all the same, ``"public_validation": True`` says that
-            everyone may know the validation data. See ``docs/privacy.md``.
-        centers: number of data centers or their sizes, where no DataCenterEnvironment says so.
-        run_dir: the run folder (see ``run_folder.py``); None: ``colearn`` in the Trainer's ``default_root_dir``.
-        resume_points: write a resume point at every local epoch's end, and one where SIGUSR1 or SIGTERM stops the run.
-        round_timeout: seconds to wait for another data center at a round's end; None waits for ever.
-        restarts: how often in one round a data center that failed begins again from its last resume point, where
-            :meth:`fit` runs the Trainer.
-        on_failure: what comes after that, or when ``round_timeout`` has passed: ``"stop"`` ends the run (the paper
-            wants all participants), ``"continue_without"`` takes the round's mean over the others; the missing one
-            takes part again with the next shared model.
-        share_tracebacks: tell other data centers all that an exception says; otherwise its class, file name and line,
-            for a text may quote a patient's row.
-        federation: ``federation.yaml`` of a run whose sites share no MPI world (docs/federation.md): this MPI world is
-            one of them. ``round_timeout`` and ``on_failure`` are then the file's. Or a membership that was read.
-        site: name of this site; None: as its certificate says.
-        identity: folder of the site's certificate and key; None: a folder of its name beside the file.
-        validation: ``"round"``: the validation loop runs at rounds' ends, on the shared model, and ``val_...``,
-            loggers, ``ModelCheckpoint(monitor=...)`` and ``EarlyStopping`` see nothing else; ``"epoch"``: the local
-            model is validated between means too, as ``local/val_...``; ``"lightning"``: as the Trainer says, whichever
-            model there is (with ``combine="predictions"`` always). See ``trainer/validation.py``.
-        warmup_epochs: so many local epochs of the run have rates below the schedule's, rising along a line; composes
-            with any schedule but ``"none"``.
-        warmup_steps: the same, in optimizer steps.
+            :class:`~colearn_hpc.algorithm.local_correction.Scaffold`. None: nothing.
+        local_layers: what is not averaged and stays in its data center: ``"batch_norm"`` (FedBN), or names of layers
+            such as ``["network.head"]``. Each data center then writes its model to ``centers/NAME/own.ckpt`` too.
+        kept_model: which model is evaluated and saved, for example
+            :class:`~colearn_hpc.algorithm.kept_model.LatestMean` (LAWA). Training goes on from the shared model all
+            the same. None: the shared model.
+        exchange: how the mean travels.
+            ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``: in how many bits, see
+            ``algorithm/codec.py``.
+            ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``.
+            ``{"lanes": 1}``: by the leaders alone, where otherwise one rank of each node takes part, see
+            ``mpi/lanes.py``.
+            ``{"sums": "float64" | "fixed32" | "fixed64"}``: as sums of weights in float64, or of steps as whole
+            numbers, see ``algorithm/fixed_point.py``.
+        privacy: who may know what. ``{"secure": True}``: masks hide each data center's model, and only the sum can be
+            known; what a data center measures on its own data stays there. This takes three data centers or more, and
+            sums of whole numbers. ``"share_metrics": True`` lets these measurements travel. ``"public_validation":
+            True`` says that everyone may know the validation data, and lets the shared model's metrics travel. See the
+            page "Privacy" of the documentation.
+        centers: the number of data centers, or a list of their sizes in ranks, where no DataCenterEnvironment says so.
+        run_dir: the run folder; ``trainer/run_folder.py`` lists its files. None: ``colearn`` in the Trainer's
+            ``default_root_dir``.
+        resume_points: write a resume point at the end of every local epoch, and where SIGUSR1 or SIGTERM stops the run.
+        round_timeout: how many seconds to wait for another data center at a round's end. None: for ever.
+        restarts: how often in one round a data center that failed begins again from its last resume point. Only
+            :meth:`fit` can do that; ``trainer.fit`` cannot.
+        on_failure: what happens when no restart is left, or ``round_timeout`` has passed. ``"stop"``: the run ends,
+            because the paper wants all participants. ``"continue_without"``: the round's mean is taken over the others,
+            and the missing data center takes part again with the next shared model.
+        share_tracebacks: tell other data centers the text and the traceback of an exception. Otherwise they are told
+            its class, file name and line, because a text may quote a patient's row.
+        federation: the file ``federation.yaml`` of a run whose sites share no MPI world; this MPI world is one of the
+            sites. Or a membership that was read from it. ``round_timeout`` and ``on_failure`` are then those of the
+            file. See the page "Federation" of the documentation.
+        site: this site's name in the federation. None: the name in its certificate.
+        identity: the folder of the site's certificate and key. None: a folder of the site's name beside the file.
+        validation: which model the validation loop sees, and when. ``"round"``: the shared model, at rounds' ends;
+            ``val_...``, loggers, ``ModelCheckpoint(monitor=...)`` and ``EarlyStopping`` see nothing else. ``"epoch"``:
+            between means also the local model, as ``local/val_...``. ``"lightning"``: whichever model there is when the
+            Trainer validates; ``combine="predictions"`` always does that. See ``trainer/validation.py``.
+        warmup_epochs: in this many first local epochs of the run the rates rise along a line to those of the schedule,
+            which may be any but ``"none"``.
+        warmup_steps: the same in optimizer steps.
 
     Attributes:
         settings: all of this, as one frozen value.

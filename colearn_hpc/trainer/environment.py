@@ -29,13 +29,15 @@ log = logging.getLogger("colearn_hpc")
 class DataCenterEnvironment(ClusterEnvironment):
     """Gives Lightning this data center as its whole world.
 
-    Global rank and world size are those inside the data center; node and local rank come from the hosts that
-    its ranks really are on. Pass it explicitly (``Trainer(plugins=[DataCenterEnvironment(5)])``): under
-    ``srun`` Lightning would otherwise take its Slurm environment, and make one DDP world of all ranks.
+    To Lightning, global rank and world size are those inside the data center. Node and local rank follow from the
+    hosts on which its ranks are. Pass it explicitly (``Trainer(plugins=[DataCenterEnvironment(5)])``): under ``srun``
+    Lightning would otherwise take its Slurm environment, and make one DDP world of all ranks.
+
+    Making one is collective over the world.
 
     Args:
-        centers: number of equal data centers, their sizes, None (names from the environment, or one rank
-            each), or a :class:`DataCenter` already joined. Collective over the world.
+        centers: the number of equal data centers, or a list of their sizes in ranks. None: ``COLEARN_CENTER`` in each
+            rank's environment names its data center, or every rank is one. Or a :class:`DataCenter` that was joined.
 
     Raises:
         TopologyError: on all ranks, when ranks and declaration do not fit, or when a data center has
@@ -76,11 +78,12 @@ class DataCenterEnvironment(ClusterEnvironment):
         Collective over the data center.
 
         Args:
-            accelerator: as of the Trainer.
+            accelerator: the Trainer's argument of this name.
 
         Returns:
-            ``plugins`` (this environment), ``num_nodes``, ``strategy``, ``accelerator`` and ``devices``: on GPUs the
-            data center's own of this host, so that two data centers on one machine do not take the same.
+            The arguments ``plugins`` (this environment), ``num_nodes``, ``strategy``, ``accelerator`` and ``devices``.
+            On GPUs, ``devices`` are those of this host that belong to this data center, so two data centers on one
+            machine take different ones.
 
         Raises:
             ConfigurationError: several ranks of one data center would have to share a GPU.
@@ -105,10 +108,10 @@ class DataCenterEnvironment(ClusterEnvironment):
         return self._address[1]
 
     def note_process_group(self) -> None:
-        """Remember which sockets are the process group's, once it is there; where it needs one, listen for its end.
+        """Remember which sockets belong to the process group, and listen for its end where its backend needs that.
 
-        Called whenever Lightning asks for a rank: it does so right after it made the group, before any code of a user
-        can open sockets of its own.
+        Called whenever Lightning asks for a rank. It asks right after it has made the group, before a user's code can
+        open sockets.
         """
         if self._before is None or self._group is not None or not is_initialized():
             return
@@ -124,7 +127,7 @@ class DataCenterEnvironment(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """Never by itself: it has to be passed explicitly, so that its absence is noticed."""
+        """Never: this environment has to be passed explicitly, so that its absence is noticed."""
         return False
 
     def world_size(self) -> int:

@@ -1,7 +1,7 @@
 """PrivateTraining: the training inside a site as DP-SGD, so that its model tells little about any one record.
 
 Opacus takes a gradient for each record, clips it, and adds noise to their sum. Lightning keeps its optimizers, its
-loops and its checkpoints; ``docs/privacy.md`` says what is guaranteed and what is not.
+loops and its checkpoints. The page "Privacy" of the documentation says what is guaranteed and what is not.
 """
 
 from __future__ import annotations
@@ -45,24 +45,25 @@ class PrivateDDPStrategy(DDPStrategy):
 class PrivateTraining(Callback):
     """DP-SGD (Abadi et al. 2016, arXiv 1607.00133) by Opacus: a callback, listed before CoLearning.
 
-    Batches are drawn by Poisson sampling with the expected size that the DataLoader has. The noise comes from a key
-    of the operating system that is kept in this callback's state only, hence in the site's resume points: a resumed
-    run has the bits of one that was not interrupted, and two starts of one configuration have different noise.
+    Batches are drawn by Poisson sampling. Their expected size is the DataLoader's batch size. The noise comes from a
+    key that the operating system gives. The key is kept in this callback's state, hence in the site's resume points,
+    and nowhere else. So a resumed run has the bits of one that was not interrupted, and two starts of one configuration
+    have different noise.
 
-    The loss must be a mean of losses of single records. Where it compares records with each other, or divides by a
-    weight of the whole batch, clipping does not bound what one record does, and nothing is guaranteed.
+    The loss must be a mean of losses of single records. A loss that compares records with each other, or divides by a
+    weight of the whole batch, breaks the guarantee: clipping then does not bound what one record does.
 
     Args:
-        noise: σ, standard deviation of the noise in units of ``clip``. `colearn-hpc privacy plan` finds it.
+        noise: σ, the standard deviation of the noise in units of ``clip``. `colearn-hpc privacy plan` finds it.
         clip: C, the L2 norm to which each record's gradient is clipped.
-        delta: δ of the guarantee; below 1 / examples.
+        delta: δ of the guarantee; well below 1 / examples.
         budget: the ε that the whole run may spend. Training stops before the step that would pass it.
-        replace_layers: replace layers that mix records (BatchNorm by GroupNorm) and those without gradients for
-            single records (LSTM, attention) by Opacus' own; False refuses them.
+        replace_layers: True: BatchNorm, which mixes records, becomes GroupNorm, and layers without gradients for
+            single records (LSTM, attention) become Opacus' own. False: such layers are refused.
 
     Raises:
-        ConfigurationError: a number out of its range; later, before the first step: a Trainer, model, optimizer or
-            DataLoader with which DP-SGD would not be what is promised.
+        ConfigurationError: a number is out of its range. Before the first step also: DP-SGD cannot keep its promise
+            with this Trainer, model, optimizer or DataLoader.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class PrivateTraining(Callback):
         return self.accountant.epsilon()
 
     def epochs_left(self, steps_per_epoch: int) -> int:
-        """How many more whole local epochs of so many steps the budget allows. From ``on_fit_start`` on."""
+        """How many more whole local epochs of ``steps_per_epoch`` steps the budget allows. From ``on_fit_start`` on."""
         return max(self._steps_allowed - self.accountant.steps, 0) // steps_per_epoch
 
     @property

@@ -8,14 +8,14 @@
     RUN/writer.json           who writes here (see writer_lock.py)
     RUN/status/NAME.json      what data center NAME is doing, for `colearn-hpc watch` (see heartbeat.py)
     RUN/centers/NAME/status.json  the same with its loss
-    RUN/centers/NAME/log.txt  what it had to say
+    RUN/centers/NAME/log.txt  the data center's log
     RUN/centers/NAME/own.ckpt the shared model with the data center's own layers, where there are `local_layers`
     RUN/centers/NAME/resume-*.ckpt  its resume points (see epoch_end.py)
-    RUN/centers/NAME/local.ckpt  what it had trained by itself before the last mean (see local_model.py)
+    RUN/centers/NAME/local.ckpt  its own model as it was before the last mean (see local_model.py)
 
-All but the log are replaced whole, so a reader never sees half a record. What lies in ``centers/NAME`` is the data
-center's own: the folder has mode 0700, its files 0600. The rest may be read by whoever may read the run folder. A data
-center that does not see the first one's run folder writes all of it into its own.
+All files but the log are replaced whole, so a reader never sees half a record. ``centers/NAME`` belongs to the data
+center alone: the folder has mode 0700, its files 0600. Whoever may read the run folder may read the rest. A data center
+that does not see the first one's run folder writes all of these files into its own.
 """
 
 from __future__ import annotations
@@ -40,20 +40,22 @@ log = logging.getLogger("colearn_hpc")
 
 
 class RunFolder:
-    """Writes a run folder. The presiding leader writes the run's files, and each leader that does not see them; each
-    leader its own center's log.
+    """Writes a run folder.
+
+    The presiding leader writes the run's files, and so does each leader that does not see its folder. Every leader
+    writes its data center's log.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         center: the data center's name.
         writes_run: whether this rank presides.
         writes_center: whether this rank leads its data center.
-        start: of the run, for the names of temporary files.
+        start: a word for this start of the run; temporary files have it in their names.
 
     Attributes:
-        folder, center_folder: where the run's and the data center's files lie.
-        start: of the run.
-        lock: where this process is the one that writes here.
+        folder, center_folder: the run's folder and the data center's.
+        start: the word for this start.
+        lock: the lock on the folder, in the process that holds it.
         writes_shared: whether this data center writes the shared model, and its leader the run's files.
         last: the last line that was written.
     """
@@ -100,7 +102,7 @@ class RunFolder:
         """Write down what holds from ``contract.from_round`` on, after :meth:`rewind`; the chain goes on from there.
 
         Raises:
-            OSError: the disk refuses: nothing that follows could be verified.
+            OSError: the disk refuses it; nothing that follows could be verified.
         """
         self._contracts = [contract]
         if not self.writes_run:
@@ -115,7 +117,7 @@ class RunFolder:
         """Training begins here; the summary's seconds count from now.
 
         Args:
-            module: that is trained; the summary says how large it is.
+            module: the module that is trained; the summary says how large it is.
         """
         self._started = time.monotonic()
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -166,11 +168,11 @@ class RunFolder:
         Args:
             state: how far the run has come.
             centers: names of all data centers.
-            ranks: of them all; in a federation of this site.
+            ranks: the number of ranks of all data centers; in a federation, of this site.
             content: ``status`` and what belongs to it.
 
         Raises:
-            OSError: the disk refuses, and the run has finished: its result would be lost in silence.
+            OSError: the disk refuses it and the run has finished: its result would be lost in silence.
         """
         if not self.writes_run:
             return
@@ -259,9 +261,9 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def read_contracts(path: Path) -> list[Contract]:
-    """What a ``contract.json`` holds, in order; empty where there is none.
+    """The contracts in a ``contract.json``, in order; empty where there is no file.
 
-    A damaged one ends here: what it said is lost, and the chain says so when it is verified.
+    A damaged file counts as no file. Its contracts are lost, and ``colearn-hpc verify`` will say so.
     """
     try:
         plain = json.loads(path.read_text())["contracts"]
@@ -286,7 +288,7 @@ def _own_log(path: Path) -> Path:
 
 
 def jsonable(value: Any) -> Any:
-    """The value with null for what JSON cannot say."""
+    """The value, with None in the place of numbers that JSON cannot say."""
     # JSON has no NaN and no infinity: null, so that every reader can read it.
     if isinstance(value, float) and not math.isfinite(value):
         return None
