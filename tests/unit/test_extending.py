@@ -1,6 +1,7 @@
 """The examples of docs/extending.md run as they stand."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from colearn_hpc.algorithm import EpochPosition
 from colearn_hpc.between import Offer, Vector
 from colearn_hpc.protocol.conversation import Conversation
 from colearn_hpc.protocol.messages import Topic, TopicKind
+from colearn_hpc.studies.grid import expand
+from colearn_hpc.studies.study_file import read_study
 from colearn_hpc.trainer.means import Means
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+REPOSITORY = Path(__file__).parents[2]
+PAGE = REPOSITORY / "docs" / "extending.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
 
 
@@ -34,6 +38,16 @@ def test_schedule(names):
     rates = [triangle.factor(EpochPosition(0, j, 5, j)) for j in range(5)]
     assert rates == pytest.approx([0.2, 0.6, 1.0, 0.6, 0.2])
     assert CoLearning(rounds=1, schedule=triangle).settings.schedule is triangle
+
+
+def test_study_of_a_schedule(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.S)
+    (tmp_path / "triangle.yaml").write_text(text)
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    plans = expand(read_study(tmp_path / "triangle.yaml"))
+    assert [plan.name for plan in plans][-1] == "triangle-s2" and len(plans) == 6
+    assert plans[-1].settings["colearning"]["schedule"]["class_path"] == "my_code.Triangle"
+    assert plans[0].settings["colearning"]["schedule"] == "clr"
 
 
 def test_combination_rule(names):
