@@ -9,6 +9,7 @@ from typing import Any
 _WHERE = {
     "Classifier": "colearn_hpc.models.task",
     "ConfusionMatrixFile": "colearn_hpc.models.confusion",
+    "Muon": "colearn_hpc.models.muon",
     "MultilabelTask": "colearn_hpc.models.task_multilabel",
     "build_network": "colearn_hpc.models.registry",
     "network_names": "colearn_hpc.models.registry",

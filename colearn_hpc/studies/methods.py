@@ -25,6 +25,8 @@ decaying            local epochs fall as ∛(1/(i + 1)), constant rate (Mills et
 adacomm             local epochs fall with √loss, constant rate (Wang and Joshi 2019, arXiv 1810.08313)
 diloco              outer Nesterov on the pseudo-gradient, inner state kept, ELR and FLE (Douillard et al. 2023, arXiv
                     2311.08105; the inner optimizer is the configuration's, not their AdamW)
+muloco              diloco with Muon as the inner optimizer (Thérien et al. 2025, arXiv 2505.23725); its rate is
+                    `optimizer.init_args.lr`, not the model's
 delayed-nesterov    diloco with momentum that is renewed every 2 rounds (Liu et al. 2024, arXiv 2401.09135)
 fedavgm             fedavg with server momentum (Hsu et al. 2019, arXiv 1909.06335)
 fedadam, fedyogi    fedavg with Adam or Yogi on the pseudo-gradient (Reddi et al. 2021, arXiv 2003.00295)
@@ -52,8 +54,11 @@ def _made(name: str, **arguments: Any) -> dict[str, Any]:
     return {"class_path": f"colearn_hpc.{name}"} | ({"init_args": arguments} if arguments else {})
 
 
+_DILOCO = _averaging("elr", "fle", outer_optimizer=_made("OuterSGD"), optimizer_state="keep")
+
 _OUTER = {
-    "diloco": _averaging("elr", "fle", outer_optimizer=_made("OuterSGD"), optimizer_state="keep"),
+    "diloco": _DILOCO,
+    "muloco": _DILOCO | {"optimizer": _made("models.Muon", lr=0.001)},
     "delayed-nesterov": _averaging("elr", "fle", outer_optimizer=_made("DelayedNesterov"), optimizer_state="keep"),
     "fedavgm": _averaging(
         "constant", "fle", outer_optimizer=_made("OuterSGD", learning_rate=1.0, momentum=0.9, nesterov=False)
@@ -115,6 +120,7 @@ LABELS = {
     "decaying": "decaying local epochs",
     "adacomm": "AdaComm",
     "diloco": "outer Nesterov (DiLoCo)",
+    "muloco": "DiLoCo with Muon inside (MuLoCo)",
     "delayed-nesterov": "delayed Nesterov",
     "fedavgm": "FedAvgM",
     "fedadam": "FedAdam",

@@ -66,6 +66,7 @@ REFERENCE = {
             "colearn_hpc.data.transforms",
             "colearn_hpc.models.task.Classifier",
             "colearn_hpc.models.task_multilabel.MultilabelTask",
+            "colearn_hpc.models.muon.Muon",
             "colearn_hpc.models.registry",
         ],
     ),

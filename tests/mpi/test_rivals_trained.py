@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from rival_scenarios import BATCH, RATE, ROUNDS, SCENARIOS, SEVERAL_RANKS, momentum
-from torch import nn
+from rival_scenarios import BATCH, RATE, ROUNDS, SCENARIOS, SEVERAL_RANKS, network, optimizer
 from torch.nn.functional import cross_entropy
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]
@@ -24,13 +23,6 @@ def trained(launch, tmp_path_factory):
         out = launch(2 * ranks, "rivals.py", folder, ranks, timeout=400).ok()
         found[ranks] = folder, json.loads(out.strip().splitlines()[-1])
     return found
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(toy.FEATURES, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4), nn.Linear(4, toy.CLASSES)
-    )
 
 
 def epochs_after(name, i, done, losses, changes, epochs):
@@ -51,7 +43,8 @@ def epochs_after(name, i, done, losses, changes, epochs):
 
 def literal(name):
     """(models as each data center's validation sees them, T of each round, mean loss of each data center and round)."""
-    nets = [network() for _ in CENTERS]
+    nets = [network(name, seed=0) for _ in CENTERS]
+    optimizers = [optimizer(name, net.parameters()) for net in nets]
     names = list(dict(nets[0].named_parameters()))
     own = {"fedbn": {"1.weight", "1.bias", "1.running_mean", "1.running_var"}, "head": {"4.weight", "4.bias"}}
     stays = own.get(name, set())
@@ -70,13 +63,14 @@ def literal(name):
         for k in CENTERS:
             nets[k].load_state_dict(nets[k].state_dict() | shared)
             x, y = toy.data(k).tensors
-            optimizer = torch.optim.SGD(nets[k].parameters(), lr=RATE, momentum=momentum(name))
+            if name != "muloco":  # which keeps its momenta
+                optimizers[k] = optimizer(name, nets[k].parameters())
             found = []
             for j in range(epochs):
-                for group in optimizer.param_groups:
+                for group in optimizers[k].param_groups:
                     group["lr"] = RATE * (1 - 0.9 * j / epochs) if name == "fedswa" else RATE
                 for start in range(0, len(x), BATCH):
-                    optimizer.zero_grad()
+                    optimizers[k].zero_grad()
                     loss = cross_entropy(nets[k](x[start : start + BATCH]), y[start : start + BATCH])
                     loss.backward()
                     for key, parameter in nets[k].named_parameters():
@@ -84,7 +78,7 @@ def literal(name):
                             parameter.grad += 0.5 * (parameter.detach() - shared[key])
                         elif name == "scaffold":
                             parameter.grad += common[key] - variates[k][key]
-                    optimizer.step()
+                    optimizers[k].step()
                     found.append(float(loss.detach()))
             losses.append(sum(found) / len(found))
             if name == "scaffold":
@@ -99,6 +93,9 @@ def literal(name):
             step = shared[key].double() - mean[key]
             if name == "fedswa":
                 mean[key] = shared[key].double() - 0.6 * step
+            elif name == "muloco":
+                first[key] = 0.9 * first[key] + step
+                mean[key] = shared[key].double() - 0.7 * (step + 0.9 * first[key])
             elif name == "fedadam":
                 first[key] = 0.9 * first[key] + 0.1 * step
                 second[key] = 0.99 * second[key] + 0.01 * step**2

@@ -1,5 +1,9 @@
 """The rivals that rivals.py trains, and test_rivals_trained.py as literal loops: arguments of CoLearning by name."""
 
+import torch
+import toy
+from torch import nn
+
 from colearn_hpc.algorithm import (
     AdaptiveEpochs,
     DecayingEpochs,
@@ -12,6 +16,7 @@ from colearn_hpc.algorithm import (
     PostLocalEpochs,
     Scaffold,
 )
+from colearn_hpc.models import Muon
 
 FIXED = {"local_epochs": 2, "local_epochs_rule": "fle", "schedule": "constant"}
 SCENARIOS = {
@@ -27,6 +32,7 @@ SCENARIOS = {
     "lawa": FIXED | {"kept_model": LatestMean(2)},
     "fedswa": FIXED | {"schedule": LinearLR(0.1), "outer_optimizer": OuterSGD(0.6, 0.0, nesterov=False)},
     "fedadam": FIXED | {"outer_optimizer": FedAdam(0.05)},
+    "muloco": FIXED | {"outer_optimizer": OuterSGD(), "optimizer_state": "keep"},
     "overlapped": FIXED | {"local_epochs_rule": AdaptiveEpochs(4), "exchange": {"overlap": True}},
 }
 # Two ranks in each data center.
@@ -34,6 +40,16 @@ SEVERAL_RANKS = ("adacomm", "fedprox", "scaffold", "fedbn", "lawa")
 EXAMPLES, BATCH, RATE, ROUNDS = 32, 8, 0.1, 4
 
 
-def momentum(name: str) -> float:
-    """SCAFFOLD is derived for plain SGD."""
-    return 0.0 if name == "scaffold" else 0.9
+def network(name: str, seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    body = [nn.Linear(toy.FEATURES, 5), nn.BatchNorm1d(5), nn.Tanh()]
+    if name == "muloco":  # that bias has a gradient of rounding errors, and Adam makes steps of a full size of them
+        body[0].bias = None
+    return nn.Sequential(*body, nn.Linear(5, 4), nn.Linear(4, toy.CLASSES))
+
+
+def optimizer(name: str, parameters) -> torch.optim.Optimizer:
+    """A data center's own. SCAFFOLD is derived for plain SGD."""
+    if name == "muloco":
+        return Muon(parameters, lr=RATE)
+    return torch.optim.SGD(parameters, lr=RATE, momentum=0.0 if name == "scaffold" else 0.9)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from mpi4py import MPI
 from pytorch_lightning.callbacks import Callback
-from rival_scenarios import RATE, ROUNDS, SCENARIOS, SEVERAL_RANKS, momentum
+from rival_scenarios import ROUNDS, SCENARIOS, SEVERAL_RANKS, network, optimizer
 from torch import nn
 
 from colearn_hpc import CoLearning, DataCenter
@@ -28,11 +28,15 @@ from colearn_hpc.errors import Interrupted
 STOP = (1, 1)  # epoch and batch: in the first round, or in the second
 
 
-def network(seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(toy.FEATURES, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4), nn.Linear(4, toy.CLASSES)
-    )
+class Rival(toy.Toy):
+    """The toy with the scenario's own optimizer."""
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        super().__init__(net)
+        self.name = name
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return optimizer(self.name, self.parameters())
 
 
 class Trajectory(Callback):
@@ -61,7 +65,7 @@ def train(out: Path, name: str, rounds: int, stop=None) -> tuple[list, str]:
     center = DataCenter.join(2)
     colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, **SCENARIOS[name])
     trajectory = Trajectory(colearning, center, stop)
-    module = toy.Toy(network(seed=center.world_rank), RATE, momentum(name))
+    module = Rival(network(name, seed=center.world_rank), name)
     trainer = toy.trainer(center, colearning, trajectory)
     data = toy.loader(center.index, center.size, center.rank)
     interrupted = pytest.raises(Interrupted) if stop else contextlib.nullcontext()

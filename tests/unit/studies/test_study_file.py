@@ -4,6 +4,8 @@ import importlib
 import math
 
 import pytest
+import torch
+from torch import nn
 
 from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies.grid import expand
@@ -94,9 +96,11 @@ def test_rules_that_depend_on_the_budget_are_spelled_out():
 def test_every_arm_has_a_label_and_names_what_exists():
     for arm, settings in ARMS.items():
         assert label(arm) and arm.removesuffix("-k1") in LABELS
-        for made in (value for value in settings.values() if isinstance(value, dict) and "class_path" in value):
-            package, name = made["class_path"].rsplit(".", 1)
-            getattr(importlib.import_module(package), name)(**made.get("init_args", {}))
+        for key, made in settings.items():
+            if isinstance(made, dict) and "class_path" in made:
+                package, name = made["class_path"].rsplit(".", 1)
+                parameters = [[nn.Parameter(torch.ones(2, 2))]] if key == "optimizer" else []
+                getattr(importlib.import_module(package), name)(*parameters, **made.get("init_args", {}))
 
 
 @pytest.mark.parametrize(
