@@ -10,9 +10,10 @@ from colearn_hpc.studies.budget import check_budget
 from colearn_hpc.studies.figures import figure_2, slug
 from colearn_hpc.studies.results import Result, StudyResults
 from colearn_hpc.studies.run_report import model_in_words, run_blocks
+from colearn_hpc.studies.settings import lookup
 from colearn_hpc.studies.statistics import of_trials, paired
 from colearn_hpc.studies.tuning import read_tuning
-from colearn_hpc.studies.verdicts import verdicts
+from colearn_hpc.studies.verdicts import the_same_models, verdicts
 from colearn_hpc.studies.words import date, duration, times, value
 
 _ABLATION = ("clr+ile", "clr+fle", "elr+ile", "elr+fle")
@@ -98,6 +99,9 @@ def _budget_blocks(study: StudyResults) -> list[Block]:
         if len(set(budget.batches.values())) > 1:
             found = ", ".join(f"{study.arm_label(arm)} {size or '?'}" for arm, size in budget.batches.items())
             blocks.append(Notice(f"Optimizer steps saw batches of different sizes ({found})."))
+        for arm in study.arms:
+            if other := next((lookup(r.settings, "optimizer.class_path") for r in study.of(group, arm)), None):
+                blocks.append(Notice(f"{study.arm_label(arm)} was trained by {other}, not by the model's optimizer."))
     blocks.append(
         Paragraph(
             "Every arm trains the same number of local epochs on every data center, so all arms see the same number of "
@@ -147,7 +151,7 @@ def _group_blocks(study: StudyResults, group: tuple[str, str]) -> list[Block]:
         blocks.append(Paragraph(verdict))
     if study.by_seed(group, tables.CO_LEARNING):
         blocks.append(tables.comparison(study, group))
-        if said := verdicts(study, group, tables.CO_LEARNING):
+        if said := verdicts(study, group, tables.CO_LEARNING) + the_same_models(study, group):
             blocks += [Heading("What these runs show", 3), *map(Paragraph, said)]
     blocks += [Heading("What it cost", 3), tables.table_1(study, group), axes.table(study, group)]
     blocks += axes.figures(study, group, name.replace("figure2", "cost", 1))

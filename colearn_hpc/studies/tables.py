@@ -90,7 +90,7 @@ def table_1(study: StudyResults, group: tuple[str, str]) -> Table:
         savings = [run.saving for run in runs]
         synchronous = [run.synchronous_bytes for run in runs]
         first = runs[0].rounds[0]["local_epochs"]
-        largest = [max(line["local_epochs"] for line in run.rounds) for run in runs]
+        farthest = [_farthest(run) for run in runs]
         seconds = [
             of_trials([_center_seconds(run, key) for run in runs]).mean
             for key in ("train_seconds", "wait_seconds", "exchange_seconds")
@@ -98,7 +98,7 @@ def table_1(study: StudyResults, group: tuple[str, str]) -> Table:
         rows.append(
             [
                 study.arm_label(arm),
-                f"{first}" if max(largest) == first else f"{first} → {_span(largest)}",
+                f"{first}" if set(farthest) == {first} else f"{first} → {_span(farthest)}",
                 f"{rounds:.1f}".removesuffix(".0"),
                 megabytes(sent / rounds) if sent else "0",
                 megabytes(sent) if sent else "0",
@@ -208,6 +208,12 @@ def _gap(difference: Difference) -> str:
     """A paired difference of losses: two trials of one arm differ more than two arms in one trial."""
     error = f" ± {difference.error:.4f}" if math.isfinite(difference.error) else ""
     return f"{difference.mean:+.4f}{error}"
+
+
+def _farthest(run: RunFolder) -> int:
+    """The largest T, or the smallest where no T exceeds the first. The last round may have been cut by the budget."""
+    epochs = [line["local_epochs"] for line in run.rounds]
+    return max(epochs) if max(epochs) > epochs[0] else min(epochs[:-1], default=epochs[0])
 
 
 def _span(numbers: Sequence[int]) -> str:

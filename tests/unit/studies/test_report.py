@@ -25,6 +25,8 @@ from colearn_hpc.studies.results import read_results
 from colearn_hpc.studies.run_folder import read_run
 from colearn_hpc.studies.statistics import mean_curve, of_trials, paired
 from colearn_hpc.studies.study_report import ablation_verdict
+from colearn_hpc.studies.tables import table_1
+from colearn_hpc.studies.verdicts import the_same_models, verdict
 
 GROUP = ("", "")
 
@@ -110,6 +112,35 @@ def test_paired_differences_use_common_seeds_only():
     found = paired({0: 0.9, 1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.7, 3: 0.1})
     assert (found.count, found.won, found.tied, found.lost) == (2, 1, 1, 0)
     assert found.mean == pytest.approx(0.05) and found.error == pytest.approx(0.05)
+
+
+def test_equal_differences_are_no_verdict():
+    """Two seeds and a test set of some hundred examples: equal differences are chance, their interval no width."""
+    said = [verdict("A", "B", paired({0: 0.9 + gap, 1: 0.8 + gap}, {0: 0.9, 1: 0.8}), "val_acc") for gap in (0.0, 0.1)]
+    assert said[0] == "A and B have the same val_acc in all 2 paired seeds."
+    assert said[1].startswith("A and B differ by +10.00 points in each of 2 paired seeds: without a spread")
+
+
+def test_arms_that_went_the_same_way_are_named(study_folder):
+    assert the_same_models(read_results(study_folder), GROUP) == []
+    for seed in (0, 1):
+        ours, theirs = (study_folder / "runs" / f"{arm}-s{seed}" / "rounds.jsonl" for arm in ("clr+ile", "elr+fle"))
+        shutil.copy(ours, theirs)
+    assert the_same_models(read_results(study_folder), GROUP) == [
+        "co-learning (CLR+ILE) and ELR+FLE trained the same models in every round of every seed: what tells them "
+        "apart did not come to act within this budget."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"), [((3, 3, 1), "3"), ((3, 6, 1), "3 → 6"), ((3, 2, 1, 1), "3 → 1"), ((3,), "3")]
+)
+def test_the_cost_says_where_t_went(study_folder, epochs, said):
+    for seed in (0, 1):
+        lines = [round_line(i, sum(epochs[: i + 1]), t) for i, t in enumerate(epochs)]
+        path = study_folder / "runs" / f"clr+ile-s{seed}" / "rounds.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert table_1(read_results(study_folder), GROUP).rows[0][1] == said
 
 
 def test_a_mean_curve_holds_values_between_rounds():
