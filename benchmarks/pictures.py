@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from colearn_hpc.studies.charts import alone, canvas, picture
+from colearn_hpc.studies.methods import label
 
 Row = tuple[str, list[tuple[str, float]]]
 
@@ -86,6 +87,32 @@ def changes(rounds: dict[str, list[dict[str, Any]]], epsilon: float) -> str:
         return alone(picture(figure, "choosing", title))
 
 
+def arms(rows: list[dict[str, Any]]) -> str:
+    """Every arm of a study: the accuracy of each seed's run, and the bytes that it sent.
+
+    Args:
+        rows: runs, as in ``bench_digits.json``.
+    """
+    names = list(dict.fromkeys(row["arm"] for row in rows))
+    height = {name: number for number, name in enumerate(names)}
+    with canvas(height=1.2 + 0.21 * len(names), width=7.5) as figure:
+        accuracy, sent = figure.subplots(1, 2, sharey=True)
+        for seed in sorted({row["seed"] for row in rows}):
+            runs = [row for row in rows if row["seed"] == seed]
+            at = [height[row["arm"]] for row in runs]
+            markers = {"linestyle": "none", "marker": "o", "markersize": 4, "alpha": 0.7, "label": f"seed {seed}"}
+            accuracy.plot([100 * row["final_val_acc"] for row in runs], at, **markers)
+            sent.plot([row["bytes_sent"] / 1e6 or None for row in runs], at, **markers)
+        accuracy.set(xlabel="test accuracy, %")
+        accuracy.set_yticks(range(len(names)), [label(name) for name in names])
+        accuracy.invert_yaxis()
+        sent.set(xlabel="MB sent; no dot: none", xscale="log")
+        sent.set_xticks(ticks := [0.05, 0.2, 1, 3], [f"{tick:g}" for tick in ticks])
+        sent.minorticks_off()
+        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        return alone(picture(figure, "bench_digits", "All arms on handwritten digits"))
+
+
 def overview(lines: list[dict[str, Any]]) -> str:
     """A whole run: accuracy of the shared model, local epochs of every round, and the rate, over local epochs.
 
@@ -110,13 +137,15 @@ def overview(lines: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Draw what there are figures for."""
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    options.add_argument("results", type=Path, help="folder with exchange.json, peers.json, choosing.json")
+    options.add_argument("results", type=Path, help="folder with exchange.json, peers.json, ...")
     options.add_argument("pictures", type=Path, help="folder for the SVGs")
     chosen = options.parse_args()
     for name, draw in (("exchange", stages), ("peers", peers)):
         path = chosen.results / f"{name}.json"
         if path.exists():
             (chosen.pictures / f"{name}.svg").write_text(draw(json.loads(path.read_text())["rows"]))
+    if (path := chosen.results / "bench_digits.json").exists():
+        (chosen.pictures / "bench_digits.svg").write_text(arms(json.loads(path.read_text())["rows"]))
     if (path := chosen.results / "quickstart.json").exists():
         (chosen.pictures / "quickstart.svg").write_text(overview(json.loads(path.read_text())))
     if (path := chosen.results / "choosing.json").exists():

@@ -8,7 +8,10 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -29,6 +32,7 @@ from colearn_hpc.studies.tables import table_1
 from colearn_hpc.studies.verdicts import the_same_models, verdict
 
 GROUP = ("", "")
+REPOSITORY = Path(__file__).parents[3]
 
 
 # --- one run folder ------------------------------------------------------------------------------------
@@ -112,6 +116,16 @@ def test_paired_differences_use_common_seeds_only():
     found = paired({0: 0.9, 1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.7, 3: 0.1})
     assert (found.count, found.won, found.tied, found.lost) == (2, 1, 1, 0)
     assert found.mean == pytest.approx(0.05) and found.error == pytest.approx(0.05)
+
+
+def test_a_study_as_json_has_its_finished_runs(study_folder, tmp_path):
+    shutil.rmtree(study_folder / "runs" / "vanilla-s1")
+    write_study_report(study_folder)
+    script, written = REPOSITORY / "benchmarks" / "study_rows.py", tmp_path / "out.json"
+    subprocess.run([sys.executable, script, study_folder, "--json", written], check=True)
+    found = json.loads(written.read_text())
+    assert len(found["rows"]) == 5 and found["rows"][0]["final_val_acc"] == 0.95
+    assert found["command"] == f"colearn-hpc study run configs/studies/{study_folder.name}.yaml"
 
 
 def test_equal_differences_are_no_verdict():
