@@ -175,6 +175,16 @@ class Between(Meetings, Protocol):
 
     carries: bool
 
+    def hand_on(self, tensors: Iterable[Tensor], round_index: int, giver: int) -> None:
+        """Copy one data center's tensors into those of the ones that join, in place; the others are not called. Only
+        between data centers that are separate.
+
+        Args:
+            tensors: the same shapes and dtypes at all who are called.
+            round_index: before which they join.
+            giver: index of the one.
+        """
+
     def begin_mean(self, offer: Offer, present: tuple[int, ...]) -> UnderWay:
         """Begin eq. 2 over the data centers ``present``. Collective over their carriers, but waits for nobody.
 

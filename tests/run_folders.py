@@ -12,6 +12,7 @@ import torch
 def lines(run: Path) -> list[dict]:
     """rounds.jsonl without what a clock measured, and without the chain: it begins with the run's settings."""
     records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    records = [record for record in records if "roster" not in record]
     for record in records:
         record.pop("chain", None)
         for center in record["centers"]:

@@ -35,7 +35,7 @@ from colearn_hpc.federation.agreement import (
     text_of,
 )
 from colearn_hpc.federation.authority import DAYS, Authority, hosts_of, new_key, pem_of, write_key
-from colearn_hpc.federation.checks import why_not_site
+from colearn_hpc.federation.checks import has_left, why_not_site
 from colearn_hpc.federation.identity import CA, CERTIFICATE, KEY, Identity, Named, named_in, private_key_of
 from colearn_hpc.federation.letters import Invitation, make_request, read_request, same_code
 from colearn_hpc.studies.words import printable
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     of_organiser(sign)
     who_signs(sign)
 
-    remove = command("remove", _remove, "take a site off the roster: its certificate opens nothing any more")
+    remove = command("remove", _remove, "a site leaves for good: its certificate opens nothing any more")
     remove.add_argument("site")
     of_organiser(remove)
 
@@ -165,6 +165,8 @@ def _sign(given: argparse.Namespace) -> None:
     may = USUAL if given.may is None else permissions_of([one for one in given.may.split(",") if one], "--may")
     name, key = read_request(_bytes_of(given.request), federation.run)
     before = next((site for site in federation.sites if site.name == name), None)
+    if before is not None and before.left:
+        raise IdentityError(f"{has_left(name, federation.run)} (`colearn-hpc federation invite OTHER-NAME`)")
     if before is not None and not given.replace:
         raise IdentityError(
             f"site {name} is on the roster with another certificate; if it is the same organisation with a new key, "
@@ -193,19 +195,22 @@ def _sign(given: argparse.Namespace) -> None:
     print(
         f"{folder / f'{name}.certificate.pem'}: send it to {name}, for `colearn-hpc federation accept`\n"
         f"{given.federation} has {name} on the roster now ({_listed(federation)}), digest {federation.digest()}\n"
-        "next: when all sites are in it, send it to every site and to the coordinator"
+        "next: when all sites are in it, send it to every site and to the coordinator; in a run that is under way the "
+        "site takes part from the next round on, when all have confirmed it by starting again with this file"
     )
 
 
 def _remove(given: argparse.Namespace) -> None:
     federation = Federation.read(given.federation)
-    federation.site(given.site)
-    federation = replace(federation, sites=tuple(site for site in federation.sites if site.name != given.site))
+    if federation.site(given.site).left:
+        raise ConfigurationError(f"{given.site} has left already; nothing is changed")
+    sites = [replace(one, may=(), left=True) if one.name == given.site else one for one in federation.sites]
+    federation = replace(federation, sites=tuple(sites))
     _write(given.federation, federation.to_yaml())
     print(
-        f"{given.site} is off the roster ({_listed(federation)}), digest {federation.digest()}\n"
+        f"{given.site} has left ({_listed(federation)} stay), digest {federation.digest()}\n"
         "next: put this federation.yaml in the coordinator's place: from then on it lets nobody in with that "
-        "certificate; then send it to every site"
+        "certificate; then send it to every site that stays: each confirms it by starting again with it"
     )
 
 
@@ -373,7 +378,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _listed(federation: Federation) -> str:
-    return ", ".join(federation.names) or "nobody"
+    return ", ".join(federation.names[k] for k in federation.active) or "nobody"
 
 
 def _text(error: Exception) -> str:

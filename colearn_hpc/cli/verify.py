@@ -13,7 +13,7 @@ from typing import Any
 
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
 from colearn_hpc.cli.parsing import Parser
-from colearn_hpc.protocol.contract import Contract, Verdict, is_digest, verify
+from colearn_hpc.protocol.contract import Contract, Verdict, is_digest, is_roster, verify
 from colearn_hpc.protocol.messages import plural
 
 
@@ -43,6 +43,7 @@ def examine(folder: Path, head: str | None = None) -> list[Finding]:
     except (OSError, ValueError, RecursionError) as error:
         return [Finding(FAIL, "files", str(error))]
     verdict = verify(contracts, lines)
+    lines = [line for line in lines if not is_roster(line)]
     return [
         *_of_contracts(contracts),
         *_of_chain(verdict, lines, head),
@@ -76,6 +77,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             line = None
+        if isinstance(line, dict) and is_roster(line):
+            lines.append(line)
+            continue
         parts = line.get("centers") if isinstance(line, dict) else None
         if not isinstance(parts, list) or not all(isinstance(part, dict) and "name" in part for part in parts):
             raise ValueError(f"{path}: line {number} is damaged")
@@ -86,8 +90,16 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _of_contracts(contracts: Sequence[Contract]) -> Iterator[Finding]:
     for before, contract in zip([None, *contracts], contracts, strict=False):
         text = f"from round {contract.from_round} on {', '.join(contract.members)} agreed on {contract.digest()}"
+        former = contract.former if before is None else before.members
+        for what, names in (
+            ("joined", [name for name in contract.members if name not in former]),
+            ("left for good", [name for name in former if name not in contract.members]),
+        ):
+            text += f"; {what}: {', '.join(names)}" if former and names else ""
         if before is not None:
             text += f"; what changed first: {before.difference(contract)}"
+        elif contract.head:
+            text += f"; joined here after {contract.head}, as the others said"
         yield Finding(OK, "contract", text)
     apart = ("parameter ", "buffer ")
     agreed = contracts[-1].agreed

@@ -7,6 +7,7 @@
     sites:                                    # their order is the order of the mean
       lyon: {fingerprint: "sha256:60303ae2…", may: [join, give, see_mean, preside]}
       kiel: {fingerprint: "sha256:fd61a03a…"}
+      oslo: {fingerprint: "sha256:88baa902…", left: true}   # was in the run, and is not any more
     on_failure: continue_without              # stop | continue_without
     round_timeout: 6h
 
@@ -44,7 +45,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _KEYS = ("run", "coordinator", "coordinator_fingerprint", "ca", "sites", "on_failure", "round_timeout")
 _NEEDED = _KEYS[:5]
-_SITE_KEYS = ("fingerprint", "may")
+_SITE_KEYS = ("fingerprint", "may", "left")
 RESERVED = ("coordinator", "authority")  # folders beside federation.yaml, as each site's own is
 
 
@@ -57,11 +58,14 @@ class Member:
         fingerprint: of its certificate, ``sha256:`` and 64 hexadecimal digits.
         may: what it is allowed to do, in the order of :data:`PERMISSIONS`: ``join`` the meetings, ``give`` its model
             to the mean, ``see_mean``, ``preside`` (decide when to double T and when to stop), ``stop_all``.
+        left: it was in the run, and has left for good. It keeps its place in the order, and its certificate opens
+            nothing.
     """
 
     name: str
     fingerprint: str
     may: tuple[Permission, ...] = USUAL
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,11 @@ class Federation:
         sites = settings["sites"] if settings["sites"] is not None else {}
         for name, entry in _pairs("sites", sites):
             found = _mapping(f"sites: {name}", entry, _SITE_KEYS, _SITE_KEYS[:1])
-            may = permissions_of(found.get("may", list(USUAL)), f"sites: {name}: may")
-            members.append(Member(name, _a_text(f"sites: {name}: fingerprint", found["fingerprint"]), may))
+            left = found.get("left", False)
+            if not isinstance(left, bool):
+                raise ConfigurationError(f"sites: {name}: left must be true or false; found {_shown(left)}")
+            may = permissions_of(found.get("may", [] if left else list(USUAL)), f"sites: {name}: may")
+            members.append(Member(name, _a_text(f"sites: {name}: fingerprint", found["fingerprint"]), may, left))
         ca = _a_text("ca", settings["ca"])
         return cls(
             run=_a_text("run", settings["run"]),
@@ -158,6 +165,11 @@ class Federation:
     def names(self) -> tuple[str, ...]:
         """The sites' names, in the order of the mean."""
         return tuple(site.name for site in self.sites)
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """Indices of the sites that have not left."""
+        return tuple(k for k, site in enumerate(self.sites) if not site.left)
 
     @property
     def host(self) -> str:
@@ -195,7 +207,8 @@ class Federation:
             "sites": ", ".join(self.names),
         }
         for site in self.sites:
-            items[f"site {site.name}"] = f"{site.fingerprint} may {', '.join(site.may) or 'nothing'}"
+            may = "has left" if site.left else f"may {', '.join(site.may) or 'nothing'}"
+            items[f"site {site.name}"] = f"{site.fingerprint} {may}"
         return items | {"on_failure": self.on_failure, "round_timeout": str(self.round_timeout)}
 
     def digest(self) -> str:
@@ -221,7 +234,8 @@ class Federation:
             *(f"{key}: {json.dumps(value)}" for key, value in settings.items()),
             "sites:  # their order is the order of the mean" if self.sites else "sites: {}",
             *(
-                f'  "{site.name}": {{fingerprint: "{site.fingerprint}", may: [{", ".join(site.may)}]}}'
+                f'  "{site.name}": {{fingerprint: "{site.fingerprint}", '
+                + ("left: true}" if site.left else f"may: [{', '.join(site.may)}]}}")
                 for site in self.sites
             ),
             "ca: |",
@@ -337,6 +351,8 @@ def check_fingerprint(what: str, value: str) -> None:
 
 
 def _check_permissions(site: Member) -> None:
+    if site.left and site.may:
+        raise ConfigurationError(f"sites: {site.name} has left, so it may nothing: drop `may`, or `left`")
     if site.may and "join" not in site.may:
         raise ConfigurationError(
             f"sites: {site.name}: may {', '.join(site.may)} but not join, and who does not join can do nothing; add "

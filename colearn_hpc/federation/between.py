@@ -23,7 +23,7 @@ from colearn_hpc.errors import ConfigurationError, FederationError, LeftBehindEr
 from colearn_hpc.federation.credentials import Certified
 from colearn_hpc.federation.link import Link, Membership, Question
 from colearn_hpc.federation.mean import FederatedMean, Stream, hello_of, pieces
-from colearn_hpc.federation.wire import CHUNK, Hello, texts
+from colearn_hpc.federation.wire import CHUNK, JOINED, ROUND_MEAN, Hello, texts
 from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.messages import (
     Arrival,
@@ -74,6 +74,7 @@ class FederatedBetween:
         self.agreed: Mapping[str, str] = membership.federation.items()
         sites = membership.federation.sites
         self.may_preside: frozenset[int] | None = frozenset(k for k, one in enumerate(sites) if "preside" in one.may)
+        self.roster = membership.federation.active
         self.carries, self.credentials = leads, Certified(membership)
         self.meanwhile: Callable[[], object] = _nothing
         self._end = end
@@ -177,6 +178,19 @@ class FederatedBetween:
         self._stop = self._stop or reason
 
     @property
+    def from_round(self) -> int | None:
+        """See :class:`~colearn_hpc.protocol.transport.Meetings`; known on the leader, after the first meeting."""
+        return None if self._link is None else self._link.from_round
+
+    @property
+    def somebody_joins(self) -> bool:
+        return self._link is not None and self._link.somebody_joins
+
+    @property
+    def joined(self) -> int | None:
+        return None if self._link is None else self._link.joined
+
+    @property
     def stop_asked(self) -> str:
         """Why all sites were asked to stop."""
         return self._link.stop_asked if self._link is not None else ""
@@ -236,22 +250,37 @@ class FederatedBetween:
         Raises:
             FederationError: the coordinator refuses, as where the sites' tensors differ in size.
         """
+        self._from_one(tensors, 0, ROUND_MEAN, self.roster[0])
+
+    def hand_on(self, tensors: Iterable[Tensor], round_index: int, giver: int) -> None:
+        """See :class:`~colearn_hpc.between.Between`; whoever was handed it on before is not given it again.
+
+        Raises:
+            FederationError: the coordinator refuses, as where the sites' tensors differ in size.
+        """
+        self._from_one(tensors, round_index, JOINED, giver)
+
+    def _from_one(self, tensors: Iterable[Tensor], number: int, part: int, giver: int) -> None:
         targets = [tensor.detach() for tensor in tensors]
         packed = [tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in targets]
         everything = torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8)
         if not len(everything):
             return
-        weights = tuple(float(k == 0) for k in range(len(self.names)))
-        hello = Hello(0, len(everything), "|u1", weights, tuple(range(len(self.names))))
+        weights = tuple(float(k == giver) for k in range(len(self.names)))
+        hello = Hello(number, len(everything), "|u1", weights, self.roster, part)
         result = torch.empty_like(everything)
-        stream = Stream(self._linked, hello, _rows_of(everything) if self.index == 0 else None, _putter(result))
+        stream = Stream(self._linked, hello, _rows_of(everything) if self.index == giver else None, _putter(result))
         waiting = pacing.Patience()
         while not stream.done.wait(0.01):
             self.meanwhile()
             if waiting.report_due():
-                log.warning("waiting for the first shared model since %.0f s", waiting.seconds)
+                log.warning("waiting for the shared model since %.0f s", waiting.seconds)
         if stream.error is not None:
             raise stream.error
+        if stream.void:
+            if self.index != giver:
+                raise FederationError(f"the coordinator says of what this site needs to join: {stream.void}")
+            return
         for target, (start, stop) in zip(targets, pieces([len(piece) for piece in packed]), strict=True):
             target.copy_(result[start:stop].clone().view(target.dtype).reshape(target.shape))
 

@@ -40,6 +40,7 @@ class Reason(Enum):
     NOT_ON_ROSTER = "not on the roster"
     ANOTHER_CERTIFICATE = "another certificate than the roster's"
     MAY_NOT_JOIN = "may not join"
+    LEFT = "has left"
     WRONG_COORDINATOR = "another coordinator"
     WRONG_HOST = "wrong host"
 
@@ -225,9 +226,19 @@ def _on_roster(fingerprint: str, name: str, federation: Federation, claims: str)
             "in federation.yaml"
         )
         yield Refusal(Reason.WRONG_NAME, text)
+    elif member.left:
+        yield Refusal(Reason.LEFT, has_left(name, federation.run))
     elif "join" not in member.may:
         text = f"site {name} may not join (`may: []` in federation.yaml); ask the organiser"
         yield Refusal(Reason.MAY_NOT_JOIN, text)
+
+
+def has_left(name: str, run: str) -> str:
+    """What is said to a site that has left for good."""
+    return (
+        f"site {name} has left run {run} for good, and its certificate opens nothing any more; if the organisation is "
+        "to take part again, the organiser invites it by another name"
+    )
 
 
 def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:

@@ -19,7 +19,7 @@ import grpc
 from colearn_hpc.errors import ConfigurationError, FederationError, LeftBehindError
 from colearn_hpc.federation import transport, wire
 from colearn_hpc.federation.agreement import Federation
-from colearn_hpc.federation.checks import RefusedError
+from colearn_hpc.federation.checks import RefusedError, has_left
 from colearn_hpc.federation.identity import Identity
 from colearn_hpc.federation.reach import UnreachableError, coordinator_certificate
 from colearn_hpc.federation.wire import Request, WireError, texts
@@ -72,6 +72,8 @@ class Membership:
         mine = Identity.read(identity)
         name = site or mine.name
         member = agreed.site(name)
+        if member.left:
+            raise ConfigurationError(has_left(name, agreed.run))
         if mine.fingerprint != member.fingerprint:
             raise ConfigurationError(
                 f"the certificate in {identity} is {mine.fingerprint[:23]}… of {mine.run}/{mine.name}, and "
@@ -139,6 +141,13 @@ class Link:
     Args:
         membership: whose.
         session: of this process; empty: a person asks, who has no part in the run.
+
+    Attributes:
+        stop_asked: why this process is to stop.
+        awaited: who is missing, and what was last heard of it.
+        from_round: the first round that the roster holds for, as the coordinator says.
+        somebody_joins: whether a site joins the run with that round.
+        joined: the round with which this site joins, or has joined, a run that was under way; None: it began with it.
     """
 
     def __init__(self, membership: Membership, session: str | None = None) -> None:
@@ -151,6 +160,8 @@ class Link:
         self._open: grpc.Channel | None = None
         self.stop_asked = ""
         self.awaited: dict[str, str] = {}
+        self.from_round, self.somebody_joins = 0, False
+        self.joined: int | None = None
 
     def ask(self, say: list[Any]) -> Question:
         """Begin to ask; never blocks."""
@@ -210,6 +221,10 @@ class Link:
             self.stop_asked = self.stop_asked or texts(stop)
         if isinstance(awaited := answer.get("awaited"), dict):
             self.awaited = {texts(k, 64): texts(v) for k, v in awaited.items()}
+        match answer:
+            case {"from_round": int(first), "joins": bool(joins), "joined": int(joined)} if first >= 0:
+                self.from_round, self.somebody_joins = first, joins
+                self.joined = None if joined < 0 else joined
         return answer
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ WINDOW = 8  # chunks that a site may be ahead of the mean it was given; it bound
 LARGEST_MEAN = 1 << 42  # bytes of one vector
 _LONGEST_LIST, _LARGEST_MAP, _LONGEST_TEXT = 1 << 17, 4096, 1 << 20
 DTYPES = {"<f4": 4, "<f8": 8, "<i4": 4, "<i8": 8, "|u1": 1}  # of a vector's elements: bytes of each
-ROUND_MEAN, LAST_MODEL = range(2)  # what a vector of a round is
+ROUND_MEAN, LAST_MODEL, JOINED = range(3)  # what a vector of a round is
 
 
 class WireError(ValueError):
@@ -256,7 +256,8 @@ class Hello:
             taken, modulo 2^32 or 2^64, and no mean.
         weights: n_k per site, in order; 0 takes the mean without giving to it.
         present: indices of those who take it.
-        part: ROUND_MEAN, or LAST_MODEL: the last shared model, from one who has it to those who have missed it.
+        part: ROUND_MEAN; LAST_MODEL: the last shared model, from one who has it to those who have missed it; or
+            JOINED: all that a site needs that joins the run with round ``number``, from one who is in it.
         codec: by which the leading part is written, as in :data:`CODECS`; empty: all of it goes as it is.
         coded: elements of that part.
     """
@@ -324,7 +325,7 @@ class Hello:
     @property
     def all_or_nothing(self) -> bool:
         """Whether the round is void for all where a giver is lost, for a sum over fewer would mean something else."""
-        return self.whole_numbers or self.part != ROUND_MEAN
+        return self.whole_numbers or self.part == LAST_MODEL
 
     @property
     def key(self) -> tuple[int, int]:
@@ -342,7 +343,7 @@ class Hello:
             case [int(number), int(size), str(dtype), [*weights], [*present], int(part), str(codec), int(coded)] if (
                 dtype in DTYPES
                 and type(part) is int
-                and part in (ROUND_MEAN, LAST_MODEL)
+                and part in (ROUND_MEAN, LAST_MODEL, JOINED)
                 and type(coded) is int
                 and ((codec in CODECS and dtype in ("<f4", "<f8") and 0 <= coded <= size) or (codec, coded) == ("", 0))
                 and 0 <= number < 1 << 32
@@ -355,7 +356,7 @@ class Hello:
                 and list(present) == sorted(set(present))
             ):
                 found = cls(number, size, dtype, tuple(weights), tuple(present), part, codec, coded)
-                one_gives = dtype == "|u1" or part == LAST_MODEL
+                one_gives = dtype == "|u1" or part != ROUND_MEAN
                 if found.givers and (not one_gives or len(found.givers) == 1):
                     return found
         raise WireError("no mean")

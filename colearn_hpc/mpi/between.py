@@ -53,6 +53,9 @@ class MpiBetween:
     def __init__(self, center: DataCenter, site: MpiSite, lanes: int | None = 1, sharded: bool = False) -> None:
         self.index, self.names = center.index, tuple(c.name for c in center.topology.centers)
         self.agreed: Mapping[str, str] = {}  # there is no roster but the ranks that were started
+        self.roster = tuple(range(len(self.names)))
+        self.from_round: int | None = None
+        self.somebody_joins, self.joined = False, None
         self.meanwhile: Callable[[], object] = nothing
         self.stop_asked = ""
         self._world, self._leaders = center.world, center.leaders
@@ -167,6 +170,9 @@ class MpiBetween:
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         assert self._lane is not None, "only carriers are called"
         copy_to_all(self._lane, 0, tensors)
+
+    def hand_on(self, tensors: Iterable[Tensor], round_index: int, giver: int) -> None:
+        raise RuntimeError("nobody joins an MPI world that is under way; please report this")
 
     def _lane_of(self, present: tuple[int, ...]) -> MPI.Intracomm:
         """This lane's ranks of the data centers ``present``. Collective over them alone."""

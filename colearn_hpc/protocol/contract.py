@@ -7,20 +7,24 @@ digest can tell whether any of it was changed since.
 
     contract.json  {"contracts": [{"from_round": 0, "digest": "sha256:…", "agreed": {…}, "terms": {"lyon": {…}}}]}
     rounds.jsonl   {"round": 0, …, "chain": "sha256:…"}
+                   {"roster": {"from_round": 3, "joined": ["rome"], "left": ["oslo"], …}, "chain": "sha256:…"}
 
-A run that is resumed with more rounds, or other members, has one contract more. Seconds stand outside the chain.
+A run that is resumed with more rounds, or other members, has one contract more; other members are a line of their own,
+before the first round that is theirs. Seconds stand outside the chain.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 CHAIN = "chain"  # the field of a line
+ROSTER = "roster"  # the field of a line that says who joined and who left
 CLOCKED = ("train_seconds", "wait_seconds", "exchange_seconds")  # of a data center's part in a line
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -35,11 +39,16 @@ class Contract:
         terms: data center -> what it says of itself alone, such as its differential privacy; in the run's order. The
             keys are the members.
         from_round: the first round that it holds for.
+        head: where a data center joins a run that was under way, whose lines it has not: the chain's digest before
+            this contract, as the others said it; empty otherwise.
+        former: who the members were before, then.
     """
 
     agreed: Mapping[str, str]
     terms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     from_round: int = 0
+    head: str = ""
+    former: tuple[str, ...] = ()
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -59,12 +68,13 @@ class Contract:
         return "" if self.digest() == later.digest() else "the order of its lines"
 
     def to_plain(self) -> dict[str, Any]:
+        joined = {"joined_after": {"head": self.head, "members": list(self.former)}} if self.head else {}
         return {
             "from_round": self.from_round,
             "digest": self.digest(),
             "agreed": dict(self.agreed),
             "terms": {name: dict(terms) for name, terms in self.terms.items()},
-        }
+        } | joined
 
     @classmethod
     def from_plain(cls, plain: Any) -> Contract:
@@ -73,14 +83,22 @@ class Contract:
         Raises:
             ValueError: it is no contract, or its digest is another one's.
         """
-        if not isinstance(plain, dict) or set(plain) != {"from_round", "digest", "agreed", "terms"}:
+        fields = {"from_round", "digest", "agreed", "terms"}
+        if not isinstance(plain, dict) or set(plain) - {"joined_after"} != fields:
             raise ValueError("no contract")
         agreed, terms, first = plain["agreed"], plain["terms"], plain["from_round"]
         if not isinstance(terms, dict) or not all(map(_is_texts, [agreed, *terms.values()])):
             raise ValueError("a contract of something else than texts")
         if not isinstance(first, int) or isinstance(first, bool) or first < 0:
             raise ValueError("a contract from no round on")
-        contract = cls(agreed, terms, first)
+        joined = plain.get("joined_after", {"head": "", "members": []})
+        match joined:
+            case {"head": str(head), "members": [*former]} if all(isinstance(name, str) for name in former):
+                if "joined_after" in plain and not is_digest(head):
+                    raise ValueError("a contract that was joined after nothing")
+            case _:
+                raise ValueError("a contract that was joined after nothing")
+        contract = cls(agreed, terms, first, head, tuple(former))
         if contract.digest() != plain["digest"]:
             raise ValueError(
                 f"the contract from round {first} on has digest {contract.digest()}, and says {plain['digest']!r:.90}"
@@ -90,8 +108,11 @@ class Contract:
 
 def contracts_in_force(before: Sequence[Contract], now: Contract) -> list[Contract]:
     """A run's contracts, where it goes on under ``now``: what was agreed for later rounds is forgotten (a rewind), and
-    nothing is added where nothing changed."""
+    nothing is added where nothing changed. What a data center was told when it joined stays with the contract."""
     kept = [one for one in before if one.from_round < now.from_round]
+    joined = next((one for one in before if one.from_round == now.from_round and one.head), None)
+    if joined is not None and not now.head:
+        now = replace(now, head=joined.head, former=joined.former)
     return kept if kept and kept[-1].digest() == now.digest() else [*kept, now]
 
 
@@ -110,17 +131,66 @@ def linked(before: str, line: Mapping[str, Any]) -> str:
     return _digest(b"round", [before, _unclocked(line)])
 
 
-def tail(contracts: Sequence[Contract], lines: Sequence[Mapping[str, Any]], next_round: int) -> str:
-    """The digest that the line of ``next_round`` is linked to.
+def roster_line(former: Sequence[str], contract: Contract) -> dict[str, Any] | None:
+    """The line, without its digest, that says who joined and who left with a contract; None: nobody did.
+
+    Args:
+        former: the members before; empty: there were none, and the run begins.
+        contract: that begins.
+    """
+    if not former or set(former) == set(contract.members):
+        return None
+    said = {
+        "from_round": contract.from_round,
+        "contract": contract.digest(),
+        "members": list(contract.members),
+        "joined": [name for name in contract.members if name not in former],
+        "left": [name for name in former if name not in contract.members],
+    }
+    return {ROSTER: said}
+
+
+def is_roster(line: Mapping[str, Any]) -> bool:
+    """Whether a line says who joined and left, and tells of no round."""
+    said = line.get(ROSTER)
+    return isinstance(said, dict) and isinstance(said.get("from_round"), int)
+
+
+def begins(line: Mapping[str, Any]) -> int:
+    """The round of a line, or the one that it is written before."""
+    return int(line[ROSTER]["from_round"] if is_roster(line) else line["round"])
+
+
+def end_of(lines: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
+    """Where the chain stands: its digest, and up to which round's contract it has come.
 
     Lines that were written before there was a chain have no part in it.
     """
     found = [line for line in lines if CHAIN in line]
-    last, done = (str(found[-1][CHAIN]), int(found[-1]["round"])) if found else ("", -1)
-    for contract in contracts:
-        if done < contract.from_round <= next_round:
-            last = begun(last, contract)
-    return last
+    return (str(found[-1][CHAIN]), begins(found[-1])) if found else ("", -1)
+
+
+def openings(contracts: Sequence[Contract], end: tuple[str, int], round_index: int) -> tuple[list[dict[str, Any]], str]:
+    """What stands between the lines so far and that of a round: contracts that begin.
+
+    Args:
+        contracts: of the run.
+        end: as :func:`end_of` says.
+        round_index: of the line that is to come.
+
+    Returns:
+        The lines that say who joined and left; and the digest that the round's line is linked to.
+    """
+    (last, done), lines = end, []
+    for before, contract in itertools.pairwise([None, *contracts]):
+        assert contract is not None, "only the first one has none before it"
+        if done < contract.from_round <= round_index:
+            last = begun(last or contract.head, contract)
+            former = contract.former if before is None else before.members
+            if (line := roster_line(former, contract)) is not None:
+                last = linked(last, line)
+                lines.append(line | {CHAIN: last})
+    return lines, last
 
 
 @dataclass(frozen=True)
@@ -147,8 +217,14 @@ def verify(contracts: Sequence[Contract], lines: Sequence[Mapping[str, Any]]) ->
     """
     problems: list[str] = []
     unchained: list[int] = []
-    head, before, waiting = "", -1, list(contracts)
+    rosters: list[Mapping[str, Any]] = []  # lines since the last round's
+    head, done = "", -1
+    # A data center that joined a run has no lines from before.
+    before = contracts[0].from_round - 1 if contracts and contracts[0].head else -1
     for line in lines:
+        if is_roster(line):
+            rosters.append(line)
+            continue
         number = line.get("round")
         if not isinstance(number, int) or isinstance(number, bool) or number <= before:
             problems.append(f"after round {before} comes a line of round {number!r:.40}")
@@ -161,8 +237,10 @@ def verify(contracts: Sequence[Contract], lines: Sequence[Mapping[str, Any]]) ->
                 problems.append(f"the line of round {number} has no `{CHAIN}`, and those before it have")
             unchained.append(number)
             continue
-        while waiting and waiting[0].from_round <= number:
-            head = begun(head, waiting.pop(0))
+        (expected, head), done = openings(contracts, (head, done), number), number
+        if rosters != expected:
+            problems.append(f"who joined or left before round {number} is not told as the contract has it")
+        rosters = []
         if _link_or_nothing(head, line) != line[CHAIN]:
             problems.append(
                 f"the line of round {number} does not follow from what stands before it: it, an earlier line or the "
@@ -176,6 +254,8 @@ def verify(contracts: Sequence[Contract], lines: Sequence[Mapping[str, Any]]) ->
                 f"round {number} was of {', '.join(map(str, members))}, and the contract is of "
                 f"{', '.join(holds[-1].members)}"
             )
+    if rosters:
+        problems.append("after the last round a line says who joined or left, and no round follows")
     return Verdict(tuple(problems), tuple(unchained), head)
 
 

@@ -321,10 +321,10 @@ class Conversation:
         if len(set(self.meet(topic, digest).contents.values())) == 1:
             return
         contents = self.meet(Topic(TopicKind.DIFFERENCE, detail=topic.kind.value), items).contents
-        names, mine = self.between.names, contents[0]
+        names, (first, mine) = self.between.names, next(iter(contents.items()))
         for k, items in contents.items():
             if items != mine:
-                raise FingerprintError(difference(names[0], mine, names[k], items)).on_all_ranks()
+                raise FingerprintError(difference(names[first], mine, names[k], items)).on_all_ranks()
 
     def agree(self, content: T, wrong: Callable[[T, T], str]) -> None:
         """Check that all ranks of this data center bring the same. Collective over the data center.

@@ -41,7 +41,7 @@ class Remembered:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.index, self.names, self.carries = inner.index, inner.names, inner.carries
-        self.separate, self.may_preside = inner.separate, inner.may_preside
+        self.separate, self.may_preside, self.roster = inner.separate, inner.may_preside, inner.roster
         self.credentials: Any = getattr(inner, "credentials", None)  # most transports have none
         self.remembers = False
         self._gap = False  # something was heard that cannot be replayed
@@ -127,6 +127,18 @@ class Remembered:
         return self._inner.agreed
 
     @property
+    def from_round(self) -> int | None:
+        return self._inner.from_round
+
+    @property
+    def somebody_joins(self) -> bool:
+        return self._inner.somebody_joins
+
+    @property
+    def joined(self) -> int | None:
+        return self._inner.joined
+
+    @property
     def meanwhile(self) -> Callable[[], object]:
         return self._inner.meanwhile
 
@@ -136,6 +148,9 @@ class Remembered:
 
     def broadcast(self, tensors: Iterable[Any]) -> None:
         self._inner.broadcast(tensors)
+
+    def hand_on(self, tensors: Iterable[Any], round_index: int, giver: int) -> None:
+        self._inner.hand_on(tensors, round_index, giver)
 
     def tell(self, text: Callable[[], str], now: bool = False) -> None:
         self._inner.tell(text, now)

@@ -29,6 +29,7 @@ class TopicKind(Enum):
     OUTPUT_FOLDERS = "folders"
     RESUME_POINTS = "resume points"
     PLACES = "places"
+    JOINING = "joining"
     ROUND = "round"
     SITE_KEYS = "site keys"
     SCALES = "scales"

@@ -342,6 +342,33 @@ class Run:
             raise ProtocolError(f"not to be noted: {sorted(others)}")
         self._set(**known)
 
+    def handed_on(self) -> Any:
+        """Where the run stands at the beginning of the round that is trained: for a data center that joins with it."""
+        s = self.state
+        history = [one.to_plain() for one in s.history if one.round < s.round.index]
+        return [s.round.index, s.round.chosen, s.epochs_done - s.epoch, s.change, history]
+
+    def join(self, told: Any, round_index: int) -> None:
+        """This data center joins at the beginning of a round.
+
+        Args:
+            told: what another one has :meth:`handed_on`.
+            round_index: of the round.
+
+        Raises:
+            PlainError: it tells of no run, or of another round.
+        """
+        match told:
+            case [int(index), int(chosen), int(done), None | float() | int() as change, [*history]] if (
+                index == round_index and chosen >= 1 and done >= 0
+            ):
+                past = tuple(map(PastRound.from_plain, history))
+            case _:
+                raise PlainError(f"no place where round {round_index} begins: {told!r:.200}")
+        name = self.state.round.report.name
+        now = Round(index, chosen, chosen, report=CenterReport(name))
+        self._set(round=now, epochs_done=done, change=None if change is None else float(change), history=past)
+
     def report(self, **changes: Any) -> None:
         """Change this data center's report of the round that is trained."""
         self._set_round(report=replace(self.state.round.report, **changes))

@@ -62,6 +62,7 @@ class Meetings(Protocol):
         separate: the data centers share no folder and no launcher. Each writes a run folder of its own, stops and fails
             alone, and brings what it would decide; what the first one present brings counts.
         may_preside: indices of those whose decisions count; None: of all.
+        roster: indices of those that have not left the run for good.
         meanwhile: called again and again while this leader waits.
     """
 
@@ -69,12 +70,25 @@ class Meetings(Protocol):
     names: tuple[str, ...]
     separate: bool
     may_preside: frozenset[int] | None
+    roster: tuple[int, ...]
     meanwhile: Callable[[], object]
 
     @property
     def agreed(self) -> Mapping[str, str]:
         """What the members agreed on before they met, as readable pairs (a federation's roster); the run's contract
         has it."""
+
+    @property
+    def from_round(self) -> int | None:
+        """The first round that this holds for; None: the one that a data center begins with."""
+
+    @property
+    def somebody_joins(self) -> bool:
+        """Whether a data center joins the run with that round."""
+
+    @property
+    def joined(self) -> int | None:
+        """The round with which this data center joined, or is to join, a run that was under way; None: it did not."""
 
     @property
     def replays(self) -> bool: ...

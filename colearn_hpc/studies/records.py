@@ -69,6 +69,16 @@ def round_record(line: str) -> dict[str, Any]:
     return record
 
 
+def is_roster_line(line: str) -> bool:
+    """Whether a line of ``rounds.jsonl`` tells of no round, but of who joined and who left.
+
+    Raises:
+        ValueError: the line is cut off or damaged.
+    """
+    given = parse_json(line)
+    return isinstance(given, dict) and isinstance(given.get("roster"), dict)
+
+
 def _center(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise ValueError("a data center without a name")

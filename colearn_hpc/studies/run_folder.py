@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from colearn_hpc.studies.records import cleaned, parse_json, read_json, round_record, status_record
+from colearn_hpc.studies.records import cleaned, is_roster_line, parse_json, read_json, round_record, status_record
 from colearn_hpc.studies.settings import lookup
 from colearn_hpc.studies.words import printable
 
@@ -208,7 +208,8 @@ def read_rounds(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         return rounds
     for number, line in enumerate(lines, 1):
         try:
-            rounds.append(round_record(line))
+            if not is_roster_line(line):
+                rounds.append(round_record(line))
         except ValueError:
             what = "is cut off or damaged" if number == len(lines) else "is damaged"
             problems.append(f"{file.name}: line {number} of {len(lines)} {what}; its round is missing here")

@@ -68,6 +68,11 @@ class SharedModelAverager:
         corrector = {} if self.corrector is None else {"correction": self.corrector.state_dict()}
         return self.shared.state_dict() | corrector
 
+    def handed_on(self) -> dict[str, Any]:
+        """What a data center that joins goes on with."""
+        corrector = {} if self.corrector is None else {"correction": self.corrector.handed_on()}
+        return self.shared.handed_on() | corrector
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.shared.load_state_dict(state)
         if self.corrector is not None:
@@ -147,7 +152,7 @@ class SharedModelAverager:
         """Let those have the last shared model who have missed it, where steps are averaged: they are steps from it.
         Who comes when the run is over finds it at the coordinator. Collective over the world."""
         place, shared, means = self._place, self.shared, self._place.means
-        missing = len(given.present) < given.number and (given.leaves or given.place.last)
+        missing = len(given.present) < len(place.between.roster) and (given.leaves or given.place.last)
         left = missing and place.between.separate
         if not (shared.averages_steps and (given.behind or left)):
             return None

@@ -36,21 +36,33 @@ def agree(trainer: pl.Trainer, module: pl.LightningModule, settings: Settings, p
     said = place.conversation.meet(Topic(TopicKind.START, detail="terms"), terms(trainer)).contents
     check_unchanged(dict(run.state.settings), found)
     run.note(settings=found)
-    return Contract(found | agreed, {place.between.names[k]: texts_of(said[k]) for k in said}, run.state.lines)
+    # The coordinator knows it, for between sites no two have to be equally far.
+    first = place.site.bcast(place.between.from_round) if place.between.separate else None
+    first = run.state.lines if first is None else first
+    return Contract(found | agreed, {place.between.names[k]: texts_of(said[k]) for k in said}, first)
 
 
-def check_same_run(place: Place, run_id: str) -> None:
-    """A site goes on in the run that its coordinator holds. Collective over the site.
+def check_same_run(place: Place, run_id: str) -> str:
+    """A site goes on in the run that its coordinator holds, or joins it. Collective over the site.
+
+    Args:
+        place: this process's.
+        run_id: of its resume point; empty: it joins.
+
+    Returns:
+        The run's.
 
     Raises:
         CheckpointError: on all ranks, when its resume point is of another one.
     """
-    held = place.conversation.decide(Topic(TopicKind.RUN_ID), lambda: run_id)
-    if held != run_id:
+    told = place.conversation.meet(Topic(TopicKind.RUN_ID), run_id).contents
+    held = next((one for one in told.values() if one), "")  # who joins says none
+    if run_id and held != run_id:
         raise CheckpointError(
             f"this site's resume point is of run {run_id[:8]}, and the coordinator holds run {str(held)[:8]}; begin "
             "anew (`--overwrite`), or give the coordinator the --state folder of that run"
         ).on_all_ranks()
+    return str(held)
 
 
 def share_first_model(module: pl.LightningModule, place: Place) -> None:

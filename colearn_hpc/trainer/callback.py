@@ -62,6 +62,7 @@ from colearn_hpc.trainer.fingerprint import (
     check_data,
     check_lengths,
 )
+from colearn_hpc.trainer.joining import Joining, check_can_join, hand_on, joining_of, take_over
 from colearn_hpc.trainer.keeping import KeptModelAverager
 from colearn_hpc.trainer.lightning_gaps import (
     LOCAL,
@@ -325,8 +326,9 @@ class CoLearning(Callback):
         self._run = Run(state, rounds=self.settings.rounds, overlap=overlaps, block=block)
         validation = Validation(self.settings, place)
         limits, seen, hiding = limits_of(trainer), self._fit.examples, self._fit.hiding
+        joining = self._fit.joining if restarted else Joining()
         self._fit = CurrentFit(
-            folder, self._averager_of(place), validation, limits=limits, examples=seen, hiding=hiding
+            folder, self._averager_of(place), validation, limits=limits, examples=seen, hiding=hiding, joining=joining
         )
         if in_steps:
             check_counts_steps(trainer)
@@ -394,9 +396,14 @@ class CoLearning(Callback):
         contract = agree(trainer, pl_module, settings, place, run)
         self._preparation.over()
         resumed = fit.loaded is not None
-        if resumed and place.between.separate:
+        fit.joining = joining_of(place, resumed)
+        if fit.joining != Joining():
+            check_can_join(trainer, settings, place)
+        if (first := fit.joining.here) is not None:
+            run.note(run_id=check_same_run(place, ""))
+        elif resumed and place.between.separate:
             check_same_run(place, run.state.run_id)
-        if not resumed:
+        elif not resumed:
             run.note(run_id=place.conversation.decide(Topic(TopicKind.RUN_ID), lambda: uuid.uuid4().hex))
             share_first_model(pl_module, place)
             fit.averager.start_from(pl_module)
@@ -404,11 +411,15 @@ class CoLearning(Callback):
                 fresh_state(trainer.optimizers)
         if self._fit.hiding is not None:
             self._fit.hiding.join(run.state.run_id)
+        if first is not None:
+            before = take_over(first, place, run, pl_module, fit.averager)
+            if contract.from_round == first:
+                contract = replace(contract, head=before.head, former=before.members)
         state = run.state
         if fit.folder_.lock is not None:
             fit.folder_.lock.note_run(state.run_id)
         start = f"run {state.run_id[:8]}, round {state.rounds_done} of T={state.round.chosen}"
-        check_same_place(start if resumed else "the start", place)
+        check_same_place("the start" if not resumed and first is None else start, place)
         fit.folder_.rewind(state.lines)
         fit.folder_.agree(contract)
         fit.folder_.begin(pl_module)
@@ -448,9 +459,14 @@ class CoLearning(Callback):
         if self._supervisor.attempt.number == 0:
             introduce(trainer, self.standing())
         self._fit.validation.shows(trainer, bool(run.state.unlogged))
+        first = self._supervisor.attempt.number == 0
+        if first and self._fit.joining.here is not None:
+            skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
         if self._fit.loaded is not None:
             self._fit.loaded = None
             self._follow(run.resumed(), trainer)
+            if first:  # a later attempt goes on from a point before or behind that
+                self._hand_on(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -672,7 +688,7 @@ class CoLearning(Callback):
             center=center.name,
             rank=center.rank,
             presides=place.conversation.presides,
-            centers=", ".join(place.between.names) if place.between.separate else center.topology.describe(),
+            centers=", ".join(self._members) if place.between.separate else center.topology.describe(),
             folder=self._fit.folder_.folder,
             rounds=self.settings.rounds,
             round=state.round.index,
@@ -793,8 +809,10 @@ class CoLearning(Callback):
             log.info("round %d, of this data center alone: %s", round_.index, mine.private_text())
         told = mine.to_be_told(self.settings)
         said = place.conversation.meet(Topic(TopicKind.REPORT, round_.index), [told.to_plain(), leaves])
-        reports, anyone_leaves = [], False
+        reports, anyone_leaves, members = [], False, fit.folder_.members(round_.index)
         for name, brought in zip(place.between.names, said.brought, strict=True):
+            if members and name not in members:
+                continue  # it had left, or had not joined
             if brought.content is None:
                 reports.append(CenterReport(name, absent=brought.why if isinstance(brought, Absent) else ""))
             else:
@@ -862,6 +880,15 @@ class CoLearning(Callback):
 
     def _close_epoch(self, trainer: pl.Trainer) -> None:
         self._follow(self._run.close_epoch(), trainer)
+        if self._run.state.epoch == 0:
+            self._hand_on(trainer)
+
+    def _hand_on(self, trainer: pl.Trainer) -> None:
+        """Hand the run on, where a site joins with the round that is trained. Collective over the world."""
+        state, first, folder = self._run.state, self._fit.joining.others, self._fit.folder_
+        if first is not None and state.lines == first and state.stop is None:
+            said = [folder.head, list(folder.members(first - 1)) if first else []]
+            hand_on(first, self._placed, self._run, trainer.lightning_module, self._fit.averager, said)
 
     def _miss_round(self, trainer: pl.Trainer, why: str) -> Rejoin:
         """Take part in the round's end without a model of one's own. Collective over the world.
@@ -939,7 +966,7 @@ class CoLearning(Callback):
     def _summarize(self, status: str, **content: Any) -> None:
         if self._fit.folder is not None:
             content |= {"unit": "steps"} if self.settings.in_steps else {}
-            center, names = self._placed.center, list(self._placed.between.names)
+            center, names = self._placed.center, self._members
             self._fit.folder.summarize(self._run.state, names, center.world_size, status=status, **content)
 
     def _ended_by(self, exception: BaseException, elsewhere: str = "") -> None:
@@ -1012,6 +1039,12 @@ class CoLearning(Callback):
             return False
         end_world(describe_error(error))
         return True
+
+    @property
+    def _members(self) -> list[str]:
+        """Names of the data centers that have not left the run for good."""
+        between = self._placed.between
+        return [between.names[k] for k in between.roster]
 
     @property
     def _placed(self) -> Place:

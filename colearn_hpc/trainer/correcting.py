@@ -107,6 +107,10 @@ class Corrector:
         own, common = ({name: t.detach().cpu() for name, t in part.items()} for part in (self._own, self._common))
         return {"own": own, "common": common, "distances": dict(self._distances)}
 
+    def handed_on(self) -> dict[str, Any]:
+        """For a data center that joins: the common variate. Its own begins at zero."""
+        return {"own": {}, "common": {name: t.detach().cpu() for name, t in self._common.items()}, "distances": {}}
+
     def load_state_dict(self, state: Mapping[str, Any], averaging: Mapping[str, Any]) -> None:
         """Go on from a resume point.
 

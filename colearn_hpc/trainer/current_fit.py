@@ -9,6 +9,7 @@ from typing import Any
 import colearn_hpc._lightning as pl
 from colearn_hpc.trainer.averager import Averager
 from colearn_hpc.trainer.blocks import Blocks
+from colearn_hpc.trainer.joining import Joining
 from colearn_hpc.trainer.lightning_gaps import set_limits
 from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.metrics import MetricsSplit
@@ -38,6 +39,7 @@ class CurrentFit:
         hiding: with secure sums; it outlives attempts, for the others know its keys.
         losses: of this rank in the round.
         steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
+        joining: who joins the run; the same in all attempts.
         began, trains, finished: how far the fit has come.
     """
 
@@ -58,6 +60,7 @@ class CurrentFit:
     steps: int = 0
     limits: tuple[int | None, int] = (None, -1)
     blocks: Blocks | None = None
+    joining: Joining = field(default_factory=Joining)
     began: bool = False
     trains: bool = False
     finished: bool = False

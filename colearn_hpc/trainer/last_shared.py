@@ -181,6 +181,14 @@ class SharedModel:
         stale = {"stale": True} if self.stale else {}
         return kept | {"layout": layout, "trained": trained, "joined": joined} | measured | stale
 
+    def handed_on(self) -> dict[str, Any]:
+        """As :meth:`state_dict`, without what is this data center's own or of the round that it trains."""
+        return self.state_dict() | {"residual": None, "trained": [], "joined": {}}
+
+    def stays(self, name: str) -> bool:
+        """Whether a parameter or buffer stays in its data center."""
+        return name in self._stays
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._layout, self.stale = (
             [(name, length) for name, length in state.get("layout", ())],

@@ -1,7 +1,8 @@
 """The files of a run folder that users and tools read.
 
     RUN/contract.json         what all data centers agreed on, see :mod:`~colearn_hpc.protocol.contract`
-    RUN/rounds.jsonl          one line per round, see :class:`~colearn_hpc.protocol.reports.RoundReport`
+    RUN/rounds.jsonl          one line per round, see :class:`~colearn_hpc.protocol.reports.RoundReport`; and one where
+                              somebody joined the run or left it for good, see :mod:`~colearn_hpc.protocol.contract`
     RUN/rounds.damaged.jsonl  lines of it that could not be read, as they were, if there ever were any
     RUN/shared.ckpt           the shared model, an ordinary Lightning checkpoint
     RUN/summary.json          how the run stands or ended
@@ -30,7 +31,16 @@ from typing import Any
 
 from torch import nn
 
-from colearn_hpc.protocol.contract import CHAIN, Contract, contracts_in_force, linked, tail
+from colearn_hpc.protocol.contract import (
+    CHAIN,
+    Contract,
+    begins,
+    contracts_in_force,
+    end_of,
+    is_roster,
+    linked,
+    openings,
+)
 from colearn_hpc.protocol.reports import RoundReport
 from colearn_hpc.protocol.run import RunState
 from colearn_hpc.trainer.writer_lock import WriterLock
@@ -69,7 +79,7 @@ class RunFolder:
         self.last: RoundReport | None = None
         self._presides, self._leads, self._center = writes_run, writes_center, center
         self._contracts: list[Contract] = []
-        self._chain = ""
+        self._chain = ("", -1)  # see end_of
         self._started = time.monotonic()
         self._model: dict[str, Any] = {}
         self._unwritten: list[str] = []
@@ -111,7 +121,17 @@ class RunFolder:
         self._contracts = contracts_in_force(read_contracts(path), contract)
         content = {"contracts": [one.to_plain() for one in self._contracts]}
         write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", self.start)
-        self._rechain(contract.from_round)
+        self._rechain()
+
+    def members(self, round_index: int) -> tuple[str, ...]:
+        """Who takes part in a round, as the contract has it; empty where nothing was agreed on."""
+        holds = [one for one in self._contracts if one.from_round <= round_index] or self._contracts[:1]
+        return holds[-1].members if holds else ()
+
+    @property
+    def head(self) -> str:
+        """The chain's digest after the last line."""
+        return self._chain[0]
 
     def begin(self, module: nn.Module) -> None:
         """Training begins here; the summary's seconds count from now.
@@ -143,7 +163,10 @@ class RunFolder:
         path = self.folder / "rounds.jsonl"
         line = jsonable(record.to_plain())
         if self._contracts:
-            self._chain = line[CHAIN] = linked(self._chain, line)
+            opening, before = openings(self._contracts, self._chain, record.round)
+            line[CHAIN] = linked(before, line)
+            self._chain = (line[CHAIN], record.round)
+            self._unwritten += [json.dumps(one) + "\n" for one in opening]
         self._unwritten.append(json.dumps(line) + "\n")
         try:
             # Whole and atomically: a line that a full disk cut in the middle would hide all after it.
@@ -157,10 +180,10 @@ class RunFolder:
         """Drop the lines of rounds that a resumed run will do again."""
         path = self.folder / "rounds.jsonl"
         if self.writes_run and path.exists():
-            kept = [line for line in self._lines(path) if line["round"] < rounds_done]
+            kept = [line for line in self._lines(path) if begins(line) < rounds_done]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept), self.start)
-        self._unwritten = [one for one in self._unwritten if json.loads(one)["round"] < rounds_done]
-        self._rechain(rounds_done)
+        self._unwritten = [one for one in self._unwritten if begins(json.loads(one)) < rounds_done]
+        self._rechain()
 
     def summarize(self, state: RunState, centers: list[str], ranks: int, **content: Any) -> None:
         """Replace ``summary.json``.
@@ -197,12 +220,12 @@ class RunFolder:
                 raise
             log.warning("summary.json could not be written: %s", error)
 
-    def _rechain(self, next_round: int) -> None:
+    def _rechain(self) -> None:
         """The chain ends where the lines do that are kept."""
         path = self.folder / "rounds.jsonl"
         if self.writes_run and self._contracts:
             lines = [*self._lines(path), *map(json.loads, self._unwritten)]
-            self._chain = tail(self._contracts, lines, next_round)
+            self._chain = end_of(lines)
 
     def _lines(self, path: Path) -> list[dict[str, Any]]:
         """The records of ``rounds.jsonl``; none where it is not there. What cannot be read is set aside, and said.
@@ -256,6 +279,8 @@ def _record(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    if isinstance(record, dict) and is_roster(record):
+        return record
     number = record.get("round") if isinstance(record, dict) else None
     return record if isinstance(number, int) and not isinstance(number, bool) else None
 

@@ -82,10 +82,10 @@ class SecureSums:
     """
 
     def __init__(self, place: Place, settings: Settings, folder: Path) -> None:
-        if len(place.between.names) == 2:
+        if len(place.between.roster) < FEWEST_SITES and not place.alone:
             raise ConfigurationError(
-                f"privacy: secure=True needs {FEWEST_SITES} or more data centers, found 2: each of two could subtract "
-                "its own model from the sum; add a data center, or drop secure"
+                f"privacy: secure=True needs {FEWEST_SITES} or more data centers, found {len(place.between.roster)}: "
+                "each of two could subtract its own model from the sum; add a data center, or drop secure"
             ).on_all_ranks()
         self._place, self._settings, self._folder = place, settings, folder
         self._run = ""

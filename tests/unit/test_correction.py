@@ -92,6 +92,7 @@ class Between:
     """Between this data center and one that brings the same; a mean is twice the vector. Counts what it is asked."""
 
     index, names, carries, tells, separate, may_preside = 0, ("dc0", "dc1"), True, False, False, None
+    roster, from_round, somebody_joins, joined = (0, 1), None, False, None
 
     def __init__(self):
         self.asked, self.agreed = 0, {}

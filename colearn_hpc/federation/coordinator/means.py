@@ -24,9 +24,10 @@ import numpy as np
 
 from colearn_hpc.federation import wire
 from colearn_hpc.federation.codecs import CODECS
-from colearn_hpc.federation.coordinator.store import KEPT, Spool, Store
+from colearn_hpc.federation.coordinator.spool import KEPT, Spool
+from colearn_hpc.federation.coordinator.store import Store
 from colearn_hpc.federation.coordinator.sums import ChunkSums, Row, total
-from colearn_hpc.federation.wire import LAST_MODEL, MEAN, ROW, WELCOME, WINDOW, Hello, WireError
+from colearn_hpc.federation.wire import JOINED, LAST_MODEL, MEAN, ROW, WELCOME, WINDOW, Hello, WireError
 from colearn_hpc.protocol.messages import Topic, TopicKind
 
 _SYNC_EVERY = 64  # chunks, after which the disk is told to begin
@@ -62,6 +63,8 @@ class Means:
         say: Callable[..., None],
     ) -> None:
         self._names, self._store, self._patience = list(names), store, patience
+        standing = store.standing
+        self._left = set() if standing is None else set(range(len(names))) - standing.active  # for good
         self._leave_out, self._say = leave_out, say
         self._under_way: dict[tuple[int, int], _Taking] = {}  # by number and part
         self._kept = asyncio.Condition()
@@ -81,8 +84,13 @@ class Means:
             WireError: what came is not what was to come, or the site offers another mean than the others.
             OSError: the disk refuses.
         """
+        if hello.part == JOINED and hello.weights[site] and self._was_handed_on(hello):
+            yield _welcome(hello, rows=False, void="it was handed on before")
+            return
         self._check(site, hello)
         kept = self._store.read_mean(hello)
+        if kept is None:
+            self._lose_who_left(hello)
         if kept is None and site in self._givers(hello) and not self._void(hello):
             async for content in self._take(site, hello, frames):
                 yield content
@@ -145,7 +153,8 @@ class Means:
         if last:
             taking.kept = True
             seconds = time.monotonic() - taking.since
-            text = f"mean {hello.number} of {hello.nbytes} bytes from {wire.indices(self._names, taking.givers)}"
+            what = f"what round {hello.number} begins with" if hello.part == JOINED else f"mean {hello.number}"
+            text = f"{what}, of {hello.nbytes} bytes, from {wire.indices(self._names, taking.givers)}"
             self._say("mean", f"{text} in {seconds:.1f} s", number=hello.number, bytes=hello.nbytes, seconds=seconds)
             async with self._kept:
                 self._kept.notify_all()
@@ -187,7 +196,9 @@ class Means:
                 f"mean {hello.number} is not kept any more (the last {KEPT} are, up to {newest}); bring back a later "
                 "resume point"
             )
-        present = self._store.round_present(site, hello.number - 1) if hello.number else tuple(range(len(self._names)))
+        if hello.part == JOINED or not hello.number:
+            return
+        present = self._store.round_present(site, hello.number - 1)
         if present != hello.present:
             raise WireError(f"a mean among {list(hello.present)}, where the round's end had {present}")
 
@@ -208,7 +219,7 @@ class Means:
             taking.lose(f"{self._names[site]} came again")
         if taking is None or taking.lost:
             taking = self._under_way[hello.key] = _Taking(hello, self._givers(hello), self._store.spool(hello))
-            if self._patience is not None:
+            if self._patience is not None and hello.part != JOINED:
                 taking.watch = asyncio.create_task(self._watch(taking, self._patience))
         elif taking.hello != hello:
             raise WireError(f"{hello.to_plain()}, where the others offer {taking.hello.to_plain()}")
@@ -227,12 +238,7 @@ class Means:
             missing = wire.indices(self._names, sorted(awaited))
             why = f"mean {number}: {missing} gave nothing for {patience:g} s"
             if self._leave_out is not None and number and awaited < set(others):
-                without = {f"without {number}": sorted({*self._without(number), *awaited})}
-                if hello.all_or_nothing:  # in one transaction, before anybody hears it: there is no second roster
-                    self._store.note(**without, **{f"void {number}": f"{missing} left while its sum was taken"})
-                    self._say("void", f"round {number - 1}: {missing} left while its sum was taken", number=number)
-                else:
-                    self._store.note(**without)
+                self._note_without(hello, awaited)
                 for k in sorted(awaited):
                     self._leave_out(k, Topic(TopicKind.ROUND, number - 1))
                 taking.lose(why)
@@ -240,6 +246,26 @@ class Means:
                     self._kept.notify_all()
             else:
                 taking.lose(f"{why} (round_timeout)", SiteLeftError)
+
+    def _was_handed_on(self, hello: Hello) -> bool:
+        """Whether those who join have what they need, or are not waited for any more."""
+        return self._store.mean_path(*hello.key).exists() or hello.number < max(self._store.means(), default=-1)
+
+    def _lose_who_left(self, hello: Hello) -> None:
+        """Who has left the run for good while this mean was to be taken does not come to it any more."""
+        if gone := (set(hello.givers) & self._left) - set(self._without(hello.number)):
+            if gone == set(hello.givers):
+                raise WireError(f"mean {hello.number}, to which only sites give that have left the run")
+            self._note_without(hello, gone)
+
+    def _note_without(self, hello: Hello, gone: set[int]) -> None:
+        number, names = hello.number, wire.indices(self._names, sorted(gone))
+        without = {f"without {number}": sorted({*self._without(number), *gone})}
+        if hello.all_or_nothing:  # in one transaction, before anybody hears it: there is no second roster
+            self._store.note(**without, **{f"void {number}": f"{names} left while its sum was taken"})
+            self._say("void", f"round {number - 1}: {names} left while its sum was taken", number=number)
+        else:
+            self._store.note(**without)
 
     def _sent(self, content: bytes) -> bytes:
         self.bytes_out += len(content)

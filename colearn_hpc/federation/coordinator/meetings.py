@@ -4,7 +4,9 @@ The pure :class:`~colearn_hpc.protocol.meeting.Chair` decides who is waited for.
 
 * An outcome is written down before anyone hears it. A site that comes again, because it was killed or its link was cut,
   is told what it was told, and the others do not notice.
-* Before the run's id is decided nothing is settled: a site may be corrected and started again, and all begin anew.
+* Before the run's id is decided nothing is settled: a site may be corrected and started again, and all begin anew. So
+  it is again with another roster (``change.py``): all of it are awaited until they have agreed, also who was left out.
+* Who joins comes to a meeting of its own, at which the others are when they have done with the rounds before.
 * A site that is left out may be any; and at any meeting of a round, since it may have died anywhere. It comes in again
   at the end of a later round; where there is none any more, it is led through the last one, and so ends with the shared
   model that all others have.
@@ -19,9 +21,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from colearn_hpc.federation import wire
-from colearn_hpc.federation.coordinator.store import Came, Store
+from colearn_hpc.federation.coordinator.store import Came, Store, is_of_start
 from colearn_hpc.protocol.meeting import FINISHED, Chair, GaveUp, as_back
-from colearn_hpc.protocol.messages import Arrival, Outcome, Topic, TopicKind, to_plain
+from colearn_hpc.protocol.messages import Arrival, Outcome, Present, Topic, TopicKind, to_plain
 
 _MAY_DIFFER_NOT = (TopicKind.START, TopicKind.DIFFERENCE)
 
@@ -57,9 +59,13 @@ class Meetings:
         self._names, self._store = list(names), store
         self._patience, self._may_miss = patience, may_miss
         self._chair = Chair(names)
-        self._chair.members = set(store.fact("members", range(len(names))))
+        standing = store.standing
+        self._active = set(range(len(names))) if standing is None else set(standing.active)
+        self._members = set(store.fact("members", self._active))
+        self._newcomers = set(store.fact("newcomers", ()))
         self._came: dict[int, Came] = {}
-        self._returning: dict[int, Came] = {}  # who was left out, and has come to a round's end since
+        # Who was left out, and has come to a round's end since; and who has come to join.
+        self._returning: dict[int, Came] = {}
         self._open: Topic | None = None
         self._opened: tuple[float, float | None, bool] = (0.0, None, False)  # since, patience, may miss
         self._answers: dict[int, tuple[Topic, Answer]] = {}  # that nobody has fetched, and that are not written down
@@ -70,12 +76,16 @@ class Meetings:
     @property
     def members(self) -> set[int]:
         """Indices of the sites that are waited for."""
-        return set(self._chair.members)
+        return set(self._members)
+
+    def is_left_out(self, site: int) -> bool:
+        """Whether the others have gone on without a site, which has not come back yet."""
+        return site not in self._members | self._newcomers
 
     @property
     def awaited(self) -> set[int]:
         """Who is missing at the meeting that is open; empty where none is."""
-        return self._chair.missing if self._open is not None else set()
+        return self._chair.missing - set(self._returning) if self._open is not None else set()
 
     @property
     def open_topic(self) -> Topic | None:
@@ -107,12 +117,18 @@ class Meetings:
             sqlite3.Error, OSError: the disk refuses; nothing has happened then.
         """
         asked = arrival.topic
+        if asked.kind is TopicKind.RUN_ID and self.run_id and isinstance(arrival.brought, Present):
+            arrival = Arrival(asked, Present(self.run_id))  # with another roster too; who has no resume point learns it
         if (answer := self._answers.pop(site, None)) is not None and answer[0] == asked:
             return answer[1]
         if (answered := self._told(site, arrival, session)) is not None:
             return answered
         came = Came(arrival, session)
-        if site not in self._chair.members:
+        awaited = self._awaited_at(asked)
+        if site in self._newcomers and asked.kind is TopicKind.JOINING:
+            self._returning[site] = came  # until one comes who hands the run on
+            return None
+        if site not in awaited:
             if self._store.fact("finished"):
                 return self._afterwards(site, came)
             if asked.kind is not TopicKind.ROUND:
@@ -123,6 +139,7 @@ class Meetings:
         self._chair.receive(site, arrival)
         if self._open is None:
             in_round = asked.round is not None
+            self._chair.members = awaited
             self._opened = (now, self._patience if in_round else None, in_round and self._may_miss)
             self._chair.open(asked, *self._opened)
             self._open = asked
@@ -142,8 +159,10 @@ class Meetings:
         anew, self._anew = self._anew, {}
         if anew or (topic := self._open) is None:
             return anew
-        back = dict(self._returning) if topic.kind is TopicKind.ROUND and self._may_miss else {}
-        before = set(self._chair.members)
+        joins = topic.kind is TopicKind.JOINING
+        back = dict(self._returning) if joins or (topic.kind is TopicKind.ROUND and self._may_miss) else {}
+        back = {k: came for k, came in back.items() if (k in self._newcomers) is joins}
+        before, members = set(self._chair.members), set(self._members)
         for k, came in back.items():
             self._chair.receive(k, came.arrival)
         found = self._chair.due(now)
@@ -156,16 +175,20 @@ class Meetings:
         if isinstance(found, GaveUp):
             return self._gave_up(found)
         here = {k: back.get(k) or self._came[k] for k in found.present}
+        if not is_of_start(topic):
+            self._members = set(self._chair.members)
         try:
             self._conclude(found, here)
         except BaseException:
             # As if nothing had happened: those who wait are here, and the next look may have more luck.
-            self._chair.members = before
+            self._chair.members, self._members = before, members
             for k, one in self._came.items():
                 self._chair.receive(k, one.arrival)
             self._chair.open(topic, *self._opened)
             self._open = topic
             raise
+        if joins:
+            self._newcomers.clear()
         if left_out := before - set(found.present):
             self.messages.append(f"{found.topic}: going on without {wire.indices(self._names, sorted(left_out))}")
             for k in left_out:
@@ -187,6 +210,7 @@ class Meetings:
 
     def leave_out(self, site: int, topic: Topic) -> None:
         """The others go on without a site that had come to the end of this round."""
+        self._members.discard(site)
         self._chair.members.discard(site)
         self._forget_round(site, topic)
         self.messages.append(f"{topic}: going on without {self._names[site]}")
@@ -199,12 +223,18 @@ class Meetings:
 
     # --- inside -----------------------------------------------------------------------------------------
 
+    def _awaited_at(self, topic: Topic) -> set[int]:
+        """Who has to come to a meeting."""
+        if is_of_start(topic):
+            return set(self._active)
+        return self._members | (self._newcomers if topic.kind is TopicKind.JOINING else set())
+
     def _told(self, site: int, arrival: Arrival, session: str) -> Answer | None:
         """What is written down for a site that comes again."""
         found = self._store.told(site, arrival.topic)
         if found is None:
             return None
-        if site not in self._chair.members and self._store.is_past(found.outcome.topic):
+        if self.is_left_out(site) and self._store.is_past(found.outcome.topic):
             self._forget_round(site, found.outcome.topic)  # it cannot go on from there, only from a later round
             return None
         same = found.content == wire.pack(to_plain(arrival))
@@ -232,29 +262,32 @@ class Meetings:
             arrivals[site] = as_back(came.arrival, found.topic)
             self.messages.append(f"{self._names[site]} is back after the run's end; it is led through {found.topic}")
         outcome = Outcome(found.topic, tuple(arrivals))
-        self._store.conclude(outcome, {site: came}, True, self._chair.members)
+        self._store.conclude(outcome, {site: came}, True, self._members, newcomers=self._newcomers)
         return outcome
 
     def _begin_anew(self, why: str) -> None:
         """Nothing holds of what was said before round 0."""
         self._store.forget_unsettled()
         for k, came in self._came.items():
-            self._anew[k] = (came.arrival.topic, BeginAgain(f"{why} before the run had begun"))
+            self._anew[k] = (came.arrival.topic, BeginAgain(f"{why} before all had agreed"))
             self._chair.withdraw(k)
         self._came.clear()
         if self._open is not None:
             self._chair.cancel()
             self._open = None
-        self.messages.append(f"{why} before the run had begun; all begin anew")
+        self.messages.append(f"{why} before all had agreed; all begin anew")
 
     def _conclude(self, outcome: Outcome, came: dict[int, Came]) -> None:
         together = {one.arrival.topic for k, one in came.items() if k in self._came} == {outcome.topic}
         if outcome.topic.kind is TopicKind.RUN_ID and together:
             run_id = next(getattr(a.brought, "content", "") for a in outcome.arrivals if a is not None)
-            self._store.conclude(outcome, came, True, self._chair.members, run_id=wire.texts(run_id))
+            self._store.conclude(
+                outcome, came, True, self._members, run_id=wire.texts(run_id), newcomers=self._newcomers
+            )
             return
-        settled = together and bool(self.run_id)
-        self._store.conclude(outcome, came, settled, self._chair.members)
+        settled = together and bool(self._store.fact("agreed", bool(self.run_id)))
+        newcomers = () if outcome.topic.kind is TopicKind.JOINING else self._newcomers
+        self._store.conclude(outcome, came, settled, self._members, newcomers=newcomers)
 
     def _gave_up(self, found: GaveUp) -> dict[int, tuple[Topic, Answer]]:
         missing = wire.indices(self._names, sorted(found.missing))
@@ -272,4 +305,4 @@ class Meetings:
         self._came.pop(site, None)
         self._chair.withdraw(site)
         if topic.round is not None:
-            self._store.leave_out(site, Topic(TopicKind.ROUND, topic.round), self._chair.members)
+            self._store.leave_out(site, Topic(TopicKind.ROUND, topic.round), self._members)

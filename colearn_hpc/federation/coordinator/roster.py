@@ -31,17 +31,25 @@ class Roster:
 
     def __init__(self, names: Sequence[str], store: Store) -> None:
         self._names, self._store = list(names), store
+        standing = store.standing
+        self._active = set(range(len(names))) if standing is None else set(standing.active)
         self._seen = [_Seen() for _ in names]
         self._sessions: list[list[str]] = [list(store.fact(f"sessions {k}", [])) for k in range(len(names))]
         self._finished: set[int] = set(store.fact("finished sites", []))
         self._stop: dict[str, str] = dict(store.fact("stop", {}))  # session -> why
         for k in self._finished:
             self._seen[k].state = "finished"
+        for k in set(range(len(names))) - self._active:
+            self._seen[k].state = "has left"
 
     @property
     def all_finished(self) -> bool:
-        """Whether every site has said that the run is over for it."""
-        return len(self._finished) == len(self._names)
+        """Whether every site has said that the run is over for it; who has left has nothing to say."""
+        return bool(self._active) and self._active <= self._finished
+
+    def has_spoken(self, site: int, session: str) -> bool:
+        """Whether this process is the newest one of its site that is known."""
+        return self._sessions[site][-1:] == [session]
 
     def begins(self, site: int, session: str) -> bool | None:
         """A process of a site speaks.

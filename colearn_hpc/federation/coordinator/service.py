@@ -1,7 +1,10 @@
 """The coordinator's two methods, over gRPC: ``Meet`` (one question, one answer) and ``Mean`` (a stream each way).
 
-Who calls is known by the fingerprint of its certificate, looked up in the roster at every call: a site that is taken
-off the roster is refused from then on, whatever its certificate says. What a site sends is parsed within limits.
+Who calls is known by the fingerprint of its certificate, looked up in the roster at every call: a site that has left
+is refused from then on, whatever its certificate says. What a site sends is parsed within limits.
+
+Where ``federation.yaml`` is replaced by another, the coordinator begins anew with it, as if it had been killed and
+started again; sites' processes with the old one are asked to stop, and may only say that they do.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import grpc
 from colearn_hpc.errors import ConfigurationError, FederationError
 from colearn_hpc.federation import transport, wire
 from colearn_hpc.federation.agreement import Federation
+from colearn_hpc.federation.checks import has_left
 from colearn_hpc.federation.coordinator.means import MeanLostError, Means, SiteLeftError
 from colearn_hpc.federation.coordinator.meetings import Answer, BeginAgain, Meetings, Refused
 from colearn_hpc.federation.coordinator.roster import Roster
@@ -36,6 +40,8 @@ _HELLO_PATIENCE = 30.0  # s for the first frame of a stream
 _TELL = 2.0  # s between two writings of STATE/status.json
 _SCRAPE = 10.0  # s for which Prometheus waits for its figures
 _GRACE = 1.0  # s for calls under way, when the coordinator is asked to end
+_OLD_PAUSE = 1.0  # s before a process with an old federation.yaml is told to wait on: it is to stop
+_CHANGED = "the roster has changed: put the newest federation.yaml in the place of this site's, and start it again"
 _STATUS = grpc.StatusCode
 
 
@@ -44,16 +50,24 @@ class Coordinator:
 
     Args:
         federation: what was agreed on.
-        path: of ``federation.yaml``: who is taken off the roster there is refused from the next call on.
+        path: of ``federation.yaml``: who is taken off it there is refused from the next call on.
         store: what survives.
         say: told what happens: an event's kind, a text for people, facts for programs.
+
+    Attributes:
+        over: every site has finished.
+        changed, following: there is another ``federation.yaml``, to begin anew with.
     """
 
     def __init__(self, federation: Federation, path: Path, store: Store, say: Any) -> None:
         self._federation, self._store, self._say = federation, store, say
-        self._path, self._written = path, _written(path)
+        self._path = path
+        self._written: tuple[int, int] | None = None  # it is read at the first look: it may have changed meanwhile
         self._removed: frozenset[str] = frozenset()  # fingerprints
+        self._left = frozenset(site.fingerprint for site in federation.sites if site.left)
         self._names, self._digest = federation.names, federation.digest()
+        self._before = frozenset(store.fact("digests", ()))  # of every federation.yaml that the run had before
+        self._standing = store.standing
         may_miss = federation.on_failure == "continue_without"
         self._meetings = Meetings(self._names, store, federation.round_timeout, may_miss)
         leave_out = self._leave_out if may_miss else None
@@ -61,7 +75,8 @@ class Coordinator:
         self.roster = Roster(self._names, store)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._disk_ok = True
-        self.over = asyncio.Event()
+        self.over, self.changed = asyncio.Event(), asyncio.Event()
+        self.following: Federation | None = None
         if self.roster.all_finished:
             self.over.set()
 
@@ -74,7 +89,10 @@ class Coordinator:
             request = Request.from_bytes(message)
         except WireError as error:
             await self._refuse(context, _STATUS.INVALID_ARGUMENT, site, str(error))
-        await self._check_run(site, request.run, request.digest, request.session, context)
+        old = await self._check_run(site, request.run, request.digest, request.session, context)
+        if old and request.say[0] not in ("away", "finished"):
+            await asyncio.sleep(_OLD_PAUSE)
+            return wire.pack({"wait": True, "left_out": False, "stop": _CHANGED, "awaited": {}})
         try:
             answer = await self._answer(site, request)
         except (WireError, PlainError) as error:
@@ -84,6 +102,9 @@ class Coordinator:
         except (sqlite3.Error, OSError) as error:
             await self._disk_refuses(context, error)
         answer["stop"] = self.roster.stop_for(site, request.session)
+        if (now := self._standing) is not None:
+            joins = any(first == now.from_round for k, first in now.joined.items() if k in now.active)
+            answer["from_round"], answer["joins"], answer["joined"] = now.from_round, joins, now.joined.get(site, -1)
         awaited = self._meetings.awaited | self.means.awaited()
         answer["awaited"] = {self._names[k]: self.roster.text(k, time.time()) for k in sorted(awaited - {site})}
         return wire.pack(answer)
@@ -128,7 +149,7 @@ class Coordinator:
             answer = await self._wait(site, arrival.topic, session)
         match answer:
             case None:
-                return {"wait": True, "left_out": site not in self._meetings.members}
+                return {"wait": True, "left_out": self._meetings.is_left_out(site)}
             case Outcome():
                 return {"outcome": to_plain(answer)}
             case BeginAgain(why):
@@ -182,6 +203,7 @@ class Coordinator:
         told = -_TELL
         while True:
             await asyncio.sleep(_LOOK)
+            self._read_roster()
             try:
                 self._look()
             except (sqlite3.Error, OSError) as error:
@@ -214,7 +236,8 @@ class Coordinator:
         site = await self._admit(context)
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         run, digest, session = (metadata.get(key, "") for key in ("run", "digest", "session"))
-        await self._check_run(site, run, digest, session, context)
+        if await self._check_run(site, run, digest, session, context):
+            await context.abort(_STATUS.FAILED_PRECONDITION, _CHANGED)
         try:
             first = await asyncio.wait_for(anext(frames), _HELLO_PATIENCE)
             found, content = wire.parse_frame(first)
@@ -250,6 +273,10 @@ class Coordinator:
         fingerprint = "sha256:" + hashlib.sha256(der).hexdigest()
         self._read_roster()
         for index, member in enumerate(self._federation.sites):
+            if member.fingerprint == fingerprint and fingerprint in self._left:
+                await self._refuse(
+                    context, _STATUS.PERMISSION_DENIED, index, has_left(member.name, self._federation.run)
+                )
             if member.fingerprint == fingerprint and "join" in member.may and fingerprint not in self._removed:
                 return index
         self._say("refused", f"{texts(context.peer(), 60)}: certificate {fingerprint[:23]}… is not on the roster")
@@ -260,7 +287,7 @@ class Coordinator:
         raise AssertionError("abort raises")
 
     def _read_roster(self) -> None:
-        """Who has been taken off the roster since; whoever else is to come is for the next start."""
+        """Look whether there is another one. Who is not in it is refused at once, also where it cannot be adopted."""
         if (written := _written(self._path)) == self._written:
             return
         self._written = written
@@ -271,13 +298,33 @@ class Coordinator:
             return
         kept = {site.fingerprint for site in now.sites if "join" in site.may}
         self._removed = frozenset(site.fingerprint for site in self._federation.sites) - kept
+        self._left |= {site.fingerprint for site in now.sites if site.left}
         gone = [site.name for site in self._federation.sites if site.fingerprint in self._removed]
-        self._say("note", f"the roster was read again; taken off: {', '.join(gone) or 'nobody'}")
+        if gone:
+            self._say("note", f"the roster was read again; taken off: {', '.join(gone)}")
+        if now.digest() == self._digest:
+            return
+        mine = ("run", "ca", "coordinator_fingerprint")
+        if any(getattr(now, key) != getattr(self._federation, key) for key in mine):
+            self._say("note", "the coordinator's own identity is another one in it; start the coordinator again")
+            return
+        try:
+            self._store.after(now)
+        except FederationError as error:
+            self._say("note", f"{error}; the roster stays as it was")
+            return
+        self.following = now
+        self.changed.set()
 
-    async def _check_run(self, site: int, run: str, digest: str, session: str, context: Any) -> None:
+    async def _check_run(self, site: int, run: str, digest: str, session: str, context: Any) -> bool:
+        """Whether this process began with a federation.yaml that the run has no more; it is to stop."""
         if run != self._federation.run:
             text = f"this is the coordinator of run {self._federation.run}, not of {texts(run, 64)}"
             await self._refuse(context, _STATUS.PERMISSION_DENIED, site, text)
+        if digest in self._before:
+            if session and self.roster.has_spoken(site, session):
+                return True
+            await self._refuse(context, _STATUS.PERMISSION_DENIED, site, _CHANGED)
         if digest != self._digest:
             text = (
                 f"this site's federation.yaml says other things than the coordinator's ({texts(digest, 19)}…, here "
@@ -285,7 +332,7 @@ class Coordinator:
             )
             await self._refuse(context, _STATUS.PERMISSION_DENIED, site, text)
         if not session:  # a person at the site asks; no part in the run
-            return
+            return False
         try:
             welcome = self.roster.begins(site, session)
         except (sqlite3.Error, OSError) as error:
@@ -295,6 +342,7 @@ class Coordinator:
             await self._refuse(context, _STATUS.PERMISSION_DENIED, site, text)
         if welcome:
             self._say("here", self._names[site], site=self._names[site])
+        return False
 
     async def _refuse(self, context: Any, status: Any, site: int, text: str) -> NoReturn:
         self._say("refused", f"{self._names[site]}: {text}", site=self._names[site])
@@ -316,11 +364,11 @@ class Coordinator:
     def status(self) -> dict[str, Any]:
         """How the run stands: plain data."""
         topic, now = self._meetings.open_topic, time.time()
-        members = self._meetings.members
         sites = []
         for k, name in enumerate(self._names):
             waits = self._meetings.waits(k)
-            sites.append({"name": name, "left_out": k not in members, **self.roster.status(k, waits, now)})
+            left_out = self._meetings.is_left_out(k) and not self._federation.sites[k].left
+            sites.append({"name": name, "left_out": left_out, **self.roster.status(k, waits, now)})
         return {
             "run": self._federation.run,
             "run_id": self._meetings.run_id,
@@ -377,8 +425,42 @@ async def serve(
     Raises:
         FederationError: the port or the state folder cannot be used.
     """
+    ending, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    serving: list[Coordinator] = []
+    if metrics_port is not None:
+        from colearn_hpc.federation.coordinator.metrics import serve_metrics
+
+        async def status() -> dict[str, Any]:
+            return serving[-1].status()
+
+        # Here and not in the endpoint's thread: the store belongs to this one.
+        serve_metrics(lambda: asyncio.run_coroutine_threadsafe(status(), loop).result(_SCRAPE), metrics_port)
+    following: Federation | None = federation
+    while following is not None:
+        following = await _serve_one(following, path, identity, state, listen, say, ending, serving)
+
+
+async def _serve_one(
+    federation: Federation,
+    path: Path,
+    identity: Identity,
+    state: Path,
+    listen: str,
+    say: Any,
+    ending: asyncio.Event,
+    serving: list[Coordinator],
+) -> Federation | None:
+    """Serve with one ``federation.yaml``; returns the one that is to follow, if there is one."""
     store = Store(state, federation.run, federation.digest())
+    try:
+        changed = store.adopt(federation)
+    except FederationError:
+        store.close()
+        raise
     coordinator = Coordinator(federation, path, store, say)
+    serving[:] = [coordinator]
     server = grpc.aio.server(options=transport.SERVER_OPTIONS, maximum_concurrent_rpcs=32 * len(federation.sites) + 64)
     server.add_generic_rpc_handlers((_Handler(coordinator),))
     try:
@@ -389,24 +471,18 @@ async def serve(
         store.close()
         raise FederationError(f"{listen} cannot be listened on; is another program there? Choose another --listen")
     await server.start()
-    names = ", ".join(federation.names)
+    if changed:
+        say("roster", changed)
+    names = ", ".join(federation.names[k] for k in federation.active)
     say("serving", f"run {federation.run} on {listen}, for {names}; state in {state}", port=port)
-    ending, loop = asyncio.Event(), asyncio.get_running_loop()
-    if metrics_port is not None:
-        from colearn_hpc.federation.coordinator.metrics import serve_metrics
-
-        async def status() -> dict[str, Any]:
-            return coordinator.status()
-
-        # Here and not in the endpoint's thread: the store belongs to this one.
-        serve_metrics(lambda: asyncio.run_coroutine_threadsafe(status(), loop).result(_SCRAPE), metrics_port)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
     watching = asyncio.create_task(coordinator.watch())
-    waits = [asyncio.create_task(ending.wait()), asyncio.create_task(coordinator.over.wait())]
+    waits = [asyncio.create_task(event.wait()) for event in (ending, coordinator.over, coordinator.changed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    say("ending", "every site has finished" if coordinator.over.is_set() else "asked to; start it again to go on")
+    following = None if ending.is_set() or coordinator.over.is_set() else coordinator.following
+    if following is None:
+        say("ending", "every site has finished" if coordinator.over.is_set() else "asked to; start it again to go on")
     for task in (*waits, watching):
         task.cancel()
-    await server.stop(_GRACE)
+    await server.stop(_GRACE if following is None else 0)
     store.close()
+    return following

@@ -4,31 +4,29 @@ STATE/run.db        outcomes, which site was told which, members, sessions
 STATE/mean-NUMBER   a mean: its header in msgpack, then its numbers; renamed when whole, kept for two rounds
 STATE/lacks-NUMBER  with a codec that is to make up for its errors: what the messages of that mean lacked
 STATE/mean-NUMBER.last   the shared model before it, where a site was there that had missed it
+STATE/mean-NUMBER.join   what was handed to the sites that joined with round NUMBER
 STATE/status.json   how the run stands, for people on this machine; nothing depends on it
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from colearn_hpc.errors import FederationError
 from colearn_hpc.federation import wire
-from colearn_hpc.federation.codecs import CODECS
-from colearn_hpc.federation.wire import LAST_MODEL, ROUND_MEAN, Hello, WireError
+from colearn_hpc.federation.agreement import Federation
+from colearn_hpc.federation.coordinator.change import Standing, difference, roster_of
+from colearn_hpc.federation.coordinator.spool import KeptMean, MeanFiles, Spool
+from colearn_hpc.federation.wire import JOINED, Hello
 from colearn_hpc.protocol.messages import Arrival, Outcome, Topic, TopicKind, from_plain, to_plain
 
 _LAYOUT = 1  # of the database
-KEPT = 2  # means
 STATUS = "status.json"
 _TABLES = """
 create table if not exists facts(name text primary key, value text not null);
@@ -65,7 +63,7 @@ class Told:
     settled: bool
 
 
-class Store:
+class Store(MeanFiles):
     """The state folder of one run.
 
     Args:
@@ -78,7 +76,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, run: str, digest: str) -> None:
-        self.folder = folder
+        super().__init__(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(folder / "run.db", isolation_level=None, timeout=1.0)
@@ -103,7 +101,9 @@ class Store:
             )
         with self._transaction():
             self._set("run", mine)
-            self._set("digest", digest)
+        if self.fact("digest") is None:
+            self.note(digest=digest)
+        self._sites = len(self.fact("roster", ()))
         for leftover in (*folder.glob(".mean-*"), *folder.glob(".lacks-*")):
             leftover.unlink(missing_ok=True)
 
@@ -123,6 +123,73 @@ class Store:
             for name, value in facts.items():
                 self._set(name, value)
 
+    # --- the roster -------------------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> Standing | None:
+        """Who takes part; None: :meth:`adopt` has not been called."""
+        if (roster := self.fact("roster")) is None:
+            return None
+        return Standing(
+            tuple((name, left) for name, left in roster),
+            frozenset(self.fact("members")),
+            frozenset(self.fact("newcomers", ())),
+            self.fact("from_round", 0),
+            {int(k): first for k, first in self.fact("joined", {}).items()},
+        )
+
+    def after(self, federation: Federation) -> Standing:
+        """Who takes part with this ``federation.yaml``.
+
+        Raises:
+            FederationError: it cannot be this run's.
+        """
+        before, roster = self.standing, roster_of(federation)
+        if before is None or not self.fact("run_id"):
+            return Standing(roster, frozenset(federation.active))
+        if federation.digest() == self.fact("digest"):
+            return before
+        last = self.fact("last round")
+        return before.changed(roster, 0 if last is None else last + 1, bool(self.fact("finished")))
+
+    def adopt(self, federation: Federation) -> str:
+        """Go on with this ``federation.yaml``; durable when it returns.
+
+        Returns:
+            What has changed, for people; empty: nothing has.
+
+        Raises:
+            FederationError: it cannot be this run's.
+        """
+        before, after, digest = self.standing, self.after(federation), federation.digest()
+        old, begun = self.fact("digest"), bool(self.fact("run_id"))
+        if before is not None and digest == old:
+            return ""
+        with self._transaction():
+            self._set("roster", after.roster)
+            self._set("members", sorted(after.members))
+            self._set("newcomers", sorted(after.newcomers))
+            self._set("from_round", after.from_round)
+            self._set("digest", digest)
+            if digest != old:
+                self._set("digests", [*(one for one in self.fact("digests", []) if one != digest), old])
+            if before is not None and not begun:
+                # What was said before round 0 holds no more, and who said it may have another place now.
+                self._db.execute("delete from facts where name like 'sessions %' or name='stop'")
+                self._db.execute("delete from told")
+                self._db.execute("delete from outcomes")
+            elif before is not None and not self.fact("finished"):
+                self._set("agreed", False)
+                self._set("joined", {str(k): first for k, first in after.joined.items()})
+                for (asked,) in self._db.execute("select distinct asked from told").fetchall():
+                    topic = Topic.from_plain(json.loads(asked))
+                    if is_of_start(topic) or topic == joining(after.from_round):
+                        self._db.execute("delete from told where asked=?", (asked,))
+                # Of a change before this one with the same round: somebody else may hand the run on now.
+                self.mean_path(after.from_round, JOINED).unlink(missing_ok=True)
+        self._sites = len(after.roster)
+        return difference(before, after) if before is not None and begun else ""
+
     # --- outcomes ---------------------------------------------------------------------------------------
 
     def told(self, site: int, asked: Topic) -> Told | None:
@@ -132,11 +199,7 @@ class Store:
             "where site=? and asked=?",
             (site, _key(asked)),
         ).fetchone()
-        if row is None:
-            return None
-        outcome = from_plain(wire.unpack(row[0]))
-        assert isinstance(outcome, Outcome), "only outcomes are written"
-        return Told(outcome, row[1], row[2], bool(row[3]))
+        return None if row is None else Told(self._outcome(row[0]), row[1], row[2], bool(row[3]))
 
     def conclude(
         self,
@@ -145,6 +208,7 @@ class Store:
         settled: bool,
         members: Iterable[int],
         run_id: str | None = None,
+        newcomers: Iterable[int] = (),
     ) -> None:
         """Write an outcome down, and who is told it; durable when it returns.
 
@@ -154,6 +218,7 @@ class Store:
             settled: see :class:`Told`.
             members: who is waited for from here on.
             run_id: decided here; all that was concluded before then stays so too.
+            newcomers: who is still to join.
         """
         with self._transaction():
             number = self._db.execute(
@@ -166,10 +231,12 @@ class Store:
                     (k, _key(one.arrival.topic), number, wire.pack(to_plain(one.arrival)), one.session),
                 )
             self._set("members", sorted(members))
+            self._set("newcomers", sorted(newcomers))
             if outcome.topic.kind is TopicKind.ROUND:
                 self._set("last round", outcome.topic.round)
             if run_id is not None:
                 self._set("run_id", run_id)
+                self._set("agreed", True)
                 self._db.execute("update outcomes set settled=1")
 
     def forget_unsettled(self) -> None:
@@ -214,27 +281,15 @@ class Store:
 
     def _newest(self, select: str, *values: Any) -> Outcome | None:
         row = self._db.execute(select, values).fetchone()
-        if row is None:
-            return None
-        outcome = from_plain(wire.unpack(row[0]))
+        return None if row is None else self._outcome(row[0])
+
+    def _outcome(self, packed: bytes) -> Outcome:
+        outcome = from_plain(wire.unpack(packed))
         assert isinstance(outcome, Outcome), "only outcomes are written"
-        return outcome
+        later = (None,) * (self._sites - len(outcome.arrivals))  # sites that have joined since
+        return Outcome(outcome.topic, outcome.arrivals + later)
 
     # --- means ------------------------------------------------------------------------------------------
-
-    def mean_path(self, number: int, part: int = ROUND_MEAN) -> Path:
-        return self.folder / f"mean-{number}{'.last' if part == LAST_MODEL else ''}"
-
-    def means(self) -> list[int]:
-        """Numbers of the means that are kept."""
-        return sorted(int(path.name[5:]) for path in self.folder.glob("mean-*") if path.name[5:].isdigit())
-
-    def lacks_path(self, number: int) -> Path:
-        return self.folder / f"lacks-{number}"
-
-    def lacks(self) -> list[int]:
-        """Numbers of the means of which it is known what their messages lacked."""
-        return sorted(int(path.name[6:]) for path in self.folder.glob("lacks-*") if path.name[6:].isdigit())
 
     def is_past(self, topic: Topic) -> bool:
         """Whether ``topic`` is a round's end whose mean is not kept any more."""
@@ -299,125 +354,15 @@ class _Transaction:
             self._db.execute("rollback")
 
 
-class Spool:
-    """A mean that is written, chunk by chunk in order, while it is taken; and what its messages lack."""
-
-    def __init__(self, store: Store, hello: Hello) -> None:
-        self._store, self._hello = store, hello
-        name = f"{hello.number}-{os.getpid()}-{time.monotonic_ns()}"
-        self._path, self._lacks_path = store.folder / f".mean-{name}", store.folder / f".lacks-{name}"
-        self._file = self._path.open("wb")
-        self._file.write(_head(hello))
-        self._lacks: BinaryIO | None = None
-        self._lacked: BinaryIO | None = None
-        if hello.codec and CODECS[hello.codec].feedback:
-            self._lacks = self._lacks_path.open("wb")
-            before = [number for number in store.lacks() if number < hello.number]
-            # That of a vector of another length is of other parameters.
-            if before and store.lacks_path(before[-1]).stat().st_size == 4 * hello.coded:
-                self._lacked = store.lacks_path(before[-1]).open("rb")
-
-    def lacked(self, count: int) -> np.ndarray[Any, Any]:
-        """The next ``count`` numbers that the messages of the mean before lacked, float32; zeros where there was none.
-
-        Raises:
-            OSError: the disk refuses, or the mean came to nothing meanwhile.
-        """
-        if self._lacked is None:
-            return np.zeros(count, dtype="<f4")
-        with _open():
-            return np.frombuffer(self._lacked.read(4 * count), "<f4")
-
-    def lacks(self, numbers: np.ndarray[Any, Any]) -> None:
-        """What this mean's next message lacks. Raises OSError as :meth:`lacked`."""
-        assert self._lacks is not None, "a codec with feedback"
-        with _open():
-            self._lacks.write(numbers.astype("<f4", copy=False).data)
-
-    def write(self, content: bytes | memoryview) -> None:
-        """Add a chunk. Raises OSError where the disk refuses, or the mean came to nothing meanwhile."""
-        with _open():
-            self._file.write(content)
-
-    def sync(self) -> None:
-        """Let the disk begin: the last chunk then waits less. May be called from another thread; so may :meth:`keep`.
-
-        Raises:
-            OSError: the disk refuses, or the mean came to nothing meanwhile.
-        """
-        with _open():
-            for file in filter(None, (self._lacks, self._file)):
-                file.flush()
-                os.fdatasync(file.fileno())
-
-    def keep(self) -> None:
-        """The mean is whole: durable under its name when this returns. Older ones than the last two are removed."""
-        self.sync()
-        self._close()
-        if self._lacks is not None:
-            # First: where a kill comes before the mean has its name, this one is taken again and overwritten.
-            self._lacks_path.replace(self._store.lacks_path(self._hello.number))
-            for number in self._store.lacks()[:-KEPT]:
-                self._store.lacks_path(number).unlink(missing_ok=True)
-        self._path.replace(self._store.mean_path(*self._hello.key))
-        _sync_folder(self._store.folder)
-        for number in self._store.means()[:-KEPT]:
-            for part in (ROUND_MEAN, LAST_MODEL):
-                self._store.mean_path(number, part).unlink(missing_ok=True)
-
-    def drop(self) -> None:
-        """The mean came to nothing."""
-        self._close()
-        self._path.unlink(missing_ok=True)
-        self._lacks_path.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        for file in filter(None, (self._file, self._lacks, self._lacked)):
-            file.close()
+def is_of_start(topic: Topic) -> bool:
+    """Whether a meeting is one of those at which all agree on a contract, before they go on with any round."""
+    return topic.round is None and topic.kind is not TopicKind.JOINING
 
 
-@contextlib.contextmanager
-def _open() -> Iterator[None]:
-    """A file is worked on that another task may close, because the mean came to nothing."""
-    try:
-        yield
-    except ValueError:
-        raise OSError("the mean came to nothing meanwhile") from None
-
-
-class KeptMean:
-    """A kept mean, read chunk by chunk."""
-
-    def __init__(self, path: Path, hello: Hello) -> None:
-        self._file = path.open("rb")
-        size = int.from_bytes(self._file.read(4), "little")
-        kept = wire.unpack(self._file.read(size))
-        same = kept[:3] == hello.to_plain()[:3] and kept[6:] == hello.to_plain()[6:]
-        if not same:
-            self._file.close()
-            raise WireError(f"mean {hello.number} is of {kept[1]} x {kept[2]}, not of {hello.size} x {hello.dtype}")
-        self._hello = hello
-
-    def chunk(self, chunk: int) -> bytes:
-        """The next chunk."""
-        return self._file.read(self._hello.length(chunk))
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _head(hello: Hello) -> bytes:
-    head = wire.pack(hello.to_plain())
-    return len(head).to_bytes(4, "little") + head
+def joining(from_round: int) -> Topic:
+    """Where those come that join with a round, and those that are in the run."""
+    return Topic(TopicKind.JOINING, detail=f"round {from_round}")
 
 
 def _key(topic: Topic) -> str:
     return json.dumps(topic.to_plain(), ensure_ascii=False)
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -4,7 +4,8 @@ usage: federated.py CASES
 
 CASES is a JSON list, whose runs come one after the other. A case has ``run`` (the run folder), ``rounds``, and further
 arguments of CoLearning; with ``federation`` and ``site`` this world is that site, otherwise there are ``centers`` data
-centers in it. A site's data are those of its number in the order of the mean, so both ways train the same.
+centers in it. A site's data are those of its number in the order of the mean, so both ways train the same. ``plain``:
+without BatchNorm and shuffling, from w⁰ of that seed, as ``oracle.py`` trains.
 """
 
 import toy  # first: makes torchvision importable
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc.algorithm.outer import OuterSGD
 from colearn_hpc.trainer.inject import FaultInjector
 
 
@@ -31,7 +33,7 @@ class Slow(pl.Callback):
         time.sleep(self.seconds)
 
 
-def train(run, rounds, centers=None, federation=None, site=None, pause=0.0, faults="", **settings):
+def train(run, rounds, centers=None, federation=None, site=None, pause=0.0, faults="", plain=None, **settings):
     center = DataCenter.join(1 if federation else centers)
     index = center.index
     if federation:
@@ -41,7 +43,9 @@ def train(run, rounds, centers=None, federation=None, site=None, pause=0.0, faul
         settings |= {"federation": federation, "site": site}
     pl.seed_everything(5 + 100 * index + center.rank, verbose=False)
     net = nn.Sequential(nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, toy.CLASSES))
-    module = toy.Toy(net)
+    module = toy.Toy(net if plain is None else toy.network(plain))
+    if settings.get("outer_optimizer") == "momentum":
+        settings["outer_optimizer"] = OuterSGD()
     unit = {} if "local_steps" in settings else {"local_epochs": 1}
     settings = unit | {"epsilon": 0.3, "weighting": "examples"} | settings
     colearning = CoLearning(rounds=rounds, run_dir=run, centers=center, **settings)
@@ -49,7 +53,7 @@ def train(run, rounds, centers=None, federation=None, site=None, pause=0.0, faul
     if faults:
         callbacks.append(FaultInjector(faults.split(), colearning.standing))
     trainer = toy.trainer(center, colearning, *callbacks)
-    loader = toy.loader(index, center.size, center.rank, shuffle=True)
+    loader = toy.loader(index, center.size, center.rank, shuffle=plain is None)
     data = {"train_dataloaders": loader, "val_dataloaders": toy.loader(index)}
     colearning.fit(trainer, module, ckpt_path=colearning.resume_path(), **data)
 

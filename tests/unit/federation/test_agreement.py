@@ -37,6 +37,18 @@ def test_it_comes_back(consortium, tmp_path):
         federation.site("rome")
 
 
+def test_who_has_left_keeps_its_place(consortium, tmp_path):
+    federation = consortium.federation
+    gone = replace(federation, sites=(federation.sites[0], replace(federation.sites[1], may=(), left=True)))
+    assert read(consortium, tmp_path, gone.to_yaml()) == gone and "left: true" in gone.to_yaml()
+    assert gone.names == ("lyon", "kiel") and gone.active == (0,) and gone.digest() != federation.digest()
+    assert gone.items()["site kiel"].endswith("has left")
+    text = gone.to_yaml()
+    for other, why in (("left: maybe", "must be true or false"), ("left: true, may: [join]", "so it may nothing")):
+        with pytest.raises(ConfigurationError, match=why):
+            read(consortium, tmp_path, text.replace("left: true", other))
+
+
 def test_the_digest_is_of_what_is_meant(consortium, tmp_path):
     text, federation = consortium.path.read_text(), consortium.federation
     begin = text.index("ca: |")

@@ -120,8 +120,12 @@ def test_again(people):
     second = Federation.read(people.run / "federation.yaml").site("lyon")
     assert second.fingerprint != first.fingerprint and second.may == first.may == ("join", "give")
     people.at(people.run, "remove", "lyon")
-    assert Federation.read(people.run / "federation.yaml").names == ()
-    assert "no site 'lyon'" in people.at(people.run, "remove", "lyon", code=2)
+    gone = Federation.read(people.run / "federation.yaml")
+    assert gone.names == ("lyon",) and gone.active == () and gone.site("lyon").may == ()  # it keeps its place
+    assert "has left already" in people.at(people.run, "remove", "lyon", code=2)
+    assert "no site 'kiel'" in people.at(people.run, "remove", "kiel", code=2)
+    said = people.at(people.run, "sign", "lyon.request.pem", "--code", code, "--replace", code=2)
+    assert "has left run gut for good" in said and "by another name" in said
 
 
 def test_what_accept_refuses(people):

@@ -171,7 +171,7 @@ def test_removal_works_at_the_next_call(server, roster, capsys):
     kiel = Identity.read(roster.folder / "kiel")
     assert knock(server, kiel, "kiel") == "kiel"
     assert main(["federation", "remove", "kiel", "--federation", str(roster.path)]) == 0
-    assert knock(server, kiel, "kiel").startswith("PERMISSION_DENIED not on the roster")
+    assert knock(server, kiel, "kiel").startswith("PERMISSION_DENIED has left")
 
 
 def test_no_certificate_and_no_tls(server, consortium):

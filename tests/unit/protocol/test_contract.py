@@ -9,12 +9,15 @@ import pytest
 from colearn_hpc.protocol.contract import (
     CHAIN,
     CLOCKED,
+    ROSTER,
     Contract,
     begun,
     contracts_in_force,
     digest_of_texts,
+    end_of,
+    is_roster,
     linked,
-    tail,
+    openings,
     texts_of,
     verify,
 )
@@ -33,9 +36,50 @@ def chained(contracts, count, start=0, before=()):
     lines = list(before)
     for number in range(start, count):
         new = line(number)
-        new[CHAIN] = linked(tail(contracts, lines, number), new)
-        lines.append(json.loads(json.dumps(new)))
+        opening, before = openings(contracts, end_of(lines), number)
+        new[CHAIN] = linked(before, new)
+        lines += json.loads(json.dumps([*opening, new]))
     return lines
+
+
+def test_who_joined_and_who_left_is_a_line_of_the_chain():
+    """... which lies in the chain of a site that joined as in all others'."""
+    second = Contract(FIRST.agreed, {"lyon": {}, "rome": {}}, 2)
+
+    def of(names, number):
+        return line(number, centers=[{"name": name, "data": ""} for name in names])
+
+    lines = []
+    for number in range(4):
+        new = of(("lyon", "kiel") if number < 2 else ("lyon", "rome"), number)
+        opening, before = openings([FIRST, second], end_of(lines), number)
+        lines += [*opening, new | {CHAIN: linked(before, new)}]
+    roster = lines[2]
+    assert roster[ROSTER]["joined"] == ["rome"] and roster[ROSTER]["left"] == ["kiel"] and is_roster(roster)
+    verdict = verify([FIRST, second], lines)
+    assert verdict.problems == () and verdict.head == lines[-1][CHAIN]
+    # At rome: what it was told when it joined, and its lines.
+    joined = replace(second, head=lines[1][CHAIN], former=FIRST.members)
+    assert Contract.from_plain(json.loads(json.dumps(joined.to_plain()))) == joined
+    assert openings([joined], end_of([]), 2)[0] == [roster]
+    assert verify([joined], lines[2:]) == verdict
+    assert contracts_in_force([joined], replace(second)) == [joined], "started again, it knows what it was told"
+    for damaged in (
+        lines[:2] + lines[3:],
+        [*lines[:2], roster | {ROSTER: roster[ROSTER] | {"left": []}}, *lines[3:]],
+        [*lines[:3], roster, *lines[3:]],
+        [*lines[:1], roster, lines[1], *lines[3:]],
+        [*lines, roster],
+    ):
+        assert verify([FIRST, second], damaged).problems
+    assert verify([replace(joined, head=lines[0][CHAIN])], lines[2:]).problems
+    assert verify([replace(joined, former=("lyon",))], lines[2:]).problems
+
+
+@pytest.mark.parametrize("joined", [{}, {"head": "", "members": []}, {"head": "sha256:" + "0" * 64, "members": [1]}, 1])
+def test_a_contract_that_was_joined_after_nothing(joined):
+    with pytest.raises(ValueError, match="after nothing"):
+        Contract.from_plain(FIRST.to_plain() | {"joined_after": joined})
 
 
 def test_a_contract_comes_back():

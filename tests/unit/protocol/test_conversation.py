@@ -78,7 +78,8 @@ class FakeMeetings:
     def __init__(self, others=(), index=0):
         self.index, self.names = index, NAMES[: 1 + len(others)]
         self.others, self.replays, self.meanwhile, self.stop_asked = list(others), False, None, ""
-        self.separate, self.may_preside = False, None
+        self.separate, self.may_preside, self.roster, self.from_round = False, None, tuple(range(len(self.names))), None
+        self.somebody_joins, self.joined = False, None
         self.came, self.said, self.asked, self.code = [], [], [], None
         self.silent, self.fails = [], None
 

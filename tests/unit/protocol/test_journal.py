@@ -29,6 +29,7 @@ class Inner:
     """The other data centers; counts how often they are asked."""
 
     index, names, carries, separate, may_preside = 1, ("dc0", "dc1"), True, False, None
+    roster, from_round, somebody_joins, joined = (0, 1), None, False, None
     stop_asked = "SIGTERM"
 
     def __init__(self):
