@@ -53,7 +53,13 @@ class World:
         return SimpleNamespace(
             alone=False,
             center=SimpleNamespace(index=0 if self.separate else index, name=NAMES[index], is_leader=True),
-            between=SimpleNamespace(index=index, names=NAMES[: self.count], replays=False, separate=self.separate),
+            between=SimpleNamespace(
+                index=index,
+                names=NAMES[: self.count],
+                roster=tuple(range(self.count)),
+                replays=False,
+                separate=self.separate,
+            ),
             journal=SimpleNamespace(credentials=None),
             site=SimpleNamespace(bcast=lambda content: content, largest=lambda *numbers: list(numbers)),
             means=SimpleNamespace(carries=True, part=lambda size: slice(0, size)),
