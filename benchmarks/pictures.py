@@ -106,7 +106,7 @@ def arms(rows: list[dict[str, Any]]) -> str:
         accuracy.set(xlabel="test accuracy, %")
         accuracy.set_yticks(range(len(names)), [label(name) for name in names])
         accuracy.invert_yaxis()
-        sent.set(xlabel="MB sent; no dot: none", xscale="log")
+        sent.set(xlabel="MB sent (log scale); no dot: none", xscale="log")
         sent.set_xticks(ticks := [0.05, 0.2, 1, 3], [f"{tick:g}" for tick in ticks])
         sent.minorticks_off()
         figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=5)
