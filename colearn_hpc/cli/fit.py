@@ -426,6 +426,8 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
         with contextlib.redirect_stdout(None if rank else sys.stdout):
             cli(session)
         _settled(size)
+        if size > 1:
+            leave_together()  # one of the others may have failed after the run's end, and has to say so
         return 0
     except BaseException as raised:
         after_the_end = getattr(raised, "after_the_end", False)

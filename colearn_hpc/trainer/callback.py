@@ -562,6 +562,8 @@ class CoLearning(Callback):
             place.conversation.fail(exception, verdict.text, verdict.elsewhere)
             if isinstance(exception, SystemExit):  # whatever its code is, this run has not succeeded
                 said = place.conversation.told(verdict.text, verdict.elsewhere)
+                for other in trainer.callbacks[trainer.callbacks.index(self) + 1 :]:  # type: ignore[attr-defined]
+                    other.on_exception(trainer, pl_module, exception)  # Lightning calls none after one that raises
                 raise PeerError(f"{said}\n(sys.exit() in a run ends it for all data centers)") from exception
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -978,6 +980,7 @@ class CoLearning(Callback):
                 self._summarize(status, error=self._brief(exception, elsewhere))
             log.info("%s: %s", status, describe_error(exception))
             self._fit.folder.release()
+            self._fit.folder.close()  # what this process does next is no part of the run
 
     def _brief(self, error: BaseException, elsewhere: str) -> str:
         """For the summary, which others may read."""

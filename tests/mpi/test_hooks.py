@@ -55,12 +55,20 @@ def test_an_error_in_a_hook(ended, case):
     status = json.loads(summary.read_text())["status"] if summary.exists() else "failed"
     if not codes:  # all were ended, wherever they were
         assert status != "finished" and int(launcher.read_text().split("\n")[0]) != 0, text
+    elif status == "finished" and way == "mute" and "could not be written (TimeoutError)" in text:
+        assert set(codes.values()) == {0}, text  # in a resume point an OSError is a disk's: the point before it stays
+        return
     elif status == "finished":  # it came after the run's end, and is its own rank's affair
         assert codes[str(world_rank(*case))] == 1, (codes, text)
     else:
         assert set(codes.values()) == {1}, (codes, text)
     assert text.count("colearn-hpc: error:") == 1, text
+    if codes:
+        states = {path.name: json.loads(path.read_text())["state"] for path in folder.glob("run/status/*.json")}
+        assert {*states.values()} <= {"failed", "finished"}, (states, text)
     own = f"patient 4711 in {hook}" if way == "raise" else type(ending(way, hook)).__name__
+    if (hook, way) == ("__init__", "mute"):
+        own = "IndexError"  # jsonargparse looks for the first line of the error's text, and fails itself
     assert own in text  # in the output of its own rank
     others = "".join(text for rank, text in said.items() if int(rank) // ranks != world_rank(*case) // ranks)
     logs = [
