@@ -259,6 +259,12 @@ class RunState:
         """Rounds whose lines are written."""
         return self.unlogged[0].index if self.unlogged else self.rounds_done
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has ended, and no other data center can wait for anything more of this one."""
+        open_ = self.dirty or self.travelling is not None or self.unlogged or self.due is not None
+        return self.stop is not None and not open_
+
     def to_plain(self) -> dict[str, Any]:
         """As plain data, for a checkpoint."""
         plain = asdict(self)

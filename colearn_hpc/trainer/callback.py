@@ -347,7 +347,7 @@ class CoLearning(Callback):
         check_callbacks(trainer)
         validation.prepare(trainer)
         expect(trainer, self._known_length, in_steps)
-        start = EpochStart(self._start_epoch, self._start_batch)
+        start = EpochStart(self._start_epoch, self._start_batch, self._trainer_ends)
         corrector = getattr(self._fit.averager, "corrector", None)
         corrects = [] if corrector is None else [CorrectsGradients(corrector)]
         end = EpochEnd(
@@ -532,6 +532,13 @@ class CoLearning(Callback):
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
         if isinstance(self._fit.averager, KeptModelAverager):
             self._fit.averager.show_kept(pl_module)
+        self._end()
+
+    def _trainer_ends(self) -> None:
+        self._fit.ends = True
+
+    def _end(self) -> None:
+        """The run is over, and nobody is left to be waited for."""
         self._summarize("finished", stopped_by=self.stop_reason or "the Trainer")
         self._fit.finished = True
         self._placed.conversation.finish()
@@ -542,9 +549,10 @@ class CoLearning(Callback):
         if self._fit.folder is not None:
             self._fit.leave(trainer)
         if self._fit.finished:  # on_fit_end, a logger's last words: nothing is left to be done again, or to be told
-            with contextlib.suppress(AttributeError):
-                exception.everywhere = exception.after_the_end = True  # type: ignore[attr-defined]
-            return
+            return self._comes_after_the_end(exception)
+        if self._fit.ends and self._run.state.is_done:  # a user's on_train_end before ours; other ranks may have left
+            self._end()
+            return self._comes_after_the_end(exception)
         if is_everywhere(exception):
             if isinstance(exception, Interrupted) and self._place is not None:
                 # All are here and leave, so a mean comes to its end; nobody may leave while messages are under way.
@@ -565,6 +573,11 @@ class CoLearning(Callback):
                 for other in trainer.callbacks[trainer.callbacks.index(self) + 1 :]:  # type: ignore[attr-defined]
                     other.on_exception(trainer, pl_module, exception)  # Lightning calls none after one that raises
                 raise PeerError(f"{said}\n(sys.exit() in a run ends it for all data centers)") from exception
+
+    def _comes_after_the_end(self, exception: BaseException) -> None:
+        """It is this rank's affair: the run stays finished."""
+        with contextlib.suppress(AttributeError):
+            exception.everywhere = exception.after_the_end = True  # type: ignore[attr-defined]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or self._fit.folder is None:

@@ -40,7 +40,8 @@ class CurrentFit:
         losses: of this rank in the round.
         steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
         joining: who joins the run; the same in all attempts.
-        began, trains, finished: how far the fit has come.
+        began, trains, ends, finished: how far the fit has come. With ``ends`` all ranks of the data center have trained
+            the last epoch and written its resume point.
     """
 
     folder: RunFolder | None = None
@@ -63,6 +64,7 @@ class CurrentFit:
     joining: Joining = field(default_factory=Joining)
     began: bool = False
     trains: bool = False
+    ends: bool = False
     finished: bool = False
 
     @property

@@ -61,6 +61,18 @@ def test_who_may_read_what(tmp_path):
     assert not [path.name for path in run.rglob(".*")] and not (run / "writer.json").exists()
 
 
+def test_who_fails_at_the_end_leaves_a_finished_run(tmp_path):
+    """... before ours has had its say: nothing is left to be trained, and the others may be gone."""
+
+    class Fails(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            raise ValueError("of the user's own")
+
+    with pytest.raises(ValueError, match="of the user's own"):
+        trained(CoLearning(local_epochs=1, rounds=2, run_dir=tmp_path / "run"), Net(), before=[Fails()])
+    assert summary(tmp_path / "run")["status"] == "finished" and summary(tmp_path / "run")["rounds"] == 2
+
+
 @pytest.mark.parametrize("model", [{"optimizes": False}, {"sparse": True}])
 def test_as_in_plain_lightning(tmp_path, model):
     fit(tmp_path / "run", Net(**model))
