@@ -55,6 +55,7 @@ def wait_for(cluster, job: str, run: Path, starts: int, seconds: float = 180) ->
         time.sleep(0.1)
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_chain_of_limited_jobs(cluster, undisturbed, tmp_path):
     """Jobs that may not requeue: each ends with 85 and the next continues; after the end the rest is cancelled."""
     script = two_centers(cluster, tmp_path, "chained", pause=0.4)

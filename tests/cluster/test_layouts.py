@@ -106,6 +106,7 @@ def test_five_components_of_different_sizes(cluster, pmix, tmp_path):
 BY_HAND = "COLEARN_CENTER=dc$((1 - {rank} % 2)) exec {call}"
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_centers_named_by_hand(cluster, pmix, tmp_path):
     """COLEARN_CENTER under srun and mpirun: two data centers of two ranks each, in turn, over two nodes or on one."""
     call = "{python} -m colearn_hpc fit {arguments}"
