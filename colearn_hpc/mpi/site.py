@@ -9,6 +9,7 @@ After a break the ranks *regroup* on fresh communicators, because the broken one
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -172,6 +173,21 @@ class MpiSite:
         waiting = Patience()
         while not request.Test():
             if waiting.seconds > _SPIN:
-                self.check()
+                try:
+                    self.check()
+                except CenterBrokenError:
+                    if _comes_to_its_end(request):  # who broke off had come out of this very one, and failed then
+                        return
+                    raise
                 self.meanwhile()
                 waiting.sleep()
+
+
+def _comes_to_its_end(request: MPI.Request, patience: float = 0.2) -> bool:
+    """Whether all ranks have entered what this one waits for; then MPI needs a few more looks at it, and no longer."""
+    end = time.monotonic() + patience
+    while not request.Test():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
