@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from colearn_hpc.cli import describe
-from colearn_hpc.cli.parsing import Parser
+from colearn_hpc.cli.parsing import Parser, nearest
 
 PAGE = Path(__file__).with_name("troubleshooting.md")
 _EXIT_CODES = "exit-codes"
@@ -30,8 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if key.isdigit():
         key = _EXIT_CODES
     if key not in found:
-        near = difflib.get_close_matches(key, found, n=1)
-        says = f"did you mean {near[0]}?" if near else f"there are {', '.join(found)}"
+        says = nearest(key, found) or f"there are {', '.join(found)}"
         print(f"colearn-hpc: error: no key {key!r}; {says}", file=sys.stderr)
         return 2
     console = Console()
