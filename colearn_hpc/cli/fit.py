@@ -425,17 +425,14 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
     try:
         with contextlib.redirect_stdout(None if rank else sys.stdout):
             cli(session)
-        _settled(size)
-        if size > 1:
-            leave_together()  # one of the others may have failed after the run's end, and has to say so
+        _leave(size)
         return 0
     except BaseException as raised:
         after_the_end = getattr(raised, "after_the_end", False)
         if isinstance(raised, SystemExit) and not after_the_end and (session.place is None or is_everywhere(raised)):
             # --help, or interrupted by a signal on all ranks
-            if isinstance(raised, Interrupted) and size > 1:
-                _settled(size)
-                leave_together()
+            if isinstance(raised, Interrupted):
+                _leave(size)
             return raised.code if isinstance(raised.code, int) else int(raised.code is not None)
         error = _own(raised)
         if session.place is not None:
@@ -451,20 +448,19 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
             center = session.place.center
             said = f"{center.name} ({center.host}), to be read here alone: {describe_error(error)}"
             print(f"colearn-hpc: {said}", file=sys.stderr, flush=True)
-        _settled(size)
-        if size > 1:
-            leave_together()
+        _leave(size)
         return 2 if isinstance(error, UsageError) else 1
 
 
-def _settled(size: int) -> None:
-    """This rank's exit code is settled; no signal changes it any more.
+def _leave(size: int) -> None:
+    """This rank's exit code is settled: no signal changes it any more, and all ranks leave together.
 
     srun and mpirun send TERM to the rest as soon as one rank has exited with an error. Who is still ending then, be it
     in MPI's own end, would seem to have died of it, and a batch script starts again after a death.
     """
     if size > 1:
         signals.ignore()
+        leave_together()  # whoever has failed, if only after the run's end, has said so by then
 
 
 def _is_kept_here(error: BaseException, place: Place) -> bool:
