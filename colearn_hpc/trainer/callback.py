@@ -747,13 +747,13 @@ class CoLearning(Callback):
 
     def _take_mean(self, trainer: pl.Trainer, absent: str) -> Step | None:
         """Equations 2 and 4."""
-        run, state, module = self._run, self._run.state, trainer.lightning_module
+        run, state = self._run, self._run.state
         place = run.place(self._limit(trainer), leaving=False)
         decide = self._decider(state.round, run.epochs_done_then)
         losses, known = self._fit.losses.state, len(state.history)
         left = None if absent else epochs_left(trainer, self.settings.in_steps)
-        report, scale = state.round.report, self._supervisor.loss_scale
-        end = RoundEnd(module, trainer.optimizers, report, place, decide, absent, losses, known, left, scale)
+        more = {"absent": absent, "loss": losses, "known": known, "epochs_left": left}
+        end = self._round_end(trainer, state.round.report, place, decide, **more)
         return self._taken(self._fit.averager.take(end), place, trainer)
 
     def _begin_mean(self, trainer: pl.Trainer) -> Step | None:
@@ -769,10 +769,16 @@ class CoLearning(Callback):
                 report, losses = replace(report, examples=0), (0.0, 0.0)
         decide = self._decider(round_, epochs_done)
         left = epochs_left(trainer, self.settings.in_steps)
-        module, scale = trainer.lightning_module, self._supervisor.loss_scale
-        end = RoundEnd(module, trainer.optimizers, report, place, decide, "", losses, known, left, scale)
+        end = self._round_end(trainer, report, place, decide, loss=losses, known=known, epochs_left=left)
         found = averager.begin(end, again=state.travelling is not None)
         return run.mean_begun(found.report) if found.decision is None else self._taken(found, place, trainer)
+
+    def _round_end(
+        self, trainer: pl.Trainer, report: CenterReport, place: RoundPlace, decide: Decide, **more: Any
+    ) -> RoundEnd:
+        """With what the Trainer trains; ``more``: further fields."""
+        module, scale = trainer.lightning_module, self._supervisor.loss_scale
+        return RoundEnd(module, trainer.optimizers, report, place, decide, loss_scale=scale, **more)
 
     def _taken(self, found: MeanResult, place: RoundPlace, trainer: pl.Trainer) -> Step | None:
         assert found.decision is not None, "a mean that is taken is decided on"
@@ -789,14 +795,12 @@ class CoLearning(Callback):
         return step
 
     def _finish_mean(self, trainer: pl.Trainer) -> Step | None:
-        state, averager, module = self._run.state, self._late_averager, trainer.lightning_module
+        state, averager = self._run.state, self._late_averager
         round_ = state.travelling
         assert round_ is not None, "it is due only then"
         place = self._run.place_of(round_)
         decide = self._decider(round_, round_.epochs_done)
-        scale = self._supervisor.loss_scale
-        end = RoundEnd(module, trainer.optimizers, round_.report, place, decide, loss_scale=scale)
-        found = averager.finish(end)
+        found = averager.finish(self._round_end(trainer, round_.report, place, decide))
         assert found.decision is not None, "a mean that is here is decided on"
         average_from_here(trainer)
         step = self._run.mean_finished(found.decision, self._signed(found.report, trainer), self._limit(trainer))
