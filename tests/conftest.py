@@ -99,6 +99,16 @@ def same_center_for_the_next_test() -> Iterator[None]:
         os.environ["COLEARN_CENTER"] = before
 
 
+@pytest.fixture
+def under_way() -> Iterator[list[Any]]:
+    """Runs of sites, each with its ``consortium``, that are ended after the test."""
+    runs: list[Any] = []
+    yield runs
+    for run in runs:
+        run.end()
+        run.consortium.end()
+
+
 def _processes(marker: str) -> list[int]:
     """Processes that were started with ``marker`` in their environment and still run."""
     found = []

@@ -45,9 +45,8 @@ def world(launch, tmp_path_factory):
 
 
 @pytest.fixture
-def walk(tmp_path):
+def walk(tmp_path, under_way):
     """``walk(settings)``: sites with their coordinator, which is curious; ended after the test."""
-    under_way = []
 
     def begin(settings, names=NAMES, rounds=ROUNDS, size=SIZE, pause=0.0, only=None, **agreed):
         consortium = Consortium(tmp_path / "run", names, **agreed)
@@ -63,10 +62,7 @@ def walk(tmp_path):
         under_way.append(walking)
         return walking
 
-    yield begin
-    for walking in under_way:
-        walking.end()
-        walking.consortium.end()
+    return begin
 
 
 def folders(walking, names=NAMES):

@@ -87,9 +87,8 @@ class Sites:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, under_way):
     """``run(rounds, **settings)``: three sites that train, and their coordinator."""
-    under_way = []
 
     def begin(rounds, ranks=1, **settings):
         consortium = Consortium(tmp_path / "c", NAMES)
@@ -101,10 +100,7 @@ def run(tmp_path):
             sites.start(name, ranks, pause=0.25)
         return consortium, sites
 
-    yield begin
-    for sites in under_way:
-        sites.end()
-        sites.consortium.end()
+    return begin
 
 
 def change(consortium, leaves="dc2", joins="dc3"):

@@ -20,9 +20,8 @@ def walker(consortium, rounds=ROUNDS, size=SIZE, pause=0.05):
 
 
 @pytest.fixture
-def walk(tmp_path):
+def walk(tmp_path, under_way):
     """``walk(NAMES, **settings)``: a coordinator with its sites, ended after the test."""
-    under_way = []
 
     def begin(names=NAMES, rounds=ROUNDS, size=SIZE, pause=0.05, **settings):
         consortium = Consortium(tmp_path / f"run{len(under_way)}", names, **settings)
@@ -31,10 +30,7 @@ def walk(tmp_path):
         under_way.append(walking)
         return walking
 
-    yield begin
-    for walking in under_way:
-        walking.end()
-        walking.consortium.end()
+    return begin
 
 
 @pytest.fixture(scope="module")
