@@ -39,6 +39,7 @@ def test_importing_all_public_names_changes_nothing():
     assert changed_by(EVERYTHING + "; import colearn_hpc.trainer.signals, colearn_hpc.trainer.progress") == []
 
 
+@pytest.mark.exhaustive(sample=2)
 @pytest.mark.parametrize(
     ("statement", "what"),
     [

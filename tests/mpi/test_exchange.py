@@ -51,7 +51,7 @@ def test_failure_of_the_decision(launch):
     )
 
 
-@pytest.mark.exhaustive(sample=2)
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize(("centers", "ranks_per_center"), [(2, 1), (5, 1), (3, 2), (2, 3), (1, 2)])
 def test_mean(launch, centers, ranks_per_center):
     """Sizes around every boundary of the chunks, weights, several dtypes, lanes; the same bits on all ranks."""

@@ -158,7 +158,7 @@ def test_all_end_with_one_model(folder, ended, variant):
     assert all(c["shared_metrics"] for line in found[:2] for c in line["centers"])
 
 
-@pytest.mark.exhaustive(sample=2)
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize("moment", KILLED)
 def test_killed_and_resumed(folder, interrupted, ended, moment):
     fault = KILLED[moment]

@@ -95,7 +95,7 @@ def undisturbed(finished):
     return digests(finished["undisturbed"][1])
 
 
-@pytest.mark.exhaustive(sample=3)
+@pytest.mark.exhaustive(sample=2)
 @pytest.mark.parametrize("name", INSIDE)
 def test_a_failure_inside_a_participant(finished, undisturbed, name):
     run, done = finished[name]
@@ -105,7 +105,7 @@ def test_a_failure_inside_a_participant(finished, undisturbed, name):
     assert fired(run) > 1 or "(2 of 3 in this round)" not in done.err  # one fault needs one restart
 
 
-@pytest.mark.exhaustive(sample=2)
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize("fault", DEATHS)
 def test_a_process_dies(died, finished, undisturbed, fault):
     """The job ends at once, whatever the others are doing, and the next start has the same bits."""
@@ -124,12 +124,12 @@ def test_a_repeated_error_ends_the_run(launch, tmp_path):
 
 def test_restarts_are_used_up(launch, tmp_path):
     faults = " ".join(f"raise@center=dc1,round=1,step={step}" for step in range(3))
-    done = train(launch, tmp_path, ROUNDS, faults=faults, restarts=2)
+    done = train(launch, tmp_path, ROUNDS, faults=faults, restarts=2, ranks=2, exchange={})
     assert done.code == 1 and fired(tmp_path) == 3 and "restarts=2 of round 1 are used up" in done.err
 
 
 def test_without_restarts_the_first_failure_ends_the_run(launch, tmp_path):
-    done = train(launch, tmp_path, ROUNDS, faults="raise@center=dc1,round=1", restarts=0)
+    done = train(launch, tmp_path, ROUNDS, faults="raise@center=dc1,round=1", restarts=0, ranks=2, exchange={})
     assert done.code == 1 and fired(tmp_path) == 1 and "restarts=0 of round 1 are used up" in done.err
 
 
