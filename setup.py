@@ -94,11 +94,14 @@ setup(
         "docs": ["mkdocstrings-python>=2.0", "zensical>=0.0.73"],
         # What examples/ need besides (and `timm`).
         "examples": ["monai>=1.4", "peft>=0.14", "transformers>=4.48"],
+        # Codecs of 8 bits and fewer in machine code (docs/performance.md).
+        "speed": ["numba>=0.60"],
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",
             "librosa>=0.11",  # the oracle of our log-mel
             "mypy>=1.10",
+            "numba>=0.60",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

@@ -3,8 +3,9 @@
 Ours is everything from the local module to the shared one: the finite check, reading the tensors, the mean in float64,
 the relative change, the decision, the commit into the module with the divergence. Packed is what any mean from module
 to module costs: pack into a kept vector, MPI.Allreduce(IN_PLACE), divide, unpack; nothing is checked, measured or
-refused. Raw is the Allreduce alone, of a vector that is there already, and no mean: a sum. All take turns within one
-run; ratios are those of the medians.
+refused. Raw is the Allreduce alone, of a vector that is there already, and no mean: a sum. Averager is PyTorch's
+PeriodicModelAverager over gloo: it packs, takes a float32 Allreduce and unpacks, of the parameters without the buffers.
+All take turns within one run; ratios are those of the medians.
 
     python benchmarks/exchange.py --centers 2 4 5 8 --parameters 58164298
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,7 +51,7 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
         unpack(kept.div_(world.size))
 
     raw = functools.partial(world.Allreduce, MPI.IN_PLACE, vector.numpy())
-    steps = {"ours": participant.average, "packed": packed, "raw": raw}
+    steps = {"ours": participant.average, "packed": packed, "raw": raw, "averager": periodic_averager(module)}
     seconds = repeated(rounds, steps, world.Barrier)
     figures = {name: median(values) for name, values in seconds.items()}
     parts = {f"{name} (s)": median(values[1:]) for name, values in spent.items()}
@@ -64,11 +67,33 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
         "ours (s)": figures["ours"],
         "packed (s)": figures["packed"],
         "raw (s)": figures["raw"],
+        "averager (s)": figures["averager"],
         "ours / packed": figures["ours"] / figures["packed"],
         "ours / raw": figures["ours"] / figures["raw"],
+        "ours / averager": figures["ours"] / figures["averager"],
         "best / best": min(seconds["ours"]) / min(seconds["raw"]),
         **parts,
     }
+
+
+def periodic_averager(module: torch.nn.Module) -> Callable[[], None]:
+    """PyTorch's, over gloo, of the same parameters. Collective over the world."""
+    from mpi4py import MPI
+    from torch import distributed
+    from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+
+    world = MPI.COMM_WORLD
+    if not distributed.is_initialized():
+        here = "127.0.0.1", world.size
+        store = None if world.rank else distributed.TCPStore(here[0], 0, here[1], True, wait_for_workers=False)
+        port = world.bcast(store and store.port)
+        store = store or distributed.TCPStore(here[0], port, here[1], False)
+        distributed.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
+    for parameter in module.parameters():
+        parameter.grad = parameter.detach()  # it leaves out what has no gradient
+    with warnings.catch_warnings(action="ignore"):  # that a period of 1 is no use
+        averager = PeriodicModelAverager(period=1)
+    return lambda: averager.average_parameters(module.parameters())
 
 
 def watch(spent: dict[str, list[float]]) -> None:

@@ -26,11 +26,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from colearn_hpc.algorithm import compiled
+
 BLOCK = 256  # values that share a scale
+_NOTHING = np.empty(0, np.float32)
 _PIECE = 512 * BLOCK  # values that are worked on at a time: fewer, and Python takes longer than the work
 
 
@@ -48,14 +52,63 @@ class Codec(Protocol):
     def nbytes(self, count: int) -> int:
         """Length of the message for ``count`` values, in bytes."""
 
-    def encode(self, values: Tensor, out: Tensor) -> None:
-        """Write ``values``, float32 of shape ``(n,)``, into ``out``, uint8 of shape ``(nbytes(n),)``."""
+    def encode(self, values: Tensor, out: Tensor, lacking: Tensor | None = None) -> None:
+        """Write ``values``, float32 of shape ``(n,)``, into ``out``, uint8 of shape ``(nbytes(n),)``; and into
+        ``lacking``, of the values' shape and elsewhere, what the message could not say."""
 
-    def decode(self, message: Tensor, out: Tensor) -> None:
-        """Write the values of a message into ``out``, float32 of shape ``(n,)``."""
+    def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
+        """Write the values of a message into ``out``, float32 of shape ``(n,)``; added to ``base``, if given."""
 
 
-class BFloat16:
+class _InTorch:
+    """What codecs have in common that are written with torch."""
+
+    def encode(self, values: Tensor, out: Tensor, lacking: Tensor | None = None) -> None:
+        self._encode(values, out)
+        if lacking is not None:
+            self._decode(out, lacking)
+            torch.sub(values, lacking, out=lacking)
+
+    def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
+        self._decode(message, out)
+        if base is not None:
+            out.add_(base)
+
+    def _encode(self, values: Tensor, out: Tensor) -> None:
+        raise NotImplementedError
+
+    def _decode(self, message: Tensor, out: Tensor) -> None:
+        raise NotImplementedError
+
+
+class _Compiled(_InTorch):
+    """What codecs have in common whose loops are compiled too, for where numba is."""
+
+    name: str
+
+    def encode(self, values: Tensor, out: Tensor, lacking: Tensor | None = None) -> None:
+        kernels = compiled.kernels(self.name)
+        if kernels is None:
+            super().encode(values, out, lacking)
+            return
+        steps, scales = self._parts(out, len(values))
+        rest = _NOTHING if lacking is None else lacking.numpy()
+        kernels.encode(values.numpy(), steps.numpy(), scales.numpy(), rest, BLOCK)
+
+    def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
+        kernels = compiled.kernels(self.name)
+        if kernels is None:
+            super().decode(message, out, base)
+            return
+        steps, scales = self._parts(message, len(out))
+        kernels.decode(steps.numpy(), scales.numpy(), out.numpy(), _NOTHING if base is None else base.numpy(), BLOCK)
+
+    def _parts(self, message: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """A message's whole numbers, and its scales."""
+        raise NotImplementedError
+
+
+class BFloat16(_InTorch):
     """float32 without its last 16 bits, rounded to nearest."""
 
     name, feedback = "bf16", False
@@ -63,14 +116,14 @@ class BFloat16:
     def nbytes(self, count: int) -> int:
         return 2 * count
 
-    def encode(self, values: Tensor, out: Tensor) -> None:
+    def _encode(self, values: Tensor, out: Tensor) -> None:
         out.view(torch.bfloat16).copy_(values)
 
-    def decode(self, message: Tensor, out: Tensor) -> None:
+    def _decode(self, message: Tensor, out: Tensor) -> None:
         out.copy_(message.view(torch.bfloat16))
 
 
-class Float16:
+class Float16(_InTorch):
     """IEEE half precision of values divided by a power of two, one per block; so the range is float32's."""
 
     name, feedback = "fp16", False
@@ -78,7 +131,7 @@ class Float16:
     def nbytes(self, count: int) -> int:
         return 2 * count + 2 * _blocks(count)
 
-    def encode(self, values: Tensor, out: Tensor) -> None:
+    def _encode(self, values: Tensor, out: Tensor) -> None:
         halves, exponents = self._parts(out, len(values))
         scratch = torch.empty(_PIECE)
         for piece, blocks in _pieces(len(values)):
@@ -90,7 +143,7 @@ class Float16:
             halves[piece] = work.view(-1)[: len(halves[piece])]
             exponents[blocks] = powers.view(-1)
 
-    def decode(self, message: Tensor, out: Tensor) -> None:
+    def _decode(self, message: Tensor, out: Tensor) -> None:
         halves, exponents = self._parts(message, len(out))
         for piece, blocks in _pieces(len(out)):
             _scale(out[piece].copy_(halves[piece]), _power_of_two(exponents[blocks].int()))
@@ -99,7 +152,7 @@ class Float16:
         return message[: 2 * count].view(torch.float16), message[2 * count :].view(torch.int16)
 
 
-class Int8:
+class Int8(_Compiled):
     """Whole numbers from -127 to 127, times a float32 scale per block."""
 
     name, feedback = "int8", True
@@ -107,7 +160,7 @@ class Int8:
     def nbytes(self, count: int) -> int:
         return count + 4 * _blocks(count)
 
-    def encode(self, values: Tensor, out: Tensor) -> None:
+    def _encode(self, values: Tensor, out: Tensor) -> None:
         steps, scales = self._parts(out, len(values))
         scratch = torch.empty(_PIECE)
         for piece, blocks in _pieces(len(values)):
@@ -119,7 +172,7 @@ class Int8:
             torch.div(table, scale.masked_fill_(scale == 0, 1), out=work).round_().clamp_(-127, 127)
             steps[piece] = work.view(-1)[: len(steps[piece])]
 
-    def decode(self, message: Tensor, out: Tensor) -> None:
+    def _decode(self, message: Tensor, out: Tensor) -> None:
         steps, scales = self._parts(message, len(out))
         for piece, blocks in _pieces(len(out)):
             _scale(out[piece].copy_(steps[piece]), scales[blocks])
@@ -129,7 +182,7 @@ class Int8:
         return message[scales:].view(torch.int8), message[:scales].view(torch.float32)
 
 
-class Int4:
+class Int4(_Compiled):
     """Whole numbers from -7 to 7, two in a byte, times a float32 scale per block."""
 
     name, feedback = "int4", True
@@ -137,7 +190,7 @@ class Int4:
     def nbytes(self, count: int) -> int:
         return -(-count // 2) + 4 * _blocks(count)
 
-    def encode(self, values: Tensor, out: Tensor) -> None:
+    def _encode(self, values: Tensor, out: Tensor) -> None:
         pairs, scales = self._parts(out, len(values))
         for piece, blocks in _pieces(len(values)):
             steps, scale = _levels(_table(values[piece]))
@@ -147,7 +200,7 @@ class Int4:
             low, high = steps.add_(8).byte().view(-1)[: 2 * (place.stop - place.start)].view(-1, 2).unbind(1)
             pairs[place] = low | (high << 4)
 
-    def decode(self, message: Tensor, out: Tensor) -> None:
+    def _decode(self, message: Tensor, out: Tensor) -> None:
         pairs, scales = self._parts(message, len(out))
         for piece, blocks in _pieces(len(out)):
             both = pairs[_bytes(piece)]
@@ -159,7 +212,7 @@ class Int4:
         return message[scales:], message[:scales].view(torch.float32)
 
 
-class TopK:
+class TopK(_InTorch):
     """The values of largest size in each chunk, as whole numbers from -7 to 7 times its scale, and their places.
 
     A kept value is one 16-bit number, 4096 times the whole number plus its place in the chunk.
@@ -175,14 +228,14 @@ class TopK:
     def nbytes(self, count: int) -> int:
         return 4 * self._chunks(count) + 2 * -(-count // self._ONE_OF)
 
-    def encode(self, values: Tensor, out: Tensor) -> None:
+    def _encode(self, values: Tensor, out: Tensor) -> None:
         for table, scales, codes in self._tables(values, out):
             places = table.abs().topk(codes.shape[1], sorted=False).indices
             steps, scale = _levels(table.gather(1, places))
             scales.copy_(scale)
             codes.copy_(steps.int() * self._CHUNK + places)
 
-    def decode(self, message: Tensor, out: Tensor) -> None:
+    def _decode(self, message: Tensor, out: Tensor) -> None:
         out.zero_()
         for table, scales, codes in self._tables(out, message):
             codes = codes.int()

@@ -314,10 +314,7 @@ class CodedSlices:
         if coded.residual is not None:
             step.add_(coded.residual[place])
         message = room[: self._codec.nbytes(len(step))]
-        self._codec.encode(step, message)
-        if coded.pending is not None:
-            self._codec.decode(message, coded.pending[place])
-            torch.sub(step, coded.pending[place], out=coded.pending[place])
+        self._codec.encode(step, message, None if coded.pending is None else coded.pending[place])
         return message
 
     def skip(self, place: slice) -> None:
@@ -342,30 +339,28 @@ class CodedSlices:
         if coded.residual is not None:
             mean.add_(coded.residual[place])
         message = room[: self._codec.nbytes(length)]
-        self._codec.encode(mean, message)
-        decoded = self._apply(message, place, self._decoded[0])
-        if coded.pending is not None:
-            torch.sub(mean, decoded, out=coded.pending[place])
+        self._codec.encode(mean, message, None if coded.pending is None else coded.pending[place])
+        self.read(message, place)
         return message
 
     def arrival(self, place: slice, room: Tensor) -> Tensor:
         return room[: self._codec.nbytes(place.stop - place.start)]
 
     def read(self, message: Tensor, place: slice) -> None:
-        self._apply(message, place, self._decoded[0])
+        """Last shared model + decoded mean step: the same two operations, so the same bits, on all leaders."""
+        result, previous = self._ground.result[place], self._previous[place]
+        if result.dtype == previous.dtype == torch.float32:
+            self._codec.decode(message, result, previous)
+        else:
+            decoded = self._decoded[0][: place.stop - place.start]
+            self._codec.decode(message, decoded)
+            torch.add(previous, decoded, out=result)
 
     def take(self, message: Tensor, place: slice) -> None:
         self.read(message, place)
 
     def measure(self, place: slice) -> float | None:
         return None
-
-    def _apply(self, message: Tensor, place: slice, room: Tensor) -> Tensor:
-        """Last shared model + decoded mean step: the same two operations, so the same bits, on all leaders."""
-        decoded = room[: place.stop - place.start]
-        self._codec.decode(message, decoded)
-        torch.add(self._previous[place], decoded, out=self._ground.result[place])
-        return decoded
 
     def _step(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
         step, previous = room[: len(values)], self._previous[place]

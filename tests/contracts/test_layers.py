@@ -40,7 +40,7 @@ CLOSED = {"algorithm": {"errors"}, "protocol": {"errors"}}
 
 # Rooms and top-level files -> all that they may import from elsewhere, besides the standard library.
 ONLY_LIBRARIES = {
-    "algorithm": {"torch", "numpy"},
+    "algorithm": {"torch", "numpy", "numba"},  # the last one where it is installed, in compiled.py
     "protocol": set(),
     "between": {"torch"},
     "mpi": {"mpi4py", "torch", "numpy"},

@@ -1,5 +1,6 @@
 """Codecs: lengths, round trips over all of float32's range, and what is refused."""
 
+import inspect
 import math
 
 import numpy as np
@@ -9,12 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colearn_hpc import CoLearning
+from colearn_hpc.algorithm import compiled
 from colearn_hpc.algorithm.codec import BLOCK, NAMES, codec_of
 from colearn_hpc.errors import ConfigurationError
 
 CODECS = [name for name in NAMES if name != "fp32"]
 RATIOS = {"bf16": 0.51, "fp16": 0.51, "int8": 0.27, "int4": 0.13, "topk": 0.016}
+KERNELS = compiled.kernels
 BIGGEST_BF16 = float(np.float32(3.389e38))
+
+
+@pytest.fixture(scope="module", params=["compiled", "torch"], autouse=True)
+def way(request):
+    """All of this holds with numba and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(compiled, "kernels", lambda codec: None)
+        yield request.param
 
 
 def round_trip(name, values):
@@ -117,6 +129,34 @@ def test_a_message_is_the_same_wherever_it_is_decoded_from():
         codec.decode(torch.from_numpy(np.frombuffer(message.numpy().tobytes(), np.uint8).copy()), there)
         codec.decode(message, here)
         assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1e-3, 1e38])
+@pytest.mark.parametrize("count", [1, 2, 5, BLOCK - 1, BLOCK, BLOCK + 1, 513, 40001])
+def test_compiled_loops_write_the_same_bits(name, size, count, monkeypatch):
+    """Message, what it lacks, and what is made of it: data centers with numba and without may be mixed."""
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(count)
+    values = torch.randn(count, generator=generator).mul_(size).clamp_(-3e38, 3e38)
+    base, codec, found = torch.randn(count, generator=generator), codec_of(name), []
+    for kernels in (KERNELS, lambda codec: None):
+        monkeypatch.setattr(compiled, "kernels", kernels)
+        message = torch.full((codec.nbytes(count),), 255, dtype=torch.uint8)
+        lacking, decoded, added = torch.empty((3, count))
+        codec.encode(values, message, lacking)
+        codec.decode(message, decoded)
+        codec.decode(message, added, base)
+        found.append([message.view(torch.uint8), lacking, decoded, added])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_without_numba_codecs_work_all_the_same(monkeypatch, caplog):
+    """Where it cannot compile, one line says so."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(compiled, "_compile", lambda codec: 1 / 0)
+    assert inspect.unwrap(KERNELS)("int8") is None
+    assert "codecs go without numba" in caplog.text
 
 
 def distance_left(name, feedback, size, rounds, rate, spread):

@@ -1,0 +1,153 @@
+"""The loops of the codecs in machine code, where numba is installed (``pip install 'colearn_hpc[speed]'``).
+
+Written with torch, a codec goes over a slice once for each operation, and each call takes as long as a thousand values.
+Here one loop does all operations on a block while it is in the core's cache. Both ways carry out the same operations on
+each value, so their messages have the same bits, and data centers with numba and without may be mixed.
+
+Machine code is made for the processor when a codec is first used, and kept in numba's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger("colearn_hpc")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A codec's loops. Arrays are contiguous; values are float32 of shape ``(n,)``. A block of values shares a scale,
+    float32; the last block may be shorter.
+
+    Attributes:
+        encode: values, steps, scales, lacking, block; writes steps and scales, and into ``lacking``, where it is not
+            empty, the values less what the message says.
+        decode: steps, scales, values, base, block; writes values, added to ``base`` where that is not empty.
+    """
+
+    encode: Callable[..., None]
+    decode: Callable[..., None]
+
+
+@functools.cache
+def kernels(codec: str) -> Kernels | None:
+    """The compiled loops of ``"int8"`` or ``"int4"``; None where there is no numba, or it does not work here."""
+    if find_spec("numba") is None:
+        return None
+    try:
+        return _compile(codec)
+    except Exception as error:  # another NumPy than numba knows, a processor that it does not know
+        log.warning("codecs go without numba, which does not work here: %s", error)
+        return None
+
+
+def _compile(codec: str) -> Kernels:
+    import numba
+
+    values, steps = numba.float32[::1], {"int8": numba.int8, "int4": numba.uint8}[codec][::1]
+
+    def compiled(loop: Callable[..., None], *arrays: Any) -> Callable[..., None]:
+        # The types are named, so that all is compiled now and none of it in a round.
+        signature = numba.void(*arrays, numba.int64)
+        try:
+            return numba.njit(signature, error_model="numpy", cache=True)(loop)
+        except RuntimeError:  # no folder where it may keep machine code
+            return numba.njit(signature, error_model="numpy")(loop)
+
+    encode, decode = {"int8": (_encode_int8, _decode_int8), "int4": (_encode_int4, _decode_int4)}[codec]
+    return Kernels(compiled(encode, values, steps, values, values), compiled(decode, steps, values, values, values))
+
+
+# What follows is numba's Python: loops over single values, which it makes vector instructions of.
+
+
+def _encode_int8(values: Any, steps: Any, scales: Any, lacking: Any, block: int) -> None:
+    sizes, largest = values.view(np.uint32), np.zeros(1, np.uint32)
+    largest_value = largest.view(np.float32)
+    for b in range(len(scales)):
+        first, last = b * block, min((b + 1) * block, len(values))
+        numbers, bits, out = values[first:last], sizes[first:last], steps[first:last]
+        # Sizes of floats are ordered as their bits are, NaN above all; and whole numbers are compared faster.
+        top = np.uint32(0)
+        for i in range(len(bits)):
+            size = bits[i] & np.uint32(0x7FFFFFFF)
+            top = size if size > top else top
+        largest[0] = top
+        scale = largest_value[0] / np.float32(127)
+        scales[b] = scale
+        divisor = np.float32(1) if scale == 0 else scale
+        for i in range(len(numbers)):
+            step = np.int32(np.rint(numbers[i] / divisor))
+            step = np.int32(127) if step > 127 else step
+            out[i] = np.int32(-127) if step < -127 else step
+        if len(lacking):
+            rest = lacking[first:last]
+            for i in range(len(numbers)):
+                rest[i] = numbers[i] - np.float32(out[i]) * scale
+
+
+def _decode_int8(steps: Any, scales: Any, values: Any, base: Any, block: int) -> None:
+    for b in range(len(scales)):
+        first, last = b * block, min((b + 1) * block, len(values))
+        numbers, out, scale = steps[first:last], values[first:last], scales[b]
+        if len(base):
+            start = base[first:last]
+            for i in range(len(numbers)):
+                out[i] = np.float32(numbers[i]) * scale + start[i]
+        else:
+            for i in range(len(numbers)):
+                out[i] = np.float32(numbers[i]) * scale
+
+
+def _encode_int4(values: Any, pairs: Any, scales: Any, lacking: Any, block: int) -> None:
+    sizes, largest = values.view(np.uint32), np.zeros(1, np.uint32)
+    largest_value, steps = largest.view(np.float32), np.empty(block, np.int32)
+    for b in range(len(scales)):
+        first, last = b * block, min((b + 1) * block, len(values))
+        numbers, bits = values[first:last], sizes[first:last]
+        top = np.uint32(0)
+        for i in range(len(bits)):
+            size = bits[i] & np.uint32(0x7FFFFFFF)
+            top = size if size > top else top
+        largest[0] = top
+        scale = largest_value[0] / np.float32(7)
+        scales[b] = scale
+        finite = top < np.uint32(0x7F800000)  # else zeros times a scale that is not finite, which is NaN
+        divisor = np.float32(1) if scale == 0 else scale
+        steps[len(numbers) & ~1 :] = 8  # an odd last value is paired with a zero
+        for i in range(len(numbers)):
+            step = np.int32(np.rint(numbers[i] / divisor))
+            step = np.int32(7) if step > 7 else step
+            step = np.int32(-7) if step < -7 else step
+            steps[i] = step + 8 if finite else np.int32(8)
+        out = pairs[first // 2 : (last + 1) // 2]
+        for i in range(len(out)):
+            out[i] = steps[2 * i] | (steps[2 * i + 1] << 4)
+        if len(lacking):
+            rest = lacking[first:last]
+            for i in range(len(numbers)):
+                rest[i] = numbers[i] - np.float32(steps[i] - 8) * scale
+
+
+def _decode_int4(pairs: Any, scales: Any, values: Any, base: Any, block: int) -> None:
+    steps = np.zeros(block + 1, np.int32)
+    for b in range(len(scales)):
+        first, last = b * block, min((b + 1) * block, len(values))
+        both, out, scale = pairs[first // 2 : (last + 1) // 2], values[first:last], scales[b]
+        for i in range(len(both)):
+            steps[2 * i] = np.int32(both[i] & 15) - 8
+            steps[2 * i + 1] = np.int32(both[i] >> 4) - 8
+        if len(base):
+            start = base[first:last]
+            for i in range(len(out)):
+                out[i] = np.float32(steps[i]) * scale + start[i]
+        else:
+            for i in range(len(out)):
+                out[i] = np.float32(steps[i]) * scale
