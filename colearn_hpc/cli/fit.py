@@ -43,7 +43,7 @@ from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError
 from colearn_hpc.join import read_membership
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec
-from colearn_hpc.protocol.conversation import is_everywhere
+from colearn_hpc.protocol.conversation import is_after_the_end, is_everywhere
 from colearn_hpc.protocol.failures import is_lost_peer
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
 from colearn_hpc.trainer import signals
@@ -428,7 +428,7 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
         _leave(size)
         return 0
     except BaseException as raised:
-        after_the_end = getattr(raised, "after_the_end", False)
+        after_the_end = is_after_the_end(raised)
         if isinstance(raised, SystemExit) and not after_the_end and (session.place is None or is_everywhere(raised)):
             # --help, or interrupted by a signal on all ranks
             if isinstance(raised, Interrupted):
@@ -466,7 +466,7 @@ def _leave(size: int) -> None:
 def _is_kept_here(error: BaseException, place: Place) -> bool:
     """Whether the error is this rank's own, and others have not heard all of it."""
     ours = isinstance(error, ColearnError) or is_lost_peer(error)
-    return not (ours or place.conversation.shares_tracebacks or getattr(error, "after_the_end", False))
+    return not (ours or place.conversation.shares_tracebacks or is_after_the_end(error))
 
 
 def _as_list(value: Any) -> list[Any]:

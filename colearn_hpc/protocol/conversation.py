@@ -16,7 +16,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from colearn_hpc.errors import (
@@ -344,7 +344,23 @@ class Conversation:
 
 def is_everywhere(error: BaseException) -> bool:
     """Whether all ranks know of the error: each raises it by itself, or has been told."""
-    return getattr(error, "everywhere", False)
+    return any(getattr(one, "everywhere", False) for one in _handled(error))
+
+
+def is_after_the_end(error: BaseException) -> bool:
+    """Whether the error came when the run had finished, and is its own rank's affair."""
+    return any(getattr(one, "after_the_end", False) for one in _handled(error))
+
+
+def _handled(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that were being handled when it was raised: Lightning calls user code for an error, such as a
+    logger's ``finalize``, and where that fails too, its error takes the place of the first one."""
+    found: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in found:
+        found.add(id(one))
+        yield one
+        one = one.__context__
 
 
 def _together(found: list[tuple[Topic, Brought]]) -> tuple[Topic, Brought]:

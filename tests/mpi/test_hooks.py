@@ -75,4 +75,4 @@ def test_an_error_in_a_hook(ended, case):
         path for path in folder.glob("run/centers/*/log.txt") if path.parent.name != f"dc{world_rank(*case) // ranks}"
     ]
     open_files = [*folder.glob("run/*.json*"), *folder.glob("run/status/*"), *logs]
-    assert "4711" not in others + "".join(path.read_text() for path in open_files)
+    assert "patient 4711" not in others + "".join(path.read_text() for path in open_files)

@@ -15,7 +15,7 @@ from colearn_hpc.errors import (
 )
 from colearn_hpc.protocol import conversation as conversation_module
 from colearn_hpc.protocol import pacing
-from colearn_hpc.protocol.conversation import Conversation, is_everywhere
+from colearn_hpc.protocol.conversation import Conversation, is_after_the_end, is_everywhere
 from colearn_hpc.protocol.meeting import FINISHED
 from colearn_hpc.protocol.messages import (
     Absent,
@@ -502,3 +502,23 @@ def test_ranks_of_a_data_center_that_differ():
         said.agree("mine", lambda mine, other: f"{mine} is not {other}")
     assert not is_everywhere(error.value) and said.between.came == []
     talk(site=FakeSite(rank=1)).agree("theirs", lambda mine, other: pytest.fail("the leader compares"))
+
+
+def test_an_error_in_the_handling_of_a_known_one_is_known_too():
+    """Lightning calls user code for an error: a logger's ``finalize`` that fails there takes the first one's place."""
+
+    def raised(**marks):
+        try:
+            try:
+                first = ValueError("in training")
+                for name, value in marks.items():
+                    setattr(first, name, value)
+                raise first
+            except ValueError:
+                raise KeyError("in finalize")  # noqa: B904
+        except KeyError as error:
+            return error
+
+    assert is_everywhere(raised(everywhere=True)) and not is_after_the_end(raised(everywhere=True))
+    assert is_after_the_end(raised(everywhere=True, after_the_end=True))
+    assert not is_everywhere(raised()) and not is_after_the_end(raised())
