@@ -46,7 +46,7 @@ class Combine(Protocol):
 
 @dataclass
 class WeightedMean:
-    """Equation 2, :meth:`SliceSums.mean`; its memory is kept from slice to slice."""
+    """Equation 2, by :meth:`SliceSums.mean`. Working memory is kept from slice to slice."""
 
     _sums: SliceSums = field(default_factory=lambda: SliceSums(0), init=False, repr=False, compare=False)
 
@@ -58,10 +58,10 @@ class WeightedMean:
 
 @dataclass(frozen=True)
 class TrimmedMean:
-    """The mean of what is left of each element without its ``trim`` largest and ``trim`` smallest values.
+    """The mean of each element's values without the ``trim`` largest and the ``trim`` smallest ones.
 
-    It withstands ``trim`` poisoned data centers: no element leaves the range of the honest values. NaN counts as
-    largest, so it is cut off like any other poison.
+    It withstands ``trim`` poisoned data centers: every element stays within the range of the honest values. NaN counts
+    as the largest value, so it is cut off too.
 
     Source: Yin et al. 2018, arXiv 1803.01498, Definition 2 (there β is the part cut off at each end, ``trim / K``).
 
@@ -95,7 +95,7 @@ class TrimmedMean:
 
 @dataclass(frozen=True)
 class Median:
-    """The median of each element; of an even number of rows the mean of its two middle values.
+    """The median of each element's values. If their number is even, it is the mean of the two in the middle.
 
     It withstands any minority of poisoned data centers.
 

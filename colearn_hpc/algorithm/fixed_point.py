@@ -8,9 +8,10 @@ w̄_prev + Σ q_k / (s · d):
     by examples                      f_k = K · n_k / Σ n        d = K
     by examples that stay secret     f_k = n_k, 64 bits         d = Σ n, summed like the q_k
 
-A scale s is a power of two for each tensor. It follows from numbers that all data centers hold (the last mean step),
-for a scale of one's own would tell the size of one's step. So a step may be too large for it. Then the data center says
-so before anything is sent, and all of them make room (:meth:`Scales.with_more_room`). No sum can wrap around unseen.
+Each tensor has a scale s, a power of two. It follows from numbers that all data centers hold, the last mean step: a
+scale of one's own would tell the size of one's own step. So a step may be too large for its scale. Then the data center
+says so before anything is sent, and all of them make room (:meth:`Scales.with_more_room`). No sum can wrap around
+unseen.
 
 Source: Bonawitz et al. 2017 (Practical Secure Aggregation, CCS) for sums of whole numbers; the scales are ours.
 """

@@ -1,7 +1,7 @@
 """Fragments: equation 2 for one part of the model at a time, so that the link is used evenly.
 
-With P fragments and an interval H, each fragment is averaged once in every H steps, and another one every H / P steps:
-the bytes of a mean are spread over the interval, and a fragment's outer step is taken on it alone.
+With P fragments and an interval H, each fragment is averaged once in H steps, and some fragment once in H / P steps. So
+the bytes of a mean are spread over the interval. The outer step of a fragment is taken on that fragment alone.
 
 Source: Douillard et al. 2025 (Streaming DiLoCo, arXiv 2501.18512), Algorithm 2.
 """

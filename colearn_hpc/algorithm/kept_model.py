@@ -1,4 +1,4 @@
-"""Which model is kept: what a run evaluates and saves may be another than the one that training goes on from.
+"""Which model a run evaluates and saves: it may be another one than the one from which training goes on.
 
 Source: Kaddour 2022 (LAWA, arXiv 2209.14981), after Izmailov et al. 2018 (SWA, arXiv 1803.05407).
 """
@@ -20,9 +20,9 @@ class KeptModel(Protocol):
     def keep(self, shared: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """The model to evaluate and to save as the result, and the state to be given to the next call.
 
-        To be called on every leader when a shared model has been committed. The next round starts from ``shared``, as
-        if there were no such rule: so it differs from an outer optimizer. Results must be equal to the bit on every
-        processor, see :class:`~colearn_hpc.algorithm.outer.OuterOptimizer`.
+        To be called on every leader when a shared model has been committed. The next round starts from ``shared`` all
+        the same; that is the difference from an outer optimizer. Results must be equal to the bit on every processor,
+        see :class:`~colearn_hpc.algorithm.outer.OuterOptimizer`.
 
         Args:
             shared: w̄ⁱ, shape ``(n,)``.
@@ -37,12 +37,12 @@ class KeptModel(Protocol):
 class LatestMean:
     """LAWA: the mean of the last shared models, at most ``last`` of them.
 
-    The paper averages checkpoints of one training run at its epochs' ends, and trains on from the last one; a round's
-    end takes the epoch's place. BatchNorm statistics are averaged like weights, as in eq. 2; SWA estimates them anew
-    by a pass over the training data instead.
+    The paper averages the checkpoints of one training run at the ends of its epochs, and training goes on from the last
+    one. Here the end of a round takes the place of the end of an epoch. BatchNorm statistics are averaged like weights,
+    as in eq. 2. SWA instead estimates them anew by a pass over the training data.
 
     Args:
-        last: how many models; their memory is needed, and space in every resume point.
+        last: how many models. All of them are held in memory and in every resume point.
 
     Raises:
         ValueError: ``last`` below 1.

@@ -17,7 +17,7 @@ from colearn_hpc.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class EpochPosition:
-    """Where a local epoch lies; or an optimizer step, where T counts steps: read steps for local epochs then.
+    """Where a local epoch lies in the run. If T counts optimizer steps, read "steps" for "local epochs".
 
     Attributes:
         round: index i of the round, from 0.
@@ -56,8 +56,8 @@ class CyclicalLR:
 
     Args:
         decay: r; the paper uses 1/4.
-        first_j: 1 is the paper's Algorithm 1 (j = 1 … T_i: a round ends at exactly η·r and never
-            trains at η itself); 0 counts j = 0 … T_i - 1 (a round begins at η).
+        first_j: 1 counts j = 1 … T_i, as in the paper's Algorithm 1: a round ends at exactly η·r, and no epoch is
+            trained at η itself. 0 counts j = 0 … T_i - 1: a round begins at η.
 
     Raises:
         ValueError: ``decay`` is not in (0, 1] or ``first_j`` is neither 0 nor 1.
@@ -80,13 +80,13 @@ class CyclicalLR:
 class ExponentialLR:
     """ELR (the paper's ablation): one exponential decay over the whole run, never restarting.
 
-    The paper does not give its constants. The default, ×0.94 every 2 epochs as a staircase, is that
-    of the framework its nets came from.
+    The paper does not give its constants. By default the rate is multiplied by 0.94 after every 2 epochs: that is the
+    default of the framework from which the paper's nets came.
 
     Args:
         gamma: factor per ``every`` epochs.
         every: epochs.
-        staircase: decay in steps (True) or a little every epoch.
+        staircase: True: the rate falls once in ``every`` epochs. False: it falls a little in every epoch.
 
     Raises:
         ValueError: ``gamma`` is not in (0, 1] or ``every`` is not positive.
@@ -119,9 +119,9 @@ class ConstantLR:
 class LinearLR:
     """FedSWA's rate: it falls along a line from η to ρ·η within every round, and restarts.
 
-    η · (1 - (1 - ρ) · j/T); a rival of eq. 3, which falls exponentially. The paper counts j in steps from 0 to T - 1,
-    so a round begins at η and ends just above ρ·η; here it is local epochs. Its other half, the moving average of
-    shared models, is ``OuterSGD(α, momentum=0, nesterov=False)``.
+    The rate is η · (1 - (1 - ρ) · j/T). It is a rival of eq. 3, whose rate falls exponentially. The paper counts j in
+    optimizer steps from 0 to T - 1, so a round begins at η and ends just above ρ·η. Here j counts local epochs. FedSWA
+    has a second half, a moving average of shared models: that is ``OuterSGD(α, momentum=0, nesterov=False)``.
 
     Source: Liu et al. 2025, arXiv 2507.20016 (FedSWA).
 
@@ -153,10 +153,11 @@ class LinearLR:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Any schedule with its rates raised along a line over the run's first epochs.
+    """Any schedule with a warm-up: over the first epochs of the run the rates rise along a line.
 
-    In epoch e = 0, 1, … the schedule's factor is multiplied by min((e + 1) / (E + 1), 1): E epochs are below the
-    schedule, and the next one is at it. So ``WarmUp(CyclicalLR(), 5)`` is eq. 3 with a warm-up.
+    In epoch e = 0, 1, … of the run the schedule's factor is multiplied by min((e + 1) / (E + 1), 1). So the rates of E
+    epochs are below those of the schedule, and the rate of the next epoch is the schedule's.
+    ``WarmUp(CyclicalLR(), 5)`` is eq. 3 with a warm-up.
 
     Source: Goyal et al. 2017, arXiv 1706.02677, section 2.2 (gradual warm-up; they raise the rate at every step).
 

@@ -1,8 +1,8 @@
-"""Local objectives: what is added to a data center's gradients so that its model strays less from the others.
+"""What is added to a data center's gradients so that its model strays less from the others.
 
-In co-learning every participant minimizes its own loss between two averagings. Where their data differ, so do the
-points that they run to. A correction pulls each optimizer step back, towards the last shared model (FedProx) or along
-the difference between everyone's direction and one's own (SCAFFOLD).
+In co-learning every participant minimizes its own loss between two averagings. If their data differ, their models run
+to different points. A correction pulls each optimizer step back: towards the last shared model (FedProx), or along the
+difference between everyone's direction and one's own (SCAFFOLD).
 
 Source: Li et al. 2020 (FedProx, arXiv 1812.06127); Karimireddy et al. 2020 (SCAFFOLD, arXiv 1910.06378).
 """
@@ -99,13 +99,13 @@ class FedProx:
 class Scaffold:
     """SCAFFOLD's control variates: g ← g - c_k + c.
 
-    At a round's end c_k ← c_k - c + (w̄ - w_k) / Σ η, the mean gradient of the round's steps without their correction
-    (the paper's option II, with Σ η for steps times a constant rate), and c ← the mean of all c_k. The paper sends how
-    c_k changes, and the server adds that up, because it sees only some participants in a round. Where all data centers
-    take part, the mean of the c_k is the same.
+    At a round's end c_k ← c_k - c + (w̄ - w_k) / Σ η. That is the mean gradient of the round's steps without their
+    correction. (It is the paper's option II, with Σ η in place of the number of steps times a constant rate.) Then c
+    becomes the mean of all c_k. In the paper a server sees only some participants in a round, so they send how c_k has
+    changed, and the server adds that up. If all data centers take part, the mean of the c_k is the same.
 
-    It is derived for plain SGD. Momentum μ makes w̄ - w_k about 1/(1 - μ) times as long, and the variates with it: use
-    an optimizer without momentum.
+    It is derived for plain SGD. Momentum μ makes w̄ - w_k about 1/(1 - μ) times as long, and the variates too. So use an
+    optimizer without momentum.
 
     Source: Karimireddy et al. 2020, arXiv 1910.06378, Algorithm 1.
     """

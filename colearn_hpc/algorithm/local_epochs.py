@@ -24,7 +24,7 @@ LOCAL_EPOCHS = 5
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What is known when a round has been averaged. Where T counts optimizer steps, read steps for local epochs.
+    """What is known when a round has been averaged. If T counts optimizer steps, read "steps" for "local epochs".
 
     Attributes:
         round: index i of the round that ended, from 0.
@@ -90,8 +90,9 @@ class IncreasingEpochs:
 
     Args:
         initial: T_0.
-        epsilon: ε. Not in the paper; an ε under the noise floor of local SGD (about 0.005 plain, 0.017
-            with Nesterov 0.9) never doubles anything. 0 doubles only if nothing changed at all.
+        epsilon: ε; the paper gives no value. The relative change does not fall below the noise of local SGD, about
+            0.005 for plain SGD and 0.017 with Nesterov momentum 0.9. With an ε below that T never doubles. With 0 it
+            doubles only if nothing has changed at all.
         maximum: T never exceeds it (None: no bound, as in the paper).
 
     Raises:

@@ -1,4 +1,4 @@
-"""A rival of equation 2: the mean is not the next shared model; an optimizer steps towards it from the last one.
+"""A rival of equation 2: the next shared model is not the mean. An optimizer steps from the last one towards the mean.
 
 The data centers' mean w̄ is read as a gradient, Δ = w̄_prev - w̄ (the *pseudo-gradient*), and an outer optimizer
 takes a step along it. With rate 1 and no momentum the step ends at w̄: that is equation 2.
@@ -31,7 +31,8 @@ class OuterOptimizer(Protocol):
         """The next shared model, and the state to be given to the next call.
 
         Every leader computes it on its own CPU, and the results must be equal to the bit. So use elementwise operations
-        only, one at a time. Reductions and fused multiply-add (``add(alpha=...)``) round as the processor likes.
+        only, one at a time. Another processor may round reductions and fused multiply-add (``add(alpha=...)``)
+        differently.
 
         Args:
             previous: w̄ⁱ⁻¹, the shared model from which the round started, shape ``(n,)``.
@@ -46,9 +47,9 @@ class OuterOptimizer(Protocol):
 
 @dataclass(frozen=True)
 class OuterSGD:
-    """SGD with (Nesterov) momentum on the pseudo-gradient; PyTorch's form of momentum.
+    """SGD on the pseudo-gradient Δ, with momentum in PyTorch's form. The defaults are DiLoCo's.
 
-    v ← μ·v + Δ;  w ← w̄_prev - α·(Δ + μ·v) with Nesterov, w̄_prev - α·v without. DiLoCo's defaults.
+    First v ← μ·v + Δ. Then w ← w̄_prev - α·(Δ + μ·v) with Nesterov's form, or w ← w̄_prev - α·v without it.
 
     Args:
         learning_rate: α.
@@ -90,8 +91,8 @@ class FedAdam:
 
     m ← β₁·m + (1-β₁)·Δ;  v ← β₂·v + (1-β₂)·Δ²;  w ← w̄_prev - α·m / (√v + τ).  m starts at 0 and v at τ².
 
-    A step moves each parameter by about α, whatever the size of Δ: α has to be found anew for every network. The
-    paper searches it over powers of √10, and so it does τ.
+    A step moves each parameter by about α, whatever the size of Δ. So α has to be found anew for every network. The
+    paper searches α and τ over powers of √10.
 
     Source: Reddi et al. 2021, arXiv 2003.00295, Algorithm 2.
 
@@ -99,7 +100,7 @@ class FedAdam:
         learning_rate: α.
         beta1: β₁.
         beta2: β₂.
-        tau: τ, the degree of adaptivity: far above √v the step is that of SGD with momentum, at the rate α/τ.
+        tau: τ, the degree of adaptivity. If τ is far above √v, a step is that of SGD with momentum at the rate α/τ.
 
     Raises:
         ValueError: ``learning_rate`` or ``tau`` not positive, ``beta1`` or ``beta2`` not in [0, 1).
@@ -152,13 +153,13 @@ class FedYogi(FedAdam):
 
 @dataclass(frozen=True)
 class DelayedNesterov:
-    """Nesterov's momentum that is renewed only every ``every`` rounds; in between Δ alone moves the model.
+    """Nesterov's momentum that is renewed only once in N rounds. In the rounds between, Δ alone moves the model.
 
-    Every round: S ← S + Δ. In every N-th round m ← β·m + S/N, w ← w̄_prev - α·((1 - c·N + c)·β·m + Δ/N), S ← 0; in
-    the others w ← w̄_prev - α·(c·β·m + Δ/N). With N = 1 it is ``OuterSGD(α, β, nesterov=True)``.
+    In every round S ← S + Δ. In every N-th round m ← β·m + S/N, then w ← w̄_prev - α·((1 - c·N + c)·β·m + Δ/N), and
+    S ← 0. In the other rounds w ← w̄_prev - α·(c·β·m + Δ/N). With N = 1 it is ``OuterSGD(α, β, nesterov=True)``.
 
     In the paper each Δ comes from one worker, at its own time, and N is about the number of workers. Here each Δ is the
-    mean of all data centers, so one step of momentum is spread over N rounds. That is what remains of the method where
+    mean of all data centers. So one step of momentum is spread over N rounds: that is what remains of the method if
     nobody is late.
 
     Source: Liu et al. 2024, arXiv 2401.09135, Algorithm 3.

@@ -1,8 +1,9 @@
-"""A mean that comes late: what a local model learned since it was sent is kept.
+"""A mean that comes late: a local model keeps what it has learned since it was sent.
 
-Not in the paper, whose participants wait for the mean. Here they go on from w_k + (w̄ - s_k), where s_k is what
-participant k sent, and w_k what it has trained it to since; akin to the delayed averaging of DaSGD (Zhou et al. 2020,
-arXiv 2006.00441).
+This is not in the paper, whose participants wait for the mean. Here participant k has sent s_k, and has trained on to
+w_k when the mean w̄ of the s_k arrives. It goes on from w_k + (w̄ - s_k).
+
+Source: akin to the delayed averaging of DaSGD (Zhou et al. 2020, arXiv 2006.00441).
 """
 
 from __future__ import annotations

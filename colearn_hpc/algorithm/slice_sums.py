@@ -49,9 +49,9 @@ def check_weights(weights: Sequence[float]) -> None:
 
 
 class SliceSums:
-    """Equation 2 and the sums of eq. 4 on one slice of a vector after the other.
+    """Equation 2 and the sums of eq. 4, on one slice of a vector after the other.
 
-    Its memory is kept from slice to slice, because fresh pages cost as much as the sums that are done in them; and a
+    Working memory is kept from slice to slice, because fresh pages cost as much as the sums that are done in them. A
     slice is worked on as a whole, because a call costs as much as thousands of elements.
 
     Args:

@@ -1,7 +1,7 @@
 """Into which slices a vector is cut among K leaders, and what is measured over them (eq. 4).
 
-Floating-point sums depend on their order. Whoever has the whole mean measures it over the slices of a run whose leaders
-share the work, in the order in which those add up, and finds the same bits.
+Floating-point sums depend on their order. Some runs have the whole mean in one place, in others the leaders share the
+work. Both measure over the same slices and add up in the same order, so both find the same bits.
 
 Source: Mi et al. 2020, eq. 4.
 """

@@ -1,10 +1,14 @@
-"""Augmentation, of whole batches where examples have one size: each example its own draw, no loop in Python.
+"""Augmentation of whole batches: every example has a random draw of its own.
 
-All are plain callables for ``augment:`` and ``transform:`` of the data module (waveform to log-mel is in
-:mod:`colearn_hpc.data.audio_features`; ImageNet's crops, of images of many sizes, are made where they are decoded:
-:class:`colearn_hpc.data.images.CropDecoder`). They work on the device where the batch is.
-Draws are made on the CPU by torch's global generator, which Lightning's checkpoints carry: a resumed run goes on with
-the draws of an uninterrupted one, on a GPU as well.
+Each class is a plain callable from a batch to a batch. The data module takes one as ``augment:`` or ``transform:``. It
+works on the device where the batch is. All examples of a batch have one size.
+
+Random numbers are drawn on the CPU, by torch's global generator. Lightning's checkpoints hold the state of that
+generator. So a resumed run goes on with the draws of an uninterrupted one, also on a GPU.
+
+Two transforms are elsewhere. :mod:`colearn_hpc.data.audio_features` makes log-mel features of waveforms.
+:class:`colearn_hpc.data.images.CropDecoder` makes ImageNet's crops when it decodes an image, because there the images
+have many sizes.
 """
 
 from __future__ import annotations
@@ -42,12 +46,14 @@ class Compose:
 
 
 class RandomCropFlip:
-    """CIFAR's augmentation: pad with zeros, cut the size out again at a random place, mirror half of them.
+    """The usual augmentation for CIFAR: a random crop of the padded image, mirrored in half of the cases.
+
+    Each image is padded with zeros. Then a piece of the old size is cut out at a random place.
 
     Shapes: (batch, channels, h, w) of any type -> the same.
 
     Args:
-        padding: Pixels on each side; 4 is usual for 32-pixel images, 0 mirrors only.
+        padding: Pixels that are added on each side; 4 is usual for images of 32 pixels. 0: images are only mirrored.
         flip: Probability that an image is mirrored left to right.
 
     Raises:
@@ -76,12 +82,15 @@ class RandomCropFlip:
 
 
 class TimeShift:
-    """Shift each clip by its own random time; what leaves is lost, silence comes in.
+    """Shift each clip earlier or later by a random time.
+
+    Samples that are shifted out of the clip are lost. Zeros take the free places.
 
     Shapes: (batch, samples) -> the same.
 
     Args:
-        max_shift: Largest shift, either way, in samples; 1,600 are 100 ms at 16 kHz, the habit for speech commands.
+        max_shift: The largest shift in samples, either way; 1,600 samples are 100 ms at 16 kHz, which is usual for
+            speech commands.
 
     Raises:
         ConfigurationError: ``max_shift`` is negative.
@@ -100,21 +109,22 @@ class TimeShift:
 
 
 class BackgroundNoise:
-    """Add to each clip, with some probability, its own piece of recorded noise at its own volume.
+    """Add recorded noise to some of the clips: each gets a random piece of it, at a random volume.
 
-    As in TensorFlow's speech-commands example: 80 % of the clips, at a volume drawn from [0, 0.1].
+    The defaults are those of TensorFlow's speech-commands example: 80 % of the clips get noise, and its volume is drawn
+    from [0, 0.1].
 
-    Shapes: (batch, samples) float in [−1, 1] -> the same; sums beyond are cut off, as a sound card would.
+    Shapes: (batch, samples) float in [−1, 1] -> the same. A sum outside of [−1, 1] is clipped to it.
 
     Args:
-        noise: Recordings, one behind the other, (n,) float in [−1, 1] or int16: a tensor, an ``.npy`` file, or an
-            HDF5 file with a data set ``noise``.
-        volume: Largest factor on the noise.
+        noise: The recordings, one behind the other, of shape (n,), float in [−1, 1] or int16. A tensor, an ``.npy``
+            file, or an HDF5 file with a data set ``noise``.
+        volume: The largest factor by which the noise is multiplied.
         probability: Share of the clips that get noise.
 
     Raises:
-        ConfigurationError: A setting is out of its range, or the noise cannot be read; at the call, clips are longer
-            than the noise.
+        ConfigurationError: A setting is out of its range, or the noise cannot be read. A call raises it if the clips
+            are longer than the noise.
     """
 
     def __init__(self, noise: str | Path | Tensor, volume: float = 0.1, probability: float = 0.8) -> None:

@@ -1,6 +1,6 @@
 """Networks and the LightningModules that train them. Nothing in here knows of MPI or of rounds.
 
-Names are resolved on first use, so that importing the package takes no torch.
+Each name is imported when it is first used. So importing this package does not import torch.
 """
 
 from importlib import import_module

@@ -11,12 +11,16 @@ from colearn_hpc.models.registry import register
 
 @register("speech_cnn")
 class SpeechCNN(nn.Module):
-    """Two convolutions and two fully connected layers on a second of log-mel (Mi et al. 2020, Table 5).
+    """Two convolutions and two fully connected layers, on one second of log-mel features.
 
-    2,226,206 parameters at 30 classes and 98 × 40. Convolutions as in TensorFlow's speech-commands example
-    ("conv", after Sainath & Parada 2015), with the paper's second fully connected layer. Each clip is standardised
-    first, without parameters: log-mel around −10 as it comes makes this net diverge at a rate of 0.01. He
-    initialisation but for the last layer. (Neither is in the paper.)
+    It has 2,226,206 parameters at 30 classes and 98 × 40 features. The convolutions are those of TensorFlow's
+    speech-commands example ("conv"). The second fully connected layer is the co-learning paper's.
+
+    Two things are not in the paper. Each clip is standardised first, without parameters: log-mel features lie around
+    −10, and at a rate of 0.01 the net would diverge on them. And weights are initialised as by He et al., but for the
+    last layer.
+
+    Sources: Mi et al. 2020, Table 5; Sainath and Parada 2015 (convolutions).
 
     Shapes: (batch, frames, bands) or (batch, 1, frames, bands) log-mel -> (batch, num_classes) logits.
 
@@ -73,11 +77,12 @@ def _halved(n: int) -> int:
 class AudioSetFC(nn.Module):
     """Three fully connected layers on VGGish embeddings, then pooling over time.
 
-    At 527 classes: 2,774,799 parameters with AP or MP, 3,314,974 with SA, 4,951,309 with MA. The net whose published
-    figures stand in the vanilla column of Table 6 (Mi et al. 2020; Kong et al. 2018, arXiv:1711.00927; Yu et al. 2018,
-    arXiv:1803.02353).
+    At 527 classes it has 2,774,799 parameters with AP or MP, 3,314,974 with SA, 4,951,309 with MA. Its published
+    figures are the column "vanilla" of the co-learning paper's Table 6.
 
     Shapes: (batch, time, bands) embeddings, scaled as (x − 128) / 128 -> (batch, num_classes) probabilities.
+
+    Sources: Mi et al. 2020, Table 6; Kong et al. 2018, arXiv 1711.00927; Yu et al. 2018, arXiv 1803.02353.
 
     Args:
         num_classes: Number of classes.
@@ -118,9 +123,14 @@ class AudioSetFC(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """Convolution 3×3 into 2·n channels, BN, then linear half × sigmoid half (Xu et al. 2018, arXiv:1710.00343).
+    """A 3×3 convolution whose output is multiplied by a gate.
+
+    The convolution has 2 · ``out_channels`` channels, followed by BatchNorm. One half of them is multiplied by the
+    sigmoid of the other half.
 
     Shapes: (batch, in_channels, time, bands) -> (batch, out_channels, time, bands).
+
+    Source: Xu et al. 2018, arXiv 1710.00343.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -136,13 +146,15 @@ class GatedConv(nn.Module):
 class AudioSetCRNN(nn.Module):
     """Gated convolutions and one bidirectional GRU on log-mel, then pooling over time.
 
-    At 527 classes: 951,311 parameters with AP or MP, 1,086,750 with SA, 1,913,613 with MA. The net that the
-    text of Mi et al. 2020 describes (one biGRU of 128 units on 240 × 64 log-mel), with the convolutions of Xu et al.
-    2018 (arXiv:1710.00343), pooled in time as well. (Not in the paper: everything before the GRU.) MA attends to the
-    convolutions' output and to the GRU's.
+    At 527 classes it has 951,311 parameters with AP or MP, 1,086,750 with SA, 1,913,613 with MA. The text of the
+    co-learning paper describes the GRU: one of 128 units in each direction, on 240 × 64 log-mel features. Everything
+    before the GRU is not in the paper. Here it is the convolutions of Xu et al., pooled in time too. MA attends to the
+    output of the convolutions and to that of the GRU.
 
-    Shapes: (batch, frames, bands) log-mel, any scale -> (batch, num_classes) probabilities. Three poolings halve
-    both; 8 frames and 8 bands are the least.
+    Shapes: (batch, frames, bands) log-mel of any scale -> (batch, num_classes) probabilities. Three poolings halve
+    frames and bands, so there must be at least 8 of each.
+
+    Sources: Mi et al. 2020; Xu et al. 2018, arXiv 1710.00343.
 
     Args:
         num_classes: Number of classes.

@@ -12,16 +12,16 @@ def class_count(given: int | None, datamodule: Any, exact: bool) -> int:
     """The number of classes to train with.
 
     Args:
-        given: the task's ``num_classes``; ``None`` takes that of the data.
-        datamodule: of the Trainer, or ``None``. Its ``num_classes`` counts, and ``classes`` names them, if it has them
-            (:class:`colearn_hpc.data.ShardDataModule` does).
-        exact: more than the data have is an error, too, and not a warning.
+        given: the task's ``num_classes``; ``None`` takes the number that the data have.
+        datamodule: the Trainer's data module, or ``None``. Its attribute ``num_classes`` is the number that the data
+            have, and ``classes`` has their names. :class:`colearn_hpc.data.ShardDataModule` has both.
+        exact: a ``given`` that is larger than the data's number is an error; otherwise it is a warning.
 
     Returns:
-        ``given``, or the data's number.
+        ``given``, or the number that the data have.
 
     Raises:
-        ConfigurationError: neither is known, or the data have classes that the network could not tell.
+        ConfigurationError: neither number is known, or the data have more classes than the network.
     """
     found = getattr(datamodule, "num_classes", None)
     if found is None:

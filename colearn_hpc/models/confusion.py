@@ -13,14 +13,18 @@ FILE = "confusion.json"
 
 
 class ConfusionMatrixFile(Callback):
-    """Writes the confusion matrix of each evaluation, the last one stays: add it to ``trainer.callbacks``.
+    """Writes a file with the confusion matrix after each evaluation: add it to ``trainer.callbacks``.
 
-    The file is ``confusion.json`` in the Trainer's ``default_root_dir``, under co-learning RUN/centers/NAME. It holds
-    ``stage`` (``val`` or ``test``), ``classes`` (names, or numbers where the data module has none) and ``counts``,
-    a row for each true class. At a run's end that is the shared model on this data center's evaluation data.
+    The file is ``confusion.json`` in the Trainer's ``default_root_dir``; with ``colearn-hpc fit`` that is
+    RUN/centers/NAME. A later evaluation replaces it. So at the end of a run it is the shared model's, on this data
+    center's evaluation data. It holds
 
-    Modules without an attribute ``confusion_matrix`` (several labels at once), or with None there (above 50 classes),
-    give no file.
+    * ``stage``: ``val`` or ``test``;
+    * ``classes``: their names, or their numbers if the data module has no names;
+    * ``counts``: a row for each true class, a column for each predicted one.
+
+    No file is written for a module without an attribute ``confusion_matrix``, such as one with several labels at once,
+    nor if the attribute is None, as it is above 50 classes.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

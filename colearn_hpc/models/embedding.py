@@ -18,16 +18,19 @@ def build_embedding(
 ) -> nn.Embedding:
     """Word vectors from a file, or new ones.
 
-    Vectors that are not trained are a parameter with ``requires_grad=False``, not a buffer: float buffers are averaged
-    between data centers, frozen parameters are not sent. (fastText for 300,000 words is 343 MiB; the BiGRU on top of
-    it is 0.7.) As a parameter they still travel with the checkpoint, which so needs no file to be used.
+    Vectors that are not trained are a parameter with ``requires_grad=False``. A frozen parameter is not sent to other
+    data centers, and a float buffer would be. (fastText's vectors for 300,000 words take 343 MiB, the BiGRU on top of
+    them 0.7 MiB.) A parameter is in the checkpoint too, so a checkpoint can be used without the file.
 
     Args:
-        embedding: ``.npy``, or ``.h5`` / ``.hdf5`` with one two-dimensional data set or one named ``embedding``: float
-            (words, dimensions), a row per token, row 0 for padding. ``None``: random vectors.
-        vocabulary_size: Number of rows without a file. With one it may be left out, and must agree otherwise.
-        embedding_dim: Dimensions without a file; with one, the file's count.
-        train_embedding: Whether training changes the vectors. ``None``: exactly if they come from no file.
+        embedding: A file with a float matrix (words, dimensions): a row for each token, row 0 for padding. Either
+            ``.npy``, or ``.h5`` / ``.hdf5`` with a data set ``embedding`` or with only one two-dimensional data set.
+            ``None``: random vectors.
+        vocabulary_size: Number of rows. Needed if there is no file. If there is one, it may be left out, and must be
+            the file's otherwise.
+        embedding_dim: Number of dimensions if there is no file; a file has its own.
+        train_embedding: Whether training changes the vectors. ``None``: it changes random ones, and not those of a
+            file.
 
     Returns:
         An embedding with ``padding_idx=0``: that row gets no gradient.
@@ -56,7 +59,10 @@ def build_embedding(
 
 
 def lengths_of(tokens: Tensor) -> Tensor:
-    """(batch, time) int64 -> (batch,) int64: tokens up to the last that is not padding, at least 1."""
+    """Number of tokens in each row up to the last one that is not padding, at least 1.
+
+    Shapes: (batch, time) int64 -> (batch,) int64.
+    """
     positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     return ((tokens != PADDING) * positions).amax(dim=1).clamp(min=1)
 

@@ -11,11 +11,15 @@ from colearn_hpc.models.registry import register
 class DigitsCNN(nn.Module):
     """Three convolutions with BatchNorm for scikit-learn's handwritten digits; 33,658 parameters at 10 classes.
 
-    Small enough to train in seconds on a laptop core, and with BatchNorm on purpose: its float and integer buffers
-    are what averaging gets wrong most easily.
+    It trains in seconds on one core. It has BatchNorm on purpose: float and integer buffers are what an average over
+    data centers gets wrong most easily.
 
-    Shapes: (batch, channels, 8, 8) -> (batch, classes) logits. Any scale of pixel values does: the first convolution
-    is followed by BatchNorm.
+    Shapes: (batch, channels, 8, 8) float -> (batch, num_classes) logits. Pixels may have any scale, because BatchNorm
+    follows the first convolution.
+
+    Args:
+        num_classes: Length of the output row.
+        in_channels: Channels of the image.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
@@ -38,7 +42,10 @@ def _conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
 
 
 class DenseLayer(nn.Module):
-    """BN-ReLU-conv3×3, its output appended to its input: (batch, c, h, w) -> (batch, c + growth, h, w)."""
+    """BatchNorm, ReLU and a 3×3 convolution, whose output is appended to the input.
+
+    Shapes: (batch, in_channels, h, w) -> (batch, in_channels + growth, h, w).
+    """
 
     def __init__(self, in_channels: int, growth: int, dropout: float) -> None:
         super().__init__()
@@ -51,18 +58,21 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """DenseNet of 3 dense blocks without bottleneck or compression (Huang et al. 2017, arXiv:1608.06993).
+    """DenseNet with 3 dense blocks, without bottleneck and without compression.
 
-    ``depth=40, growth=12`` is the DenseNet-40 of the co-learning paper (Mi et al. 2020, Table 2): 1,019,722 parameters
-    at 10 classes and 3 channels. He initialisation, as in the DenseNet paper.
+    With ``depth=40, growth=12`` it is the DenseNet-40 of the co-learning paper (Table 2), and has 1,019,722 parameters
+    at 10 classes and 3 channels. Weights are initialised as by He et al., as in the DenseNet paper.
 
-    Shapes: (batch, channels, h, w) -> (batch, classes) logits; h and w at least 4 (32 in the paper).
+    Shapes: (batch, channels, h, w) float -> (batch, num_classes) logits; h and w at least 4 (32 in the paper).
+
+    Sources: Huang et al. 2017, arXiv 1608.06993; Mi et al. 2020, Table 2.
 
     Args:
         num_classes: Length of the output row.
-        depth: Number of layers with weights, 3·n + 4.
-        growth: Channels that every layer adds (k).
-        dropout: Probability after each convolution; DenseNet's authors use 0.2 where data is not augmented.
+        depth: Number of layers with weights: 3·n + 4, with n layers in each block.
+        growth: k, the number of channels that every layer adds.
+        dropout: Probability of dropout after each convolution. DenseNet's authors use 0.2 for data that are not
+            augmented.
         in_channels: Channels of the image.
 
     Raises:
@@ -108,7 +118,10 @@ def densenet40(num_classes: int = 10, dropout: float = 0.0, in_channels: int = 3
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions around a shortcut: (batch, c, h, w) -> (batch, channels, h/stride, w/stride)."""
+    """Two 3×3 convolutions with BatchNorm, and a shortcut that is added to their output.
+
+    Shapes: (batch, in_channels, h, w) -> (batch, channels, h / stride, w / stride), rounded up.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -128,12 +141,14 @@ class ResidualBlock(nn.Module):
 
 @register("resnet8")
 class ResNet8(nn.Module):
-    """A residual network of 8 layers for 32-pixel images on a CPU; 78,042 parameters at 10 classes and 3 channels.
+    """A residual network of 8 layers, for images of 32 pixels on a CPU; 78,042 parameters at 10 classes and 3 channels.
 
-    The 6n + 2 layers of He et al. 2016 (arXiv 1512.03385, section 4.2) with n = 1, and projections as shortcuts.
-    Pictures are laid out channels last, which is faster on CPUs and GPUs alike.
+    It has the 6n + 2 layers of the paper with n = 1. A shortcut that changes the shape is a projection. Images are laid
+    out channels last in memory, which is faster on CPUs and on GPUs.
 
-    Shapes: (batch, channels, h, w) -> (batch, classes) logits; h and w at least 4.
+    Shapes: (batch, channels, h, w) float -> (batch, num_classes) logits; h and w at least 4.
+
+    Source: He et al. 2016, arXiv 1512.03385, section 4.2.
 
     Args:
         num_classes: Length of the output row.

@@ -1,7 +1,7 @@
-"""Muon as a data center's own optimizer: matrices take orthogonalised steps, everything else AdamW's.
+"""Muon as a data center's own optimizer: matrices take orthogonalised steps, all other parameters those of AdamW.
 
-``torch.optim.Muon`` takes matrices only, so a network with a bias needs two optimizers, and Lightning's automatic
-optimization one. This is both in one, with one rate.
+``torch.optim.Muon`` takes matrices only. A network with biases would need a second optimizer beside it, and Lightning's
+automatic optimization takes one. This class is both in one, with one rate.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
-    """Momentum whose steps are made orthogonal, for parameters of two and more dimensions; AdamW for the others.
+    """Muon for parameters with two or more dimensions, AdamW for the others.
 
-    A convolution's kernel (out, in, height, width) is the matrix (out, in · height · width). A matrix's step is
-    0.2 √max(rows, columns) · η · UVᵀ, where USVᵀ is its Nesterov momentum. That has the size of AdamW's steps, so one
-    η fits both, and a schedule multiplies one rate (Liu et al. 2025, arXiv 2502.16982).
+    Muon takes a matrix's momentum, and makes the step from it orthogonal. A convolution's kernel (out, in, height,
+    width) is the matrix (out, in · height · width). If USVᵀ is the matrix's Nesterov momentum, its step is
+    0.2 √max(rows, columns) · η · UVᵀ. Such a step is as large as one of AdamW. So one η fits both, and a schedule
+    multiplies one rate (Liu et al. 2025, arXiv 2502.16982).
 
-    The authors of Muon leave embeddings and the last layer to AdamW. A shape does not tell those, so a configuration
-    treats them like every matrix; in code, give them a group of their own::
+    The authors of Muon leave embeddings and the last layer to AdamW. They cannot be told by their shape, so from a
+    configuration they are treated like every matrix. In code, give them a group of their own::
 
         Muon([{"params": body}, {"params": head, "orthogonal": False}], lr=0.001)
 
@@ -34,14 +35,14 @@ class Muon(Optimizer):
     ("MuLoCo"), arXiv 2505.23725.
 
     Args:
-        params: parameters, or groups. A group becomes two, one for its matrices and one for the rest, unless it says
-            ``orthogonal``.
-        lr: η.
-        momentum: of matrices.
-        betas: AdamW's two.
-        eps: AdamW's.
-        weight_decay: decoupled, of all parameters.
-        steps: Newton–Schulz iterations.
+        params: parameters, or groups of them. A group without the key ``orthogonal`` becomes two groups: one of its
+            matrices, and one of the rest.
+        lr: η, for all parameters.
+        momentum: of the matrices.
+        betas: β₁ and β₂ of AdamW.
+        eps: ε of AdamW.
+        weight_decay: decoupled weight decay of all parameters.
+        steps: number of Newton–Schulz iterations.
 
     Raises:
         ValueError: a setting is out of its range, or a group with ``orthogonal: True`` has a parameter of fewer than
@@ -102,11 +103,16 @@ class Muon(Optimizer):
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About UVᵀ of a matrix USVᵀ, in bfloat16: its singular values become some between 0.5 and 1.5.
+    """Approximately UVᵀ of a matrix USVᵀ.
+
+    The singular values of the result are not exactly 1: they lie between about 0.5 and 1.5.
 
     Args:
-        matrix: (rows, columns).
-        steps: Newton–Schulz iterations.
+        matrix: shape (rows, columns), any float type.
+        steps: number of Newton–Schulz iterations.
+
+    Returns:
+        bfloat16 of the same shape.
     """
     a, b, c = NEWTON_SCHULZ
     wide = matrix.bfloat16() if matrix.shape[0] <= matrix.shape[1] else matrix.bfloat16().T

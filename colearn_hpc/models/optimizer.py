@@ -1,4 +1,4 @@
-"""The optimizer that a task has unless LightningCLI's ``optimizer:`` gives another: SGD, as in the paper."""
+"""The optimizer of the tasks: SGD, as in the paper. ``optimizer:`` in a configuration puts another in its place."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class SGDSettings:
     """Settings of SGD, checked before a run waits in a queue for hours.
 
     Args:
-        learning_rate: η; under co-learning the schedule (equation 3) scales it.
-        momentum: The paper's plain SGD is 0.
+        learning_rate: η. Under co-learning the schedule (equation 3) multiplies it by a factor.
+        momentum: 0 is the paper's plain SGD.
         nesterov: Nesterov's form of momentum; needs a ``momentum`` above 0.
         weight_decay: L2 coefficient.
 
@@ -38,7 +38,7 @@ class SGDSettings:
             raise ConfigurationError(f"weight_decay={self.weight_decay}: must be 0 or more")
 
     def over(self, network: nn.Module) -> torch.optim.SGD:
-        """SGD over the parameters that are trained; frozen ones (word vectors) are left alone."""
+        """SGD over the trainable parameters of ``network``. Frozen ones, such as word vectors, are left out."""
         return torch.optim.SGD(
             (p for p in network.parameters() if p.requires_grad),
             lr=self.learning_rate,

@@ -1,4 +1,4 @@
-"""Four ways from scores at every time step to one score per clip: the AP, MP, SA and MA of Table 6."""
+"""Four ways to make one score per clip of the scores at every time step: AP, MP, SA and MA of the paper's Table 6."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,10 @@ from colearn_hpc.errors import ConfigurationError
 
 
 class AveragePooling(nn.Module):
-    """AP: the mean over time of the probabilities of each step; (batch, time, features) -> (batch, classes)."""
+    """AP: the mean over time of each step's probabilities.
+
+    Shapes: (batch, time, features) -> (batch, classes) probabilities. Of several levels the last is taken.
+    """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
@@ -20,16 +23,23 @@ class AveragePooling(nn.Module):
 
 
 class MaxPooling(AveragePooling):
-    """MP: the maximum over time of the probabilities of each step; (batch, time, features) -> (batch, classes)."""
+    """MP: the maximum over time of each step's probabilities.
+
+    Shapes: (batch, time, features) -> (batch, classes) probabilities. Of several levels the last is taken.
+    """
 
     def forward(self, *levels: Tensor) -> Tensor:
         return torch.sigmoid(self.classifier(levels[-1])).amax(dim=1)
 
 
 class SingleAttention(nn.Module):
-    """SA: Σ cla · att / Σ att over time, both a sigmoid of a linear layer (Kong et al. 2018, arXiv:1711.00927).
+    """SA: a mean over time of each step's probabilities, weighted by an attention: Σ cla · att / Σ att.
 
-    Shapes: (batch, time, features) -> (batch, classes) probabilities.
+    Both cla and att are the sigmoid of a linear layer of their own.
+
+    Shapes: (batch, time, features) -> (batch, classes) probabilities. Of several levels the last is taken.
+
+    Source: Kong et al. 2018, arXiv 1711.00927.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -44,9 +54,11 @@ class SingleAttention(nn.Module):
 
 
 class MultiAttention(nn.Module):
-    """MA: attention on the last two levels, concatenated, then a linear layer (Yu et al. 2018, arXiv:1803.02353).
+    """MA: single attention on each of the last two levels, and a linear layer on both results together.
 
-    Shapes: two of (batch, time, features) -> (batch, classes) probabilities.
+    Shapes: at least two levels of (batch, time, features) -> (batch, classes) probabilities.
+
+    Source: Yu et al. 2018, arXiv 1803.02353.
     """
 
     def __init__(self, features: int, classes: int) -> None:

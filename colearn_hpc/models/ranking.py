@@ -21,16 +21,17 @@ _MOST_CERTAIN = 1 - 1e-6
 class RankingMetrics(Metric):
     """Mean AUC, mean average precision and d′ over classes.
 
-    * ``auc``: the mean of the classes' areas under the ROC curve: the "mean column-wise ROC AUC" of Table 4.
-    * ``map``: the mean of the classes' average precisions.
-    * ``dprime``: √2 · Φ⁻¹(mean AUC), as in the AudioSet literature; ends at ±6.72, where the AUC is 1 − 10⁻⁶.
+    * ``auc``: the mean over classes of the area under the ROC curve. Table 4 calls it "mean column-wise ROC AUC".
+    * ``map``: the mean over classes of the average precision.
+    * ``dprime``: √2 · Φ⁻¹(mean AUC), as in the AudioSet literature. It ends at ±6.72, where the AUC is 1 − 10⁻⁶.
 
-    A class without a positive or without a negative example has no ROC curve. Libraries give it 0 (or 0.5), which
-    drags the mean down by an amount that depends on the split; here it is left out of all means. Without any class
-    left, the values are NaN. On a split where every class has both, values are torchmetrics' macro averages.
+    A class without a positive or without a negative example has no ROC curve. Libraries give it 0 or 0.5, and the mean
+    falls by an amount that depends on the split. Here such a class is left out of all means. If no class is left, the
+    values are NaN. If every class has examples of both kinds, the values are torchmetrics' macro averages.
 
-    All scores and labels of an epoch are kept (AudioSet's evaluation: 20,371 × 527, 86 MB), because the curves are
-    exact. Collective over the process group in ``compute``: it gathers them, and counts may differ between ranks.
+    The curves are exact, so all scores and labels of an epoch are kept: 86 MB for the 20,371 × 527 of AudioSet's
+    evaluation. ``compute`` is collective over the process group. It gathers them, and ranks may have different numbers
+    of examples.
 
     Args:
         num_classes: Number of columns.
@@ -76,6 +77,9 @@ class RankingMetrics(Metric):
 
 
 def dprime(auc: Tensor) -> Tensor:
-    """√2 · Φ⁻¹(AUC): the distance of two unit normal distributions with this AUC. In float64 inside."""
+    """√2 · Φ⁻¹(AUC): how far apart two normal distributions of unit variance lie that have this AUC.
+
+    Computed in float64. The result has the shape and type of ``auc``, and lies in [−6.72, 6.72].
+    """
     bounded = auc.double().clamp(1 - _MOST_CERTAIN, _MOST_CERTAIN)
     return (math.sqrt(2) * torch.special.ndtri(bounded)).to(auc.dtype)

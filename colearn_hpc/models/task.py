@@ -27,23 +27,24 @@ class Classifier(LightningModule):
     Shapes: a batch is ``x`` float (batch, …) as the network wants it, and ``y`` int64 (batch,) in
     [0, num_classes). The network returns logits (batch, num_classes).
 
-    Logged once per epoch, exact over the ranks of the process group even where their counts differ: ``train_loss``,
-    ``train_acc``, ``val_loss``, ``val_acc``, ``val_acc_top5`` (one per further k), and the same with ``test_``.
-    After each evaluation of at most 50 classes, :attr:`confusion_matrix` holds the counts.
+    These are logged once per epoch: ``train_loss``, ``train_acc``, ``val_loss``, ``val_acc``, ``val_acc_top5`` (one for
+    each further k), and the last three with ``test_``. They are exact over all ranks of the process group, also if the
+    ranks have different numbers of examples. After an evaluation with at most 50 classes, :attr:`confusion_matrix`
+    holds the counts.
 
     Args:
         network: Name in the registry, or dotted path of an ``nn.Module`` class.
         network_args: Keywords of the network.
-        num_classes: Number of labels. ``None`` takes the number of the data module's classes, and builds the network
-            when the data are known: in :meth:`setup`. More than the data have is a warning, fewer an error.
-        learning_rate: Rate of SGD, η. Under co-learning the schedule (equation 3) scales it.
+        num_classes: Number of labels. ``None`` takes the number of the data module's classes; the network is then built
+            in :meth:`setup`, when the data are known. A number above the data's is a warning, one below is an error.
+        learning_rate: Rate of SGD, η. Under co-learning the schedule (equation 3) multiplies it by a factor.
         momentum: Momentum of SGD; the paper's plain SGD is 0.
         nesterov: Nesterov's form of momentum; needs a ``momentum`` above 0.
         weight_decay: L2 coefficient of SGD.
-        top_k: The accuracies to log beside top-1. Values at or above ``num_classes`` would always be 1 and are left
-            out, so that the default fits two classes as well.
-        label_smoothing: Share of the target spread over all classes; in training only, so that ``val_loss`` stays
-            comparable.
+        top_k: The accuracies to log beside top-1. A k of ``num_classes`` or more is left out, because that accuracy is
+            always 1.
+        label_smoothing: Share of the target that is spread over all classes. It is for training only, so ``val_loss``
+            stays comparable.
 
     Raises:
         ConfigurationError: A setting is out of its range, the network cannot be built, or the data have more classes.

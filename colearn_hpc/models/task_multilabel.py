@@ -22,20 +22,21 @@ class MultilabelTask(LightningModule):
     """Any network of the registry, trained to say of each of ``num_classes`` labels whether it applies.
 
     Shapes: a batch is ``x`` (batch, …) as the network wants it, and ``y`` (batch, num_classes) of 0, 1 and −1, of any
-    number type; −1 enters neither loss nor metrics. The network returns logits (batch, num_classes). A network that
-    returns probabilities says so by an attribute ``output_kind = "probabilities"``, as the capsule network and those
-    of AudioSet do.
+    number type. A −1 means that the label is unknown: it enters neither the loss nor the metrics. The network returns
+    logits (batch, num_classes). A network that returns probabilities says so by an attribute
+    ``output_kind = "probabilities"``, as the capsule network and those of AudioSet do.
 
-    Logged once per epoch, exact over the ranks of the process group: ``train_loss``, ``val_loss``, ``val_auc``,
-    ``val_map``, ``val_dprime``, and the same with ``test_``; see :class:`~colearn_hpc.models.ranking.RankingMetrics`.
+    These are logged once per epoch: ``train_loss``, ``val_loss``, ``val_auc``, ``val_map``, ``val_dprime``, and the
+    last four with ``test_``. They are exact over all ranks of the process group.
+    :class:`~colearn_hpc.models.ranking.RankingMetrics` explains them.
 
     Args:
         network: Name in the registry, or dotted path of an ``nn.Module`` class.
         network_args: Keywords of the network.
         num_classes: Number of labels; 6 for toxic comments, 527 for AudioSet. ``None`` takes the number of the data
-            module's classes, and builds the network when the data are known: in :meth:`setup`. Any other number than
+            module's classes; the network is then built in :meth:`setup`, when the data are known. A number that is not
             the data's is an error.
-        learning_rate: Rate of SGD, η. Under co-learning the schedule (equation 3) scales it.
+        learning_rate: Rate of SGD, η. Under co-learning the schedule (equation 3) multiplies it by a factor.
         momentum: Momentum of SGD; the paper's plain SGD is 0.
         nesterov: Nesterov's form of momentum; needs a ``momentum`` above 0.
         weight_decay: L2 coefficient of SGD.

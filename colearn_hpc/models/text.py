@@ -68,7 +68,14 @@ class BiGRU(nn.Module):
 
 
 def squash(x: Tensor, dim: int = -1) -> Tensor:
-    """Keeps a vector's direction and maps its length l to l² / (1 + l²) (Sabour et al. 2017, eq. 1)."""
+    """Vectors of the same direction, whose length l has become l² / (1 + l²).
+
+    Source: Sabour et al. 2017, arXiv 1710.09829, eq. 1.
+
+    Args:
+        x: any shape.
+        dim: the dimension along which the vectors lie.
+    """
     square = x.square().sum(dim=dim, keepdim=True)
     # The gradient of a square root at 0 is infinite, and a capsule of zeros is ordinary behind a ReLU.
     return x * (square / (1 + square)) * torch.rsqrt(square + 1e-8)

@@ -10,9 +10,9 @@ Inception-V4           ``timm/inception_v4``        41,158,186    42,679,816
 Inception-ResNet-V2    ``timm/inception_resnet_v2``  54,321,834    55,843,464
 =====================  ==========================  ==========  ============
 
-The Inception nets have no auxiliary heads here: timm leaves them out, and so do these counts. (The volumes in the
-paper's Table 1 are those of TF-slim's nets, with the auxiliary heads; the paper does not say what their loss weighed.)
-They need images of 75 pixels or more: ``input_size: 299`` enlarges CIFAR's.
+timm's Inception nets have no auxiliary heads, and these counts are without them. The volumes in the paper's Table 1 are
+those of TF-slim's nets, which have such heads; the paper does not say how much their loss weighed. The Inception nets
+need images of 75 pixels or more: ``input_size: 299`` enlarges those of CIFAR.
 """
 
 from typing import Any
@@ -27,12 +27,17 @@ PREFIX = "timm/"
 
 
 class Resize(nn.Module):
-    """Bilinear resize of a batch: (batch, channels, h, w) -> (batch, channels, size, size); aspect is not kept.
+    """Resizes a batch of images to squares, bilinearly. The ratio of the sides is not kept.
 
-    Shrinking is antialiased, so that it does not skip pixels. An image of the right size passes as it is.
+    Shrinking is antialiased, so no pixel is skipped. Images of the right size pass as they are.
+
+    Shapes: (batch, channels, h, w) float -> (batch, channels, size, size).
 
     Args:
         size: Pixels of a side.
+
+    Raises:
+        ConfigurationError: ``size`` is below 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -52,7 +57,7 @@ class Resize(nn.Module):
 
 
 def build_timm(name: str, num_classes: int, input_size: int | None = None, **args: Any) -> nn.Module:
-    """A network of timm, from its own initial weights unless ``pretrained: true`` is among its arguments.
+    """A network of timm. It has random initial weights, unless ``pretrained: true`` is among its arguments.
 
     Shapes: (batch, 3, h, w) -> (batch, num_classes) logits. ``in_chans: 1`` for grey images.
 

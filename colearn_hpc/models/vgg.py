@@ -9,14 +9,16 @@ _STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolu
 
 @register("vgg19_cifar")
 class CifarVGG19(nn.Module):
-    """VGG-19's sixteen convolutions, then one linear layer (Simonyan & Zisserman 2015, arXiv:1409.1556, column E).
+    """The sixteen convolutions of VGG-19, and one linear layer; 20,029,514 parameters at 10 classes.
 
-    20,029,514 parameters at 10 classes. The VGG-19 of Table 2 on 32-pixel images: five poolings leave one pixel of 512
-    channels, so the two fully connected layers of 4096 are dropped, as is the habit on CIFAR. (Not in the paper: which
-    head it used.) He initialisation; without BatchNorm, as published.
+    This is the VGG-19 of Table 2, for images of 32 pixels. Five poolings leave one pixel with 512 channels of such an
+    image. So the two fully connected layers of 4096 units are left out, as is usual on CIFAR. The co-learning paper
+    does not say which head it used. Weights are initialised as by He et al. There is no BatchNorm, as published.
 
-    Shapes: (batch, channels, h, w) -> (batch, num_classes) logits; h and w at least 32. Larger images are averaged
-    over what remains of them.
+    Shapes: (batch, channels, h, w) float -> (batch, num_classes) logits; h and w at least 32. Of a larger image more
+    than one pixel is left, and their mean is taken.
+
+    Source: Simonyan and Zisserman 2015, arXiv 1409.1556, column E.
 
     Args:
         num_classes: Length of the output row.
