@@ -73,7 +73,8 @@ class EvaluationCLI(fit.ColearnCLI):
         names, here = declared_names(centers)
         if here:
             return (centers if asked.centers else None), ""
-        names = asked.names or names
+        # The folder of a federation's site: all ranks that are started here are that site's.
+        names = [settings["site"]] if settings["site"] else asked.names or names
         rank, size = launched_as()
         if size == 1 or len(names) == 1:
             declare(names[0])
