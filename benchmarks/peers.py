@@ -1,7 +1,7 @@
-"""One round of exchange and a small training job: ours, Flower, APPFL, and torch.distributed with gloo.
+"""One round of exchange and a small training job: ours, APPFL, and torch.distributed with gloo.
 
-The same participants, tensors and bytes for all. Flower and APPFL are installed from the registry, each into an
-environment of its own.
+The same participants, tensors and bytes for all. APPFL is installed from the registry, into an environment of its own.
+Flower and NVFlare, which know no MPI, are measured beside a federation (federation.py).
 
     python benchmarks/peers.py --folder runs/peers --participants 5 --parameters 58164298
 """
@@ -24,7 +24,6 @@ from colearn_hpc.cli.launch import find_mpirun
 
 PROGRAMS = Path(__file__).with_name("peer_programs")
 NEEDS = {
-    "flower": ["flwr==1.41.0", f"torch=={torch.__version__.split('+')[0]}"],
     "flower-message": ["flwr==1.42.0", "numpy"],
     "nvflare": ["nvflare==2.9.0", "numpy"],
     "appfl": ["appfl==1.12.0", "mpi4py", f"torch=={torch.__version__.split('+')[0]}"],
@@ -35,7 +34,6 @@ PEERS: dict[str, tuple[str, str, list[str], int | None]] = {
     "ours, int8": ("", "ours_peer.py", ["int8"], 0),
     "gloo, per parameter": ("", "gloo_peer.py", ["parameter"], None),
     "gloo, PeriodicModelAverager": ("", "gloo_peer.py", ["periodic"], None),
-    "Flower": ("flower", "flower_peer.py", [], None),
     "APPFL": ("appfl", "appfl_peer.py", [], 1),
 }
 
@@ -64,9 +62,7 @@ def run(folder: Path, name: str, participants: int, rounds: int, epochs: int) ->
         command = [mpirun, *options, command[0], "-m", "mpi4py", *command[1:]]
     variables = environment()
     if where:
-        # Of ours only the one module that APPFL's program asks for. Telemetry would wait for a host on the internet.
-        # With an arena of malloc per thread Flower's copies of 233 MB, some of them lost to fragments, exceed 24 GB.
-        variables |= {"PYTHONPATH": str(REPOSITORY), "FLWR_TELEMETRY_ENABLED": "0", "MALLOC_ARENA_MAX": "2"}
+        variables |= {"PYTHONPATH": str(REPOSITORY)}  # of ours only the one module that APPFL's program asks for
     start = time.perf_counter()
     done = subprocess.run(command, env=variables, text=True, capture_output=True, timeout=1800)
     wall = time.perf_counter() - start

@@ -4,12 +4,11 @@ Written with torch, a codec goes over a slice once for each operation, and each 
 Here one loop does all operations on a block while it is in the core's cache. Both ways carry out the same operations on
 each value, so their messages have the same bits, and data centers with numba and without may be mixed.
 
-Machine code is made for the processor when a codec is first used, and kept in numba's cache.
+Machine code is made for the processor before a run's first exchange, and kept in numba's cache.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,22 +35,31 @@ class Kernels:
     decode: Callable[..., None]
 
 
-@functools.cache
-def kernels(codec: str) -> Kernels | None:
-    """The compiled loops of ``"int8"`` or ``"int4"``; None where there is no numba, or it does not work here."""
-    if find_spec("numba") is None:
-        return None
+WORTH = 1 << 23  # values of a vector from which on a run earns back the half second that numba's import takes
+
+_made: dict[str, Kernels] = {}
+
+
+def prepare(codec: str) -> None:
+    """Compile the loops of ``"int8"`` or ``"int4"``, where numba is installed and works; once in a process."""
+    if codec in _made or codec not in _LOOPS or find_spec("numba") is None:
+        return
     try:
-        return _compile(codec)
+        _made[codec] = _compile(codec)
     except Exception as error:  # another NumPy than numba knows, a processor that it does not know
-        log.warning("codecs go without numba, which does not work here: %s", error)
-        return None
+        log.warning("codec %s goes without numba, which does not work here: %s", codec, error)
+
+
+def kernels(codec: str) -> Kernels | None:
+    """The compiled loops of a codec; None where none were prepared."""
+    return _made.get(codec)
 
 
 def _compile(codec: str) -> Kernels:
     import numba
 
-    values, steps = numba.float32[::1], {"int8": numba.int8, "int4": numba.uint8}[codec][::1]
+    encode, decode, unit = _LOOPS[codec]
+    values, steps = numba.float32[::1], getattr(numba, unit)[::1]
 
     def compiled(loop: Callable[..., None], *arrays: Any) -> Callable[..., None]:
         # The types are named, so that all is compiled now and none of it in a round.
@@ -61,7 +69,6 @@ def _compile(codec: str) -> Kernels:
         except RuntimeError:  # no folder where it may keep machine code
             return numba.njit(signature, error_model="numpy")(loop)
 
-    encode, decode = {"int8": (_encode_int8, _decode_int8), "int4": (_encode_int4, _decode_int4)}[codec]
     return Kernels(compiled(encode, values, steps, values, values), compiled(decode, steps, values, values, values))
 
 
@@ -151,3 +158,6 @@ def _decode_int4(pairs: Any, scales: Any, values: Any, base: Any, block: int) ->
         else:
             for i in range(len(out)):
                 out[i] = np.float32(steps[i]) * scale
+
+
+_LOOPS = {"int8": (_encode_int8, _decode_int8, "int8"), "int4": (_encode_int4, _decode_int4, "uint8")}

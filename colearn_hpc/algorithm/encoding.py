@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from colearn_hpc.algorithm import compiled
 from colearn_hpc.algorithm.codec import Codec
 from colearn_hpc.algorithm.combine import Combine
 from colearn_hpc.algorithm.fixed_point import Scales, decode, decode_near_zero, steps_of
@@ -270,6 +271,8 @@ class Coded:
 
     def prepare(self, parameters: int) -> None:
         """Make room for the residuals. One of another size is forgotten."""
+        if parameters >= compiled.WORTH:
+            compiled.prepare(self.codec.name)
         if not self.codec.feedback:
             return
         if self.residual is None or len(self.residual) != parameters:

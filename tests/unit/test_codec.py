@@ -1,6 +1,5 @@
 """Codecs: lengths, round trips over all of float32's range, and what is refused."""
 
-import inspect
 import math
 
 import numpy as np
@@ -12,11 +11,11 @@ from hypothesis import strategies as st
 from colearn_hpc import CoLearning
 from colearn_hpc.algorithm import compiled
 from colearn_hpc.algorithm.codec import BLOCK, NAMES, codec_of
+from colearn_hpc.algorithm.encoding import Coded
 from colearn_hpc.errors import ConfigurationError
 
 CODECS = [name for name in NAMES if name != "fp32"]
 RATIOS = {"bf16": 0.51, "fp16": 0.51, "int8": 0.27, "int4": 0.13, "topk": 0.016}
-KERNELS = compiled.kernels
 BIGGEST_BF16 = float(np.float32(3.389e38))
 
 
@@ -24,8 +23,9 @@ BIGGEST_BF16 = float(np.float32(3.389e38))
 def way(request):
     """All of this holds with numba and without."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "torch":
-            patch.setattr(compiled, "kernels", lambda codec: None)
+        patch.setattr(compiled, "_made", {})
+        for name in ("int8", "int4") if request.param == "compiled" else ():
+            compiled.prepare(name)
         yield request.param
 
 
@@ -140,8 +140,11 @@ def test_compiled_loops_write_the_same_bits(name, size, count, monkeypatch):
     generator = torch.Generator().manual_seed(count)
     values = torch.randn(count, generator=generator).mul_(size).clamp_(-3e38, 3e38)
     base, codec, found = torch.randn(count, generator=generator), codec_of(name), []
-    for kernels in (KERNELS, lambda codec: None):
-        monkeypatch.setattr(compiled, "kernels", kernels)
+    monkeypatch.setattr(compiled, "_made", {})
+    for prepares in (False, True):
+        if prepares:
+            compiled.prepare(name)
+            assert compiled.kernels(name)
         message = torch.full((codec.nbytes(count),), 255, dtype=torch.uint8)
         lacking, decoded, added = torch.empty((3, count))
         codec.encode(values, message, lacking)
@@ -151,12 +154,20 @@ def test_compiled_loops_write_the_same_bits(name, size, count, monkeypatch):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_without_numba_codecs_work_all_the_same(monkeypatch, caplog):
-    """Where it cannot compile, one line says so."""
+def test_where_numba_does_not_work_one_line_says_so(monkeypatch, caplog):
     pytest.importorskip("numba")
+    monkeypatch.setattr(compiled, "_made", {})
     monkeypatch.setattr(compiled, "_compile", lambda codec: 1 / 0)
-    assert inspect.unwrap(KERNELS)("int8") is None
-    assert "codecs go without numba" in caplog.text
+    compiled.prepare("int8")
+    assert compiled.kernels("int8") is None and "codec int8 goes without numba" in caplog.text
+
+
+@pytest.mark.parametrize(("parameters", "prepared"), [(1000, []), (compiled.WORTH, ["int8"])])
+def test_a_small_model_does_not_wait_for_numba(monkeypatch, parameters, prepared):
+    found = []
+    monkeypatch.setattr(compiled, "prepare", found.append)
+    Coded(codec_of("int8")).prepare(parameters)
+    assert found == prepared
 
 
 def distance_left(name, feedback, size, rounds, rate, spread):
