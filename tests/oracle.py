@@ -44,12 +44,16 @@ def co_learning(nets, data, *, rounds, local_epochs, epsilon, decay, rate, momen
     return np.array(models), history
 
 
+def _trained(net) -> list:
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
 def _flat(net) -> np.ndarray:
-    return torch.cat([p.detach().reshape(-1) for p in net.parameters()]).numpy().copy()
+    return torch.cat([p.detach().reshape(-1) for p in _trained(net)]).numpy().copy()
 
 
 def _set(net, vector: np.ndarray) -> None:
-    torch.nn.utils.vector_to_parameters(torch.from_numpy(vector.copy()), net.parameters())
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(vector.copy()), _trained(net))
 
 
 def overlapped(nets, data, *, rounds, local_epochs, epsilon, decay, rate, momentum, batch):

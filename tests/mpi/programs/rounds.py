@@ -1,7 +1,7 @@
 """Trains the toy by co-learning with several numbers of data centers, one after the other, on the first ranks of the
-world. Every rank writes the shared model after every round; the first also prints {K: [(T_i, relative change)]}.
+world. Every rank writes the shared model after every round; the first also prints {CASE: [(T_i, relative change)]}.
 
-usage: rounds.py OUT RANKS_PER_CENTER ROUNDS K [K ...]
+usage: rounds.py OUT RANKS_PER_CENTER ROUNDS CASE [CASE ...]      a CASE is K, or K:adapters
 """
 
 import toy  # first: makes torchvision importable
@@ -28,15 +28,17 @@ class Trajectory(Callback):
 
     def on_validation_start(self, trainer, pl_module):
         if not trainer.sanity_checking and self.colearning.standing().shows is not None:
-            self.models.append(torch.cat([p.detach().reshape(-1) for p in pl_module.parameters()]).numpy().copy())
+            trained = [p.detach().reshape(-1) for p in pl_module.parameters() if p.requires_grad]
+            self.models.append(torch.cat(trained).numpy().copy())
 
 
-def train(out: Path, centers: int, rounds: int, comm: MPI.Comm) -> list:
+def train(out: Path, centers: int, adapters: bool, rounds: int, comm: MPI.Comm) -> list:
     center = DataCenter.join(centers, comm)
     lanes = {"lanes": center.size}  # as with each rank on a node of its own
     colearning = CoLearning(rounds=rounds, run_dir=out, centers=center, exchange=lanes, **SETTINGS)
     trajectory = Trajectory(colearning)
-    module = toy.Toy(toy.network(seed=center.world_rank))  # w⁰ is world rank 0's: all others start elsewhere
+    network = toy.adapted_network if adapters else toy.network
+    module = toy.Toy(network(seed=center.world_rank))  # w⁰ is world rank 0's: all others start elsewhere
     trainer = toy.trainer(center, colearning, trajectory)
     train_data = toy.loader(center.index, center.size, center.rank)
     trainer.fit(module, train_data, toy.loader(center.index))
@@ -50,16 +52,17 @@ def train(out: Path, centers: int, rounds: int, comm: MPI.Comm) -> list:
     return [(line["local_epochs"], line["relative_change"]) for line in lines]
 
 
-def main(out: Path, ranks_per_center: int, rounds: int, counts: list[int]) -> None:
+def main(out: Path, ranks_per_center: int, rounds: int, cases: list[str]) -> None:
     toy.quiet()
     history = {}
-    for centers in counts:
+    for case in cases:
+        centers = int(case.partition(":")[0])
         takes_part = MPI.COMM_WORLD.Get_rank() < centers * ranks_per_center
         comm = MPI.COMM_WORLD.Split(0 if takes_part else MPI.UNDEFINED)
         if takes_part:
-            history[centers] = train(out / str(centers), centers, rounds, comm)
+            history[case] = train(out / case, centers, case.endswith(":adapters"), rounds, comm)
     if MPI.COMM_WORLD.Get_rank() == 0:
         print(json.dumps(history))
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), [int(k) for k in sys.argv[4:]])
+main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

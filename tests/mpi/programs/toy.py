@@ -34,6 +34,26 @@ def network(seed: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
 
 
+class LowRank(nn.Module):
+    """A layer that stays as it is, and an adapter of rank 2 that is trained (LoRA)."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Parameter(0.5 * torch.randn(2, base.in_features))
+        self.up = nn.Parameter(0.1 * torch.randn(base.out_features, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+def adapted_network(seed: int) -> nn.Sequential:
+    """The network with frozen layers, the same whatever the seed, and an adapter beside each."""
+    net = network(seed=7)
+    torch.manual_seed(seed)
+    return nn.Sequential(LowRank(net[0]), nn.Tanh(), LowRank(net[2]))
+
+
 def data(center: int, examples: int = EXAMPLES) -> TensorDataset:
     """Data center ``center``'s private examples: each has a cluster layout of its own."""
     generator = torch.Generator().manual_seed(100 + center)
