@@ -52,13 +52,13 @@ demo: $(VENV)/.base
 federation-demo: .venv-dev/.done
 	$(DEV)/python examples/federation/demo.py
 
-# Four test files at a time, for many wait: for a Slurm, for a data center, for a time to pass. The longest come first.
+# Three test files at a time, for many wait: for a Slurm, for a data center, for a time to pass. The longest come first.
 test: .venv-dev/.done
-	$(DEV)/python -m pytest --numprocesses 4 --no-loadscope-reorder
+	$(DEV)/python -m pytest --numprocesses 3 --no-loadscope-reorder
 
 # The exhaustive sets whole, where `make test` takes a seeded sample of them. Hours.
 test-all: .venv-dev/.done
-	$(DEV)/python -m pytest --numprocesses 4 --no-loadscope-reorder --all
+	$(DEV)/python -m pytest --numprocesses 3 --no-loadscope-reorder --all
 
 # Where there is a GPU: all that needs one, in less than 8 minutes. It installs nothing, for torch must be the CUDA build
 # that the machine has; `sh tests/gpu/run.sh --device cpu` rehearses it anywhere.

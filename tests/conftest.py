@@ -71,7 +71,7 @@ def chosen(request: pytest.FixtureRequest) -> Callable[[str], list[Any]]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What goes side by side (``-n 4``) are files, for a module's fixtures are dear; but a machine has one Slurm."""
+    """What goes side by side (``-n 3``) are files, for a module's fixtures are dear; but a machine has one Slurm."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
