@@ -16,7 +16,16 @@ from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec, DataCenter, s
 if TYPE_CHECKING:
     from colearn_hpc.federation.link import Membership
 
-__all__ = ["CentersSpec", "DataCenter", "as_site", "connect", "end_world", "read_membership", "start_command"]
+__all__ = [
+    "CentersSpec",
+    "DataCenter",
+    "as_site",
+    "connect",
+    "decline",
+    "end_world",
+    "read_membership",
+    "start_command",
+]
 
 
 def connect(
@@ -54,6 +63,29 @@ def connect(
 
     inside = MpiBetween(center, site, 1)
     return Connection(center, site, FederatedBetween(membership, center.is_leader, inside.give_up))
+
+
+def decline(center: DataCenter, patience: float, text: str, own: str) -> None:
+    """Tell all who come to a run's beginning that this rank cannot take part: in place of :func:`connect`, and
+    collective with it over the world.
+
+    Does not return where not all come in time: then all ranks are ended.
+
+    Args:
+        center: this process's data center.
+        patience: seconds to wait for all ranks.
+        text: why, for all to hear.
+        own: the same for this rank's own output, where not all come.
+
+    Raises:
+        PeerError: on all ranks.
+    """
+    from colearn_hpc.mpi.between import MpiBetween
+    from colearn_hpc.mpi.site import MpiSite
+
+    if center.roll_call is not None:
+        center.roll_call.wait(patience, lambda: own)
+    MpiBetween(center, MpiSite(center), failed=text)
 
 
 def read_membership(federation: Path | str, site: str | None, identity: Path | str | None = None) -> Membership:

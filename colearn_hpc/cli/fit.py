@@ -40,12 +40,13 @@ from colearn_hpc.cli.method import arrange
 from colearn_hpc.cli.options import OPTIONS, SET_BY_US
 from colearn_hpc.cli.usage import UsageError, asks, check_config_files, in_one_line, who_left
 from colearn_hpc.errors import CheckpointError, ColearnError, ConfigurationError, Interrupted, PeerError, text_of
-from colearn_hpc.join import read_membership
+from colearn_hpc.join import decline, read_membership
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec
+from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.conversation import is_after_the_end, is_everywhere
 from colearn_hpc.protocol.failures import is_lost_peer
-from colearn_hpc.protocol.messages import Topic, TopicKind, describe_error
+from colearn_hpc.protocol.messages import Topic, TopicKind, describe_elsewhere, describe_error
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.callback import CoLearning
 from colearn_hpc.trainer.devices import trainer_devices, unused_gpus
@@ -67,9 +68,15 @@ PrivateTraining = colearn_hpc.trainer.private_training.PrivateTraining
 
 @dataclass
 class Session:
-    """What outlives the building of the CLI: how to reach the other ranks when it fails."""
+    """What outlives the building of the CLI: how to reach the other ranks when it fails.
+
+    Attributes:
+        place: this process's; None before the data centers have joined.
+        awaited: this rank builds its objects, and the next that the others do is to wait for it where the run begins.
+    """
 
     place: Place | None = None
+    awaited: bool = False
 
 
 class _Trainer(Trainer):
@@ -142,6 +149,7 @@ class ColearnCLI(LightningCLI):
         if self.subcommand == "fit":
             self._check_budget()
             self._prepare_folder()
+            self.session.awaited = True
 
     def _data_centers(self) -> tuple[CentersSpec, str]:
         """What divides the ranks into data centers, and a line for people. Collective over the world."""
@@ -238,6 +246,7 @@ class ColearnCLI(LightningCLI):
             self._dump_config()
             config = yaml.safe_dump(without_secrets(self.config_dump), sort_keys=False)
             write_atomically(self.folder / "config.yaml", config, self.center.start)
+        self.session.awaited = False  # from now on the callback hears of an error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse on every rank, and go on only if all could. Collective over the world."""
@@ -436,6 +445,8 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
             return raised.code if isinstance(raised.code, int) else int(raised.code is not None)
         error = _own(raised)
         if session.place is not None:
+            if session.awaited and not is_everywhere(error):
+                _decline(session.place, error)
             session.place.conversation.fail(error)
         elif not is_everywhere(error):
             raise
@@ -450,6 +461,18 @@ def main(argv: Sequence[str], cli: Callable[[Session], object] = ColearnCLI) -> 
             print(f"colearn-hpc: {said}", file=sys.stderr, flush=True)
         _leave(size)
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _decline(place: Place, error: BaseException) -> None:
+    """Tell those who wait where the run begins that this rank failed on its way there. Collective over the world."""
+    own, name = describe_error(error), f"data center {place.center.name}"
+    said = place.conversation.told(own, describe_elsewhere(error))
+    try:
+        decline(place.center, pacing.GRACE, f"{name}: {said}", f"{name} ({place.center.host}): {own}")
+    except PeerError as heard:
+        place.conversation.verdict = str(heard)
+        with contextlib.suppress(AttributeError):  # an exception of any class takes the mark
+            error.everywhere = True  # type: ignore[attr-defined]
 
 
 def _leave(size: int) -> None:

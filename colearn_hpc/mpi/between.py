@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from torch import Tensor
 
 from colearn_hpc.between import Offer
-from colearn_hpc.errors import RoundTimeoutError, TopologyError
+from colearn_hpc.errors import PeerError, RoundTimeoutError, TopologyError
 from colearn_hpc.mpi.copies import copy_to_all
 from colearn_hpc.mpi.lanes import deal, deal_shards, places_of
 from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
@@ -41,8 +41,10 @@ class MpiBetween:
         site: inside it.
         lanes: ranks of each data center that share the transfer of a mean; None: one per node. Equal on all ranks.
         sharded: every rank of a data center holds a shard of the model, and carries it. Equal on all ranks.
+        failed: why this rank cannot take part, for all to hear.
 
     Raises:
+        PeerError: on all ranks, when some cannot take part.
         TopologyError: on all ranks, when the ranks disagree on ``lanes`` or ``sharded``, or there cannot be so many.
     """
 
@@ -50,7 +52,9 @@ class MpiBetween:
     separate = False
     may_preside: frozenset[int] | None = None
 
-    def __init__(self, center: DataCenter, site: MpiSite, lanes: int | None = 1, sharded: bool = False) -> None:
+    def __init__(
+        self, center: DataCenter, site: MpiSite, lanes: int | None = 1, sharded: bool = False, failed: str = ""
+    ) -> None:
         self.index, self.names = center.index, tuple(c.name for c in center.topology.centers)
         self.agreed: Mapping[str, str] = {}  # there is no roster but the ranks that were started
         self.roster = tuple(range(len(self.names)))
@@ -59,7 +63,7 @@ class MpiBetween:
         self.meanwhile: Callable[[], object] = nothing
         self.stop_asked = ""
         self._world, self._leaders = center.world, center.leaders
-        self._lanes = _agreed_lanes(center, site, lanes, sharded)
+        self._lanes = _agreed_lanes(center, site, lanes, sharded, failed)
         mine = [lane for lane, ranks in enumerate(self._lanes) if center.world_rank in ranks]
         self.carries = bool(mine)
         # Ranks inside this data center, by lane.
@@ -188,11 +192,14 @@ class MpiBetween:
         sys.exit(code)  # Abort does not return
 
 
-def _agreed_lanes(center: DataCenter, site: MpiSite, lanes: int | None, sharded: bool) -> list[list[int]]:
+def _agreed_lanes(center: DataCenter, site: MpiSite, lanes: int | None, sharded: bool, failed: str) -> list[list[int]]:
     """World ranks of each lane. Collective over the world."""
-    wanted = site.gather("a model in shards" if sharded else lanes)
+    wanted = site.gather(["a model in shards" if sharded else lanes, failed])
     everyone = None if center.leaders is None or wanted is None else allgather_plain(center.leaders, wanted)
-    said = [one for of_center in site.bcast(everyone) or () for one in of_center]
+    brought = [one for of_center in site.bcast(everyone) or () for one in of_center]
+    if failures := [text for _, text in brought if text]:
+        raise PeerError(failures[0])
+    said = [one for one, _ in brought]
     try:
         if len(set(said)) > 1:
             found = ", ".join(sorted({str(one) for one in said}))
