@@ -101,7 +101,8 @@ class _Compiled(_InTorch):
             super().decode(message, out, base)
             return
         steps, scales = self._parts(message, len(out))
-        kernels.decode(steps.numpy(), scales.numpy(), out.numpy(), _NOTHING if base is None else base.numpy(), BLOCK)
+        start = _NOTHING if base is None else base.numpy()
+        kernels.decode(steps.numpy(), scales.numpy(), out.numpy(), start, BLOCK)
 
     def _parts(self, message: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """A message's whole numbers, and its scales."""

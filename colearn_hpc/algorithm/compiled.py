@@ -26,9 +26,9 @@ class Kernels:
     float32; the last block may be shorter.
 
     Attributes:
-        encode: values, steps, scales, lacking, block; writes steps and scales, and into ``lacking``, where it is not
-            empty, the values less what the message says.
-        decode: steps, scales, values, base, block; writes values, added to ``base`` where that is not empty.
+        encode: values, whole numbers, scales, lacking, block; writes whole numbers and scales, and into
+            ``lacking``, where it is not empty, the values less what the message says.
+        decode: whole numbers, scales, values, base, block; writes values, added to ``base`` where that is not empty.
     """
 
     encode: Callable[..., None]
@@ -37,12 +37,14 @@ class Kernels:
 
 WORTH = 1 << 23  # values of a vector from which on a run earns back the half second that numba's import takes
 
+_IN_PAIRS = 7  # whole numbers up to this one lie two in a byte
+_CODECS = {"int8": (127, "int8"), "int4": (_IN_PAIRS, "uint8")}  # levels, and dtype of what holds whole numbers
 _made: dict[str, Kernels] = {}
 
 
 def prepare(codec: str) -> None:
     """Compile the loops of ``"int8"`` or ``"int4"``, where numba is installed and works; once in a process."""
-    if codec in _made or codec not in _LOOPS or find_spec("numba") is None:
+    if codec in _made or codec not in _CODECS or find_spec("numba") is None:
         return
     try:
         _made[codec] = _compile(codec)
@@ -58,7 +60,7 @@ def kernels(codec: str) -> Kernels | None:
 def _compile(codec: str) -> Kernels:
     import numba
 
-    encode, decode, unit = _LOOPS[codec]
+    levels, unit = _CODECS[codec]
     values, steps = numba.float32[::1], getattr(numba, unit)[::1]
 
     def compiled(loop: Callable[..., None], *arrays: Any) -> Callable[..., None]:
@@ -69,95 +71,72 @@ def _compile(codec: str) -> Kernels:
         except RuntimeError:  # no folder where it may keep machine code
             return numba.njit(signature, error_model="numpy")(loop)
 
+    encode, decode = _loops(levels)
     return Kernels(compiled(encode, values, steps, values, values), compiled(decode, steps, values, values, values))
 
 
 # What follows is numba's Python: loops over single values, which it makes vector instructions of.
 
 
-def _encode_int8(values: Any, steps: Any, scales: Any, lacking: Any, block: int) -> None:
-    sizes, largest = values.view(np.uint32), np.zeros(1, np.uint32)
-    largest_value = largest.view(np.float32)
-    for b in range(len(scales)):
-        first, last = b * block, min((b + 1) * block, len(values))
-        numbers, bits, out = values[first:last], sizes[first:last], steps[first:last]
-        # Sizes of floats are ordered as their bits are, NaN above all; and whole numbers are compared faster.
-        top = np.uint32(0)
-        for i in range(len(bits)):
-            size = bits[i] & np.uint32(0x7FFFFFFF)
-            top = size if size > top else top
-        largest[0] = top
-        scale = largest_value[0] / np.float32(127)
-        scales[b] = scale
-        divisor = np.float32(1) if scale == 0 else scale
-        for i in range(len(numbers)):
-            step = np.int32(np.rint(numbers[i] / divisor))
-            step = np.int32(127) if step > 127 else step
-            out[i] = np.int32(-127) if step < -127 else step
-        if len(lacking):
-            rest = lacking[first:last]
+def _loops(levels: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Encoder and decoder of whole numbers from -levels to levels, for which both are made: a constant is faster than
+    an argument. Those of int4 lie in pairs, of which each half is the number plus 8."""
+
+    def encode(values: Any, written: Any, scales: Any, lacking: Any, block: int) -> None:
+        sizes, largest = values.view(np.uint32), np.zeros(1, np.uint32)
+        largest_value, steps = largest.view(np.float32), np.zeros(block + 1, np.int32)
+        for b in range(len(scales)):
+            first, last = b * block, min((b + 1) * block, len(values))
+            numbers, bits = values[first:last], sizes[first:last]
+            # Sizes of floats are ordered as their bits are, NaN above all; and whole numbers are compared faster.
+            top = np.uint32(0)
+            for i in range(len(bits)):
+                size = bits[i] & np.uint32(0x7FFFFFFF)
+                top = size if size > top else top
+            largest[0] = top
+            scale = largest_value[0] / np.float32(levels)
+            scales[b] = scale
+            divisor = np.float32(1) if scale == 0 else scale
+            finite = top < np.uint32(0x7F800000)  # else zeros times a scale that is not finite, which is NaN
             for i in range(len(numbers)):
-                rest[i] = numbers[i] - np.float32(out[i]) * scale
+                step = np.int32(np.rint(numbers[i] / divisor))
+                step = np.int32(levels) if step > levels else step
+                step = np.int32(-levels) if step < -levels else step
+                steps[i] = step if finite else np.int32(0)
+            if levels == _IN_PAIRS:
+                steps[len(numbers)] = 0  # an odd last value is paired with a zero
+                out = written[first // 2 : (last + 1) // 2]
+                for i in range(len(out)):
+                    out[i] = (steps[2 * i] + 8) | ((steps[2 * i + 1] + 8) << 4)
+            else:
+                out = written[first:last]
+                for i in range(len(out)):
+                    out[i] = steps[i]
+            if len(lacking):
+                rest = lacking[first:last]
+                for i in range(len(numbers)):
+                    rest[i] = numbers[i] - np.float32(steps[i]) * scale
 
+    def decode(written: Any, scales: Any, values: Any, base: Any, block: int) -> None:
+        steps = np.zeros(block + 1, np.int32)
+        for b in range(len(scales)):
+            first, last = b * block, min((b + 1) * block, len(values))
+            out, scale = values[first:last], scales[b]
+            if levels == _IN_PAIRS:
+                pairs = written[first // 2 : (last + 1) // 2]
+                for i in range(len(pairs)):
+                    steps[2 * i] = np.int32(pairs[i] & 15) - 8
+                    steps[2 * i + 1] = np.int32(pairs[i] >> 4) - 8
+            else:
+                numbers = written[first:last]
+                for i in range(len(numbers)):
+                    steps[i] = numbers[i]
+            if len(base):
+                start = base[first:last]
+                for i in range(len(out)):
+                    out[i] = np.float32(steps[i]) * scale + start[i]
+            else:
+                for i in range(len(out)):
+                    out[i] = np.float32(steps[i]) * scale
 
-def _decode_int8(steps: Any, scales: Any, values: Any, base: Any, block: int) -> None:
-    for b in range(len(scales)):
-        first, last = b * block, min((b + 1) * block, len(values))
-        numbers, out, scale = steps[first:last], values[first:last], scales[b]
-        if len(base):
-            start = base[first:last]
-            for i in range(len(numbers)):
-                out[i] = np.float32(numbers[i]) * scale + start[i]
-        else:
-            for i in range(len(numbers)):
-                out[i] = np.float32(numbers[i]) * scale
-
-
-def _encode_int4(values: Any, pairs: Any, scales: Any, lacking: Any, block: int) -> None:
-    sizes, largest = values.view(np.uint32), np.zeros(1, np.uint32)
-    largest_value, steps = largest.view(np.float32), np.empty(block, np.int32)
-    for b in range(len(scales)):
-        first, last = b * block, min((b + 1) * block, len(values))
-        numbers, bits = values[first:last], sizes[first:last]
-        top = np.uint32(0)
-        for i in range(len(bits)):
-            size = bits[i] & np.uint32(0x7FFFFFFF)
-            top = size if size > top else top
-        largest[0] = top
-        scale = largest_value[0] / np.float32(7)
-        scales[b] = scale
-        finite = top < np.uint32(0x7F800000)  # else zeros times a scale that is not finite, which is NaN
-        divisor = np.float32(1) if scale == 0 else scale
-        steps[len(numbers) & ~1 :] = 8  # an odd last value is paired with a zero
-        for i in range(len(numbers)):
-            step = np.int32(np.rint(numbers[i] / divisor))
-            step = np.int32(7) if step > 7 else step
-            step = np.int32(-7) if step < -7 else step
-            steps[i] = step + 8 if finite else np.int32(8)
-        out = pairs[first // 2 : (last + 1) // 2]
-        for i in range(len(out)):
-            out[i] = steps[2 * i] | (steps[2 * i + 1] << 4)
-        if len(lacking):
-            rest = lacking[first:last]
-            for i in range(len(numbers)):
-                rest[i] = numbers[i] - np.float32(steps[i] - 8) * scale
-
-
-def _decode_int4(pairs: Any, scales: Any, values: Any, base: Any, block: int) -> None:
-    steps = np.zeros(block + 1, np.int32)
-    for b in range(len(scales)):
-        first, last = b * block, min((b + 1) * block, len(values))
-        both, out, scale = pairs[first // 2 : (last + 1) // 2], values[first:last], scales[b]
-        for i in range(len(both)):
-            steps[2 * i] = np.int32(both[i] & 15) - 8
-            steps[2 * i + 1] = np.int32(both[i] >> 4) - 8
-        if len(base):
-            start = base[first:last]
-            for i in range(len(out)):
-                out[i] = np.float32(steps[i]) * scale + start[i]
-        else:
-            for i in range(len(out)):
-                out[i] = np.float32(steps[i]) * scale
-
-
-_LOOPS = {"int8": (_encode_int8, _decode_int8, "int8"), "int4": (_encode_int4, _decode_int4, "uint8")}
+    return encode, decode
