@@ -161,3 +161,8 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception:
         return ""
+
+
+def words_of(error: BaseException) -> str:
+    """What an exception says; its class where it says nothing."""
+    return text_of(error) or type(error).__name__

@@ -44,7 +44,7 @@ from colearn_hpc.join import decline, read_membership
 from colearn_hpc.mpi.startup import all_errors, launched_as, leave_together, told_by_all
 from colearn_hpc.mpi.topology import CENTER_VARIABLE, CentersSpec
 from colearn_hpc.protocol import pacing
-from colearn_hpc.protocol.conversation import is_after_the_end, is_everywhere
+from colearn_hpc.protocol.conversation import is_after_the_end, is_everywhere, mark_everywhere
 from colearn_hpc.protocol.failures import is_lost_peer
 from colearn_hpc.protocol.messages import Topic, TopicKind, describe_elsewhere, describe_error
 from colearn_hpc.trainer import signals
@@ -471,8 +471,7 @@ def _decline(place: Place, error: BaseException) -> None:
         decline(place.center, pacing.GRACE, f"{name}: {said}", f"{name} ({place.center.host}): {own}")
     except PeerError as heard:
         place.conversation.verdict = str(heard)
-        with contextlib.suppress(AttributeError):  # an exception of any class takes the mark
-            error.everywhere = True  # type: ignore[attr-defined]
+        mark_everywhere(error)
 
 
 def _leave(size: int) -> None:

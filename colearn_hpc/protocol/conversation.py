@@ -292,9 +292,7 @@ class Conversation:
                     text, elsewhere = found[0] if found else ("a rank failed", "a rank failed")
                 self._meet(_FAILURE, Failed(self.told(text, elsewhere or text)), pacing.GRACE)
             except PeerError:
-                # Now all know. An exception of any class takes the mark, ours or not.
-                with contextlib.suppress(AttributeError):
-                    error.everywhere = True  # type: ignore[attr-defined]
+                mark_everywhere(error)  # now all know
                 return
             except RoundTimeoutError:
                 pass
@@ -345,6 +343,14 @@ class Conversation:
 def is_everywhere(error: BaseException) -> bool:
     """Whether all ranks know of the error: each raises it by itself, or has been told."""
     return any(getattr(one, "everywhere", False) for one in _handled(error))
+
+
+def mark_everywhere(error: BaseException, after_the_end: bool = False) -> None:
+    """Note for :func:`is_everywhere`, and for :func:`is_after_the_end`, that nobody has to be told of the error."""
+    with contextlib.suppress(AttributeError):  # almost every exception takes the marks, ours or not
+        error.everywhere = True  # type: ignore[attr-defined]
+        if after_the_end:
+            error.after_the_end = True  # type: ignore[attr-defined]
 
 
 def is_after_the_end(error: BaseException) -> bool:

@@ -39,7 +39,7 @@ from colearn_hpc.errors import (
 )
 from colearn_hpc.join import CentersSpec, DataCenter, as_site, end_world, start_command
 from colearn_hpc.protocol.contract import digest_of_texts
-from colearn_hpc.protocol.conversation import is_everywhere
+from colearn_hpc.protocol.conversation import is_everywhere, mark_everywhere
 from colearn_hpc.protocol.failures import Failure, RestartPolicy
 from colearn_hpc.protocol.messages import Absent, Topic, TopicKind, describe_elsewhere, describe_error
 from colearn_hpc.protocol.reports import CenterReport, RoundReport
@@ -549,10 +549,10 @@ class CoLearning(Callback):
         if self._fit.folder is not None:
             self._fit.leave(trainer)
         if self._fit.finished:  # on_fit_end, a logger's last words: nothing is left to be done again, or to be told
-            return self._comes_after_the_end(exception)
+            return mark_everywhere(exception, after_the_end=True)
         if self._fit.ends and self._run.state.is_done:  # a user's on_train_end before ours; other ranks may have left
             self._end()
-            return self._comes_after_the_end(exception)
+            return mark_everywhere(exception, after_the_end=True)
         if is_everywhere(exception):
             if isinstance(exception, Interrupted) and self._place is not None:
                 # All are here and leave, so a mean comes to its end; nobody may leave while messages are under way.
@@ -573,11 +573,6 @@ class CoLearning(Callback):
                 for other in trainer.callbacks[trainer.callbacks.index(self) + 1 :]:  # type: ignore[attr-defined]
                     other.on_exception(trainer, pl_module, exception)  # Lightning calls none after one that raises
                 raise PeerError(f"{said}\n(sys.exit() in a run ends it for all data centers)") from exception
-
-    def _comes_after_the_end(self, exception: BaseException) -> None:
-        """It is this rank's affair: the run stays finished."""
-        with contextlib.suppress(AttributeError):
-            exception.everywhere = exception.after_the_end = True  # type: ignore[attr-defined]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or self._fit.folder is None:

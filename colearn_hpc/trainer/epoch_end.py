@@ -24,7 +24,7 @@ from colearn_hpc.algorithm.shared_model import (
     infinite_buffers,
     trainable_parameters,
 )
-from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError, text_of
+from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError, words_of
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.blocks import Blocks
 from colearn_hpc.trainer.generators import generators, set_generators, set_rank_generators
@@ -293,7 +293,7 @@ class EpochEnd(Checkpoint):
             if self._place.center.is_leader and not (self._read_back or self._supervisor.loads_everything):
                 self._check_readable(path)
         except OSError as error:
-            problem = text_of(error) or type(error).__name__
+            problem = words_of(error)
         finally:
             self._saving = False
         if problem := self._place.site.bcast(problem):

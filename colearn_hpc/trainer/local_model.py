@@ -8,7 +8,7 @@ from typing import Any
 
 import colearn_hpc._lightning as pl
 from colearn_hpc._lightning import Callback
-from colearn_hpc.errors import text_of
+from colearn_hpc.errors import words_of
 from colearn_hpc.join import DataCenter
 from colearn_hpc.trainer.resume_points import save_atomically
 from colearn_hpc.trainer.standing import Standing
@@ -55,4 +55,4 @@ class LocalModel(Callback):
         try:
             save_atomically(trainer, path, self._center, weights_only=True, private=True)
         except OSError as error:
-            log.warning("%s could not be written (%s)", path, text_of(error) or type(error).__name__)
+            log.warning("%s could not be written (%s)", path, words_of(error))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import colearn_hpc._lightning as pl
 from colearn_hpc._lightning import kinds
-from colearn_hpc.errors import text_of
+from colearn_hpc.errors import words_of
 from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.trainer.lightning_gaps import callbacks_of, mark_run, rename_version
@@ -96,7 +96,7 @@ def save_model(trainer: pl.Trainer, path: Path, center: DataCenter, required: bo
     except OSError as error:
         if required:
             raise
-        log.warning("%s could not be written (%s)", path, text_of(error) or type(error).__name__)
+        log.warning("%s could not be written (%s)", path, words_of(error))
 
 
 def _collides(place: Place, purpose: str, folder: str) -> bool:

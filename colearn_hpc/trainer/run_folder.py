@@ -31,7 +31,7 @@ from typing import Any
 
 from torch import nn
 
-from colearn_hpc.errors import text_of
+from colearn_hpc.errors import words_of
 from colearn_hpc.protocol.contract import (
     CHAIN,
     Contract,
@@ -175,8 +175,7 @@ class RunFolder:
             write_atomically(path, "".join(lines + self._unwritten), self.start)
             self._unwritten.clear()
         except OSError as error:
-            what = text_of(error) or type(error).__name__
-            log.warning("%s could not be written (%s); the line is kept for the next round", path, what)
+            log.warning("%s could not be written (%s); the line is kept for the next round", path, words_of(error))
 
     def rewind(self, rounds_done: int) -> None:
         """Drop the lines of rounds that a resumed run will do again."""
@@ -220,7 +219,7 @@ class RunFolder:
         except OSError as error:
             if content.get("status") == "finished":
                 raise
-            log.warning("summary.json could not be written (%s)", text_of(error) or type(error).__name__)
+            log.warning("summary.json could not be written (%s)", words_of(error))
 
     def _rechain(self) -> None:
         """The chain ends where the lines do that are kept."""
