@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from colearn_hpc._torchmetrics import import_torchmetrics
+from colearn_hpc._quick_imports import import_quickly
 from colearn_hpc.cli.launch import find_mpirun, session_folder
 from colearn_hpc.mpi.startup import prepare_environment
 
-import_torchmetrics()  # before Lightning
+import_quickly()  # before Lightning
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from colearn_hpc._torchmetrics import import_torchmetrics
+from colearn_hpc._quick_imports import import_quickly
 from colearn_hpc._version import __version__
 from colearn_hpc.errors import ColearnError
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before the heavy imports: a warning of the batch system that finds no handler kills.
         importlib.import_module("colearn_hpc.trainer.signals").listen()
     if lightning:
-        import_torchmetrics()  # before Lightning does: with a torchvision that does not load, and without scipy.signal
+        import_quickly()  # before Lightning does: with a torchvision that does not load, and without what no run needs
         importlib.import_module("colearn_hpc.cli.lightning_name").settle(arguments)
     try:
         module = importlib.import_module(f"colearn_hpc.cli.{COMMANDS[command][0]}")

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from colearn_hpc._torchmetrics import import_torchmetrics
+from colearn_hpc._quick_imports import import_quickly
 from colearn_hpc.cli import describe
 from colearn_hpc.cli.options import EVALUATION, OPTIONS, SET_BY_US
 
@@ -109,7 +109,7 @@ def _yaml(value: object) -> str:
 
 def trainer_page() -> str:
     """The options of Lightning's Trainer, as jsonargparse describes them."""
-    import_torchmetrics()  # before Lightning does
+    import_quickly()  # before Lightning does
     from colearn_hpc._lightning import LightningArgumentParser, Trainer
 
     parser = LightningArgumentParser(

@@ -17,9 +17,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from colearn_hpc._torchmetrics import import_torchmetrics
+from colearn_hpc._quick_imports import import_quickly
 
-import_torchmetrics()  # before Lightning
+import_quickly()  # before Lightning
 
 import like_nccl
 import numpy as np

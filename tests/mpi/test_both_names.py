@@ -46,7 +46,7 @@ def run(python, code, *arguments, **env):
     return subprocess.run([python, "-c", code, *arguments], capture_output=True, text=True, env=everything, timeout=120)
 
 
-REPAIR = "from colearn_hpc._torchmetrics import import_torchmetrics; import_torchmetrics()\n"
+REPAIR = "from colearn_hpc._quick_imports import import_quickly; import_quickly()\n"
 FIT = """
 quiet = dict(max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
 colearning = CoLearning(rounds=1, local_epochs=1, schedule="none", run_dir="run")

@@ -13,7 +13,7 @@ from colearn_hpc.errors import LaunchError
 pytestmark = pytest.mark.mpi
 
 SCRIPT = """
-from colearn_hpc._torchmetrics import import_torchmetrics; import_torchmetrics()
+from colearn_hpc._quick_imports import import_quickly; import_quickly()
 import pytorch_lightning as pl
 from pytorch_lightning.demos.boring_classes import BoringModel
 from colearn_hpc import CoLearning, DataCenterEnvironment

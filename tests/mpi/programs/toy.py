@@ -8,9 +8,9 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from colearn_hpc._torchmetrics import import_torchmetrics
+from colearn_hpc._quick_imports import import_quickly
 
-import_torchmetrics()  # before Lightning
+import_quickly()  # before Lightning
 
 # By either of its names: what a user's program imports.
 LIGHTNING = os.environ.get("COLEARN_TEST_LIGHTNING", "pytorch_lightning")
