@@ -4,6 +4,7 @@ The variants take turns, round by round, so that another process on the machine 
 each is its best round. Nothing here is asserted; a table goes to stderr, JSON to stdout.
 
     python benchmarks/loader.py --examples 10000 --batch-size 32
+    python benchmarks/loader.py --examples 2000 --size 224 --workers 2      # against decoding alone in two processes
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -71,6 +73,39 @@ class Files(Dataset):
         return torch.from_numpy(images), torch.zeros(len(index), dtype=torch.int64)
 
 
+class Bare:
+    """What the processor allows: processes that decode with Pillow and do nothing else; nothing comes back."""
+
+    def __init__(self, contents: list[bytes], processes: int) -> None:
+        self.shares = [contents[k::processes] for k in range(processes)]
+
+    def __call__(self, number: int) -> Iterable:
+        ready = multiprocessing.get_context("fork")
+        workers = [ready.Process(target=self.decode, args=(share,)) for share in self.shares]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+            assert worker.exitcode == 0
+        return [(None, share) for share in self.shares]
+
+    @staticmethod
+    def decode(share: list[bytes]) -> None:
+        from PIL import Image
+
+        for content in share:
+            Image.open(io.BytesIO(content)).convert("RGB").load()
+
+
+def pictures(examples: int, size: int) -> np.ndarray:
+    """(examples, 3, size, size) uint8: noise that is smooth over a few pixels, as photographs are."""
+    from PIL import Image
+
+    coarse = np.random.RandomState(0).randint(0, 256, (examples, -(-size // 8), -(-size // 8), 3), dtype=np.uint8)
+    smooth = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in coarse]
+    return np.stack([np.asarray(image).transpose(2, 0, 1) for image in smooth])
+
+
 def write_shards(folder: Path, pixels: np.ndarray, contents: list[bytes]) -> tuple[Path, Path]:
     """The same images as arrays and as JPEG bytes."""
     paths = folder / "array.h5", folder / "jpeg.h5"
@@ -107,11 +142,11 @@ def main() -> None:
     torch.set_num_threads(1)
     from PIL import Image
 
-    pixels = np.random.RandomState(0).randint(0, 256, (options.examples, 3, options.size, options.size), dtype=np.uint8)
+    pixels = pictures(options.examples, options.size)
     contents = []
     for image in pixels:
         buffer = io.BytesIO()
-        Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "JPEG")
+        Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "JPEG", quality=90)
         contents.append(buffer.getvalue())
     y = torch.zeros(options.examples, dtype=torch.int64)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +162,9 @@ def main() -> None:
 
         def epochs(dataset: Dataset, workers: int) -> Callable[[int], Iterable]:
             sampler = TrainBatchSampler(dataset, options.batch_size, 1, 0)
-            loader = DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers)
+            loader = DataLoader(
+                dataset, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=workers > 0
+            )
 
             def epoch(number: int) -> Iterable:
                 sampler.set_epoch(number)
@@ -138,13 +175,17 @@ def main() -> None:
         loaders = {name: epochs(dataset, workers) for name, (dataset, workers) in batched.items()}
         plain = DataLoader(TensorDataset(torch.from_numpy(pixels), y), options.batch_size, shuffle=True)
         loaders["TensorDataset, item by item"] = lambda number: plain
+        loaders["decoding alone"] = Bare(contents, max(options.workers, 1))
         rates = measure(loaders, options.examples, options.rounds)
     reference = rates["tensor in memory"]
     for name, rate in rates.items():
         print(f"{name:30} {rate:12,.0f} examples/s {rate / reference:8.3f} of in-memory", file=sys.stderr)
     settings = vars(options) | {"torch": torch.__version__, "h5py": h5py.__version__}
     ratios = {name: rate / reference for name, rate in rates.items()}
-    print(json.dumps({"settings": settings, "examples_per_second": rates, "ratio_to_memory": ratios}, indent=1))
+    decoding = rates["shard of JPEGs"] / rates["decoding alone"]
+    print(f"shard of JPEGs / decoding alone: {decoding:.3f}", file=sys.stderr)
+    found = {"examples_per_second": rates, "ratio_to_memory": ratios, "ratio_to_decoding_alone": decoding}
+    print(json.dumps({"settings": settings} | found, indent=1))
 
 
 if __name__ == "__main__":

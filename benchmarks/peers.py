@@ -1,4 +1,4 @@
-"""One round of exchange and a small training job: ours, APPFL, and torch.distributed with gloo.
+"""One round of exchange and a small training job: ours, APPFL, torchft, and torch.distributed with gloo.
 
 The same participants, tensors and bytes for all. APPFL is installed from the registry, into an environment of its own.
 Flower and NVFlare, which know no MPI, are measured beside a federation (federation.py).
@@ -26,6 +26,7 @@ PROGRAMS = Path(__file__).with_name("peer_programs")
 NEEDS = {
     "flower-message": ["flwr==1.42.0", "numpy"],
     "nvflare": ["nvflare==2.9.0", "numpy"],
+    "torchft": ["torchft==0.2.0", "numpy", f"torch=={torch.__version__.split('+')[0]}"],
     "appfl": ["appfl==1.12.0", "mpi4py", f"torch=={torch.__version__.split('+')[0]}"],
 }
 # name -> (environment, program, its arguments, ranks beyond the participants or None without mpirun)
@@ -34,6 +35,8 @@ PEERS: dict[str, tuple[str, str, list[str], int | None]] = {
     "ours, int8": ("", "ours_peer.py", ["int8"], 0),
     "gloo, per parameter": ("", "gloo_peer.py", ["parameter"], None),
     "gloo, PeriodicModelAverager": ("", "gloo_peer.py", ["periodic"], None),
+    "torchft, LocalSGD": ("torchft", "torchft_peer.py", ["local_sgd"], None),
+    "torchft, DiLoCo": ("torchft", "torchft_peer.py", ["diloco"], None),
     "APPFL": ("appfl", "appfl_peer.py", [], 1),
 }
 
