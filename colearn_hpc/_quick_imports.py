@@ -2,8 +2,8 @@
 
 Two thirds of what these import is not used by a training run:
 
-- torchmetrics takes all of matplotlib, torchvision and ``scipy.signal`` for a few of its metrics. While it is imported,
-  stand-ins take their places (:class:`_Later`); what torchmetrics keeps of them becomes the real thing at first use.
+- torchmetrics takes matplotlib, ``scipy.signal``, torchvision and transformers for a few of its metrics. Meanwhile
+  stand-ins take their places (:class:`_Later`), and what torchmetrics keeps of them becomes real at first use.
 - Lightning, and every step of every optimizer, take torch's compiler, ``torch._dynamo``, which only ``torch.compile``
   needs. A stand-in (:class:`_Compiler`) answers what they ask of it, and is gone when anybody asks for more.
 - The garbage collector looks at all that thousands of modules make, again and again and once more at the process's
@@ -28,7 +28,7 @@ from typing import Any
 
 from colearn_hpc._torchvision import make_torchvision_importable
 
-_FOR_SOME_METRICS = ("matplotlib", "torchvision", "scipy.signal")
+_FOR_SOME_METRICS = ("matplotlib", "scipy.signal", "torchvision", "transformers")
 _COMPILER = "torch._dynamo"
 
 
