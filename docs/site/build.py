@@ -83,6 +83,7 @@ def main() -> int:
             text = with_messages(text)
         write(page, relinked(text, source, page))
     shutil.copytree(ROOT / "docs" / "pictures", PAGES / "pictures")
+    shutil.copy(ROOT / "docs" / "site" / "style.css", PAGES)
     for name, (title, parts) in REFERENCE.items():
         write(f"reference/{name}.md", "\n\n".join([f"# {title}", *(f"::: {part}" for part in parts)]) + "\n")
     write("reference/commands.md", commands())
@@ -129,9 +130,16 @@ def relinked(text: str, source: str, page: str) -> str:
             goal = file.removeprefix("docs/")
         elif (goal := known.get(FOLDERS.get(file, file), "")) == "":
             return words  # a source file
+        elif re.fullmatch(r"[\w/.-]+\.md", words):  # who reads the site sees no files
+            words = title_of(FOLDERS.get(file, file))
         return f"{mark}[{words}]({os.path.relpath(goal, Path(page).parent)}{hash_}{anchor})"
 
     return re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)", link, text)
+
+
+def title_of(source: str) -> str:
+    """The heading of a Markdown file of the repository."""
+    return next(line[2:] for line in (ROOT / source).read_text().splitlines() if line.startswith("# "))
 
 
 def with_messages(text: str) -> str:
