@@ -95,6 +95,7 @@ from colearn_hpc.trainer.optimizers import (
 from colearn_hpc.trainer.outputs import claim_folder, save_model, separate_outputs
 from colearn_hpc.trainer.overlapped import OverlappedAverager
 from colearn_hpc.trainer.place import Place
+from colearn_hpc.trainer.point_writer import PointWriter
 from colearn_hpc.trainer.prepare import Preparation
 from colearn_hpc.trainer.privacy_budget import check_monitors, epochs_left, epsilon_of
 from colearn_hpc.trainer.resume_points import check_origin, check_same_place, find_resume_point
@@ -350,6 +351,9 @@ class CoLearning(Callback):
         start = EpochStart(self._start_epoch, self._start_batch, self._trainer_ends)
         corrector = getattr(self._fit.averager, "corrector", None)
         corrects = [] if corrector is None else [CorrectsGradients(corrector)]
+        # With overlap no rank can begin again before it knows that the point after a mean is there.
+        at_once = overlaps and center.size > 1
+        self._fit.points = PointWriter(place, folder, self._supervisor, at_once)
         end = EpochEnd(
             place,
             folder,
@@ -359,6 +363,7 @@ class CoLearning(Callback):
             self._report_trained,
             validation.ends,
             self._fit.losses,
+            self._fit.points,
             self.settings.resume_points,
             self._fit.blocks,
         )
@@ -477,6 +482,7 @@ class CoLearning(Callback):
         self._fit.count(examples)
         self._fit.losses.add(outputs, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
+            self._fit.points_.settle()
             self._report_trained()
             self._fit.averager.end_epoch(pl_module)
             if self._fit.blocks is not None:
@@ -512,6 +518,7 @@ class CoLearning(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run, fit = self._run, self._fit
+        fit.points_.settle()
         self._report_trained()
         if fit.blocks is not None and not trainer.is_last_batch:  # max_time, or a user's stop
             run.cut_block(fit.blocks.steps(fit.blocks.fetched))
@@ -528,6 +535,8 @@ class CoLearning(Callback):
             fit.validation.agree(trainer, round_.index, shared, local, round_.report.examples)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fit.points_.settle()
+        self._fit.points_.close()
         self._report_trained()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
         if isinstance(self._fit.averager, KeptModelAverager):
@@ -546,6 +555,8 @@ class CoLearning(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":
             return
+        if self._fit.points is not None:
+            self._fit.points.close()
         if self._fit.folder is not None:
             self._fit.leave(trainer)
         if self._fit.finished:  # on_fit_end, a logger's last words: nothing is left to be done again, or to be told
@@ -630,6 +641,7 @@ class CoLearning(Callback):
             lambda path: trainer.fit(model, ckpt_path=path, **data),
             ckpt_path,
             lambda: (self._placed, self._fit.folder_.folder),
+            lambda: self._fit.points_.settle_after_failure(),
             lambda why: self._miss_round(trainer, why),
         )
 

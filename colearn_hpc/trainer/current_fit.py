@@ -14,6 +14,7 @@ from colearn_hpc.trainer.lightning_gaps import set_limits
 from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.metrics import MetricsSplit
 from colearn_hpc.trainer.optimizers import BaseRates
+from colearn_hpc.trainer.point_writer import PointWriter
 from colearn_hpc.trainer.run_folder import RunFolder
 from colearn_hpc.trainer.sums import Hiding
 from colearn_hpc.trainer.validation import Validation
@@ -35,6 +36,7 @@ class CurrentFit:
         batches, batch_examples: trained since then.
         limits: the Trainer's own.
         blocks: where steps are counted, what serves them.
+        points: writes resume points.
         examples: that this process has trained on since it began.
         hiding: with secure sums; it outlives attempts, for the others know its keys.
         losses: of this rank in the round.
@@ -61,6 +63,7 @@ class CurrentFit:
     steps: int = 0
     limits: tuple[int | None, int] = (None, -1)
     blocks: Blocks | None = None
+    points: PointWriter | None = None
     joining: Joining = field(default_factory=Joining)
     began: bool = False
     trains: bool = False
@@ -71,6 +74,11 @@ class CurrentFit:
     def folder_(self) -> RunFolder:
         assert self.folder is not None, "from setup on"
         return self.folder
+
+    @property
+    def points_(self) -> PointWriter:
+        assert self.points is not None, "from setup on"
+        return self.points
 
     @property
     def rates_(self) -> BaseRates:

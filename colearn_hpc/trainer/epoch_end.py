@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -24,7 +23,7 @@ from colearn_hpc.algorithm.shared_model import (
     infinite_buffers,
     trainable_parameters,
 )
-from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError, words_of
+from colearn_hpc.errors import CheckpointError, FingerprintError, Interrupted, ParticipantError
 from colearn_hpc.trainer import signals
 from colearn_hpc.trainer.blocks import Blocks
 from colearn_hpc.trainer.generators import generators, set_generators, set_rank_generators
@@ -40,14 +39,8 @@ from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
 from colearn_hpc.trainer.optimizers import float_state
 from colearn_hpc.trainer.place import Place
-from colearn_hpc.trainer.resume_points import (
-    check_readable,
-    list_resume_points,
-    obsolete,
-    path_of,
-    remove,
-    save_atomically,
-)
+from colearn_hpc.trainer.point_writer import PointWriter
+from colearn_hpc.trainer.resume_points import path_of
 from colearn_hpc.trainer.run_folder import RunFolder
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Supervisor
@@ -70,6 +63,7 @@ class EpochEnd(Checkpoint):
         report_trained: gives the run what was trained since the epoch's start, for a point in its middle.
         end_validation: what is to be done when all have seen what a validation found.
         losses: of this rank in the round.
+        points: writes resume points.
         resume_points: whether they are written.
         blocks: where the run counts steps: they know the place in the data, which each point holds then.
     """
@@ -86,16 +80,16 @@ class EpochEnd(Checkpoint):
         report_trained: Callable[[], None],
         end_validation: Callable[[pl.Trainer], None],
         losses: LossTally,
+        points: PointWriter,
         resume_points: bool,
         blocks: Blocks | None = None,
     ) -> None:
         self._place, self._folder, self._supervisor = place, folder, supervisor
         self._standing, self._close_epoch, self._report_trained = standing, close_epoch, report_trained
-        self._end_validation = end_validation
+        self._end_validation, self._points = end_validation, points
         self._losses, self._writes, self._blocks = losses, resume_points, blocks
         self._heartbeat = Heartbeat(place, standing, folder)
         self._trainer: pl.Trainer | None = None
-        self._read_back = False  # a resume point of this run has been read back
         self._saving = False  # the checkpoint that is written is a resume point
         # Of each rank: its generators, and under "loss" its LossTally's state, under "data" its place in them.
         self._generators: list[dict[str, Any]] = []  # as they were before the epoch's data iterator was made
@@ -173,7 +167,7 @@ class EpochEnd(Checkpoint):
         if is_safe_point(trainer, batch_idx):
             self._report_trained()
             self._middle = self._where_in_epoch(trainer, batch_idx + 1)
-            self._save(trainer, batch_idx + 1)
+            self._save(trainer, batch_idx + 1, at_once=True)
             self._stop()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -207,6 +201,7 @@ class EpochEnd(Checkpoint):
         self._save(trainer)
         # Known to all data centers alike: after the last round there is nothing left to stop.
         if not self._standing().stopping and self._place.conversation.stops.agreed():
+            self._points.settle()
             self._stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -278,42 +273,15 @@ class EpochEnd(Checkpoint):
         mine["sums"] |= self._sums
         return {"batches": batches, "ranks": self._place.site.gather(mine)}
 
-    def _save(self, trainer: pl.Trainer, batches: int = 0) -> None:
-        """Write this data center's resume point. Collective over the data center.
-
-        A disk that is full or read-only ends nothing: the point before stays, and the next one may succeed.
-        """
-        now, problem = self._standing(), ""
-        folder = self._folder.center_folder
-        path = path_of(folder, now.rounds_done, now.epochs_done, batches)
-        self._folder.check_lock()
+    def _save(self, trainer: pl.Trainer, batches: int = 0, at_once: bool = False) -> None:
+        """Write this data center's resume point. Collective over the data center."""
+        now = self._standing()
+        path = path_of(self._folder.center_folder, now.rounds_done, now.epochs_done, batches)
         self._saving = True
         try:
-            save_atomically(trainer, path, self._place.center, private=True)
-            if self._place.center.is_leader and not (self._read_back or self._supervisor.loads_everything):
-                self._check_readable(path)
-        except OSError as error:
-            problem = words_of(error)
+            self._points.write(trainer, path, at_once)
         finally:
             self._saving = False
-        if problem := self._place.site.bcast(problem):
-            log.warning("%s could not be written (%s); the resume point before it stays", path, problem)
-            return
-        self._read_back = True
-        self._place.journal.forget()
-        self._supervisor.point_written()
-        if self._place.center.is_leader:
-            for old in obsolete(list_resume_points(folder)):
-                remove(old)
-
-    def _check_readable(self, path: Path) -> None:
-        """The first resume point of a run is read back before anything relies on it."""
-        try:
-            check_readable(path)
-        except CheckpointError as error:
-            if self._supervisor.supervises:
-                raise
-            log.warning("%s", error)  # in `trainer.fit()` nobody tells us how it will be loaded
 
     # --- checks and stops -------------------------------------------------------------------------------
 

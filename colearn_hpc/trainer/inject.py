@@ -110,7 +110,7 @@ class FaultInjector(Callback):
         self._epoch = (0, 0)  # round, local epoch: the run counts on before the epoch's last moments
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        faults.on_moment(lambda moment: self._strike(moment, pl_module))
+        faults.on_moment(lambda moment: self._due(moment, pl_module))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = self._standing()
@@ -119,24 +119,31 @@ class FaultInjector(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._strike("step", pl_module, batch_idx)
+        self._due("step", pl_module, batch_idx)()
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if not trainer.sanity_checking:
-            self._strike("validation", pl_module, batch_idx)
+            self._due("validation", pl_module, batch_idx)()
 
-    def _strike(self, moment: str, module: pl.LightningModule, step: int = 0) -> None:
-        if not self._faults:
-            return
-        now = self._standing()
-        me = (now.center, now.rank)
-        for fault in self._faults:
-            here = (fault.center, fault.rank) == me and fault.at == moment
-            place = (fault.round, self._epoch[1] if moment == "exchange" else fault.epoch)
-            if here and place == self._epoch and fault.step == step:
+    def _due(self, moment: str, module: pl.LightningModule, step: int = 0) -> Callable[[], None]:
+        """What strikes at ``moment``, if it belongs to this place in the run."""
+        due: list[Fault] = []
+        if self._faults:
+            now = self._standing()
+            me = (now.center, now.rank)
+            for fault in self._faults:
+                here = (fault.center, fault.rank) == me and fault.at == moment
+                place = (fault.round, self._epoch[1] if moment == "exchange" else fault.epoch)
+                if here and place == self._epoch and fault.step == step:
+                    due.append(fault)
+
+        def strike() -> None:
+            for fault in due:
                 self._fire(fault, module)
+
+        return strike
 
     def _fire(self, fault: Fault, module: pl.LightningModule) -> None:
         file = self._standing().center_folder / "faults.jsonl"

@@ -130,6 +130,18 @@ def is_sharded(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy, kinds("strategies", "ModelParallelStrategy"))
 
 
+def writes_one_file(trainer: pl.Trainer) -> bool:
+    """Whether a checkpoint is one file that the leader writes: no folder with a part per rank, and no plugin of the
+    user's own writes it."""
+    return not is_sharded(trainer) and type(trainer.strategy.checkpoint_io) in kinds("plugins.io", "TorchCheckpointIO")
+
+
+def checkpoint_of(trainer: pl.Trainer, weights_only: bool = False) -> dict[str, Any]:
+    """What ``trainer.save_checkpoint`` would write. Collective over the data center."""
+    found: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    return found
+
+
 def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: int | None = None) -> None:
     """``trainer.save_checkpoint``, written where it belongs, with permissions ``mode``; None: as the umask has it.
     Collective over the data center.
@@ -138,27 +150,36 @@ def write_checkpoint(trainer: pl.Trainer, path: Path, weights_only: bool, mode: 
     user's own plugin for checkpoints is left its way. So is a strategy that writes a folder with a part per rank.
     """
     if is_sharded(trainer):
-        trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only), path)
+        trainer.strategy.save_checkpoint(checkpoint_of(trainer, weights_only), path)
         return
-    io = trainer.strategy.checkpoint_io
-    if type(io) not in kinds("plugins.io", "TorchCheckpointIO"):
+    if not writes_one_file(trainer):
         trainer.save_checkpoint(path, weights_only=weights_only)
         return
     problem: OSError | None = None
     try:
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+        checkpoint = checkpoint_of(trainer, weights_only)
         if trainer.is_global_zero:
-            with opened_new(path, mode, binary=True) as file:
-                torch.save(checkpoint, file)
+            write_file(checkpoint, path, mode)
     except OSError as error:
         problem = error
-    except RuntimeError as error:
-        if "PytorchStreamWriter" not in text_of(error):  # how torch says that the disk is full
-            raise
-        problem = OSError(f"{path}: {error}")
     trainer.strategy.barrier("write_checkpoint")
     if problem is not None:
         raise problem
+
+
+def write_file(checkpoint: dict[str, Any], path: Path, mode: int | None = None) -> None:
+    """Write a checkpoint into a new file, on the disk at the end.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    try:
+        with opened_new(path, mode, binary=True) as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in text_of(error):  # how torch says that the disk is full
+            raise
+        raise OSError(f"{path}: {error}") from error
 
 
 def when_restored(trainer: pl.Trainer, begin: Callable[[], None]) -> None:

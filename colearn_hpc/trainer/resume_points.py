@@ -20,7 +20,8 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,7 +33,7 @@ from colearn_hpc import faults
 from colearn_hpc.errors import CheckpointError
 from colearn_hpc.join import DataCenter
 from colearn_hpc.protocol.messages import Topic, TopicKind
-from colearn_hpc.trainer.lightning_gaps import is_sharded, write_checkpoint
+from colearn_hpc.trainer.lightning_gaps import is_sharded, write_checkpoint, write_file
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.writing import PRIVATE, temporary
 
@@ -156,6 +157,13 @@ def obsolete(points: dict[Moment, Path]) -> list[Path]:
     return [path for key, path in points.items() if key not in (newest, before)]
 
 
+def remove_obsolete(folder: Path) -> None:
+    """Remove the points that nobody can ask for any more. What cannot be removed may be after the next one."""
+    for path in obsolete(list_resume_points(folder)):
+        with suppress(OSError):
+            remove(path)
+
+
 def find_resume_point(run_folder: Path, place: Place) -> Path | None:
     """The newest resume point of this data center that fits all others'. Collective over the world.
 
@@ -274,6 +282,30 @@ def save_atomically(
             remove(before)
         else:
             new.replace(path)
+
+
+def put_point(checkpoint: dict[str, Any], path: Path, start: str, reached: Callable[[], None]) -> None:
+    """Write a resume point that is one file, as :func:`save_atomically` does, and remove what it makes obsolete. In any
+    thread of the leader.
+
+    Args:
+        checkpoint: that nothing changes meanwhile.
+        path: of the file.
+        start: of the run that writes it.
+        reached: called when the file is written, and not yet in its place.
+
+    Raises:
+        OSError: it could not be written; what was there before is still there.
+    """
+    new = temporary(path, start)
+    try:
+        write_file(checkpoint, new, PRIVATE)
+        reached()
+        new.replace(path)
+    except OSError:
+        remove(new)
+        raise
+    remove_obsolete(path.parent)
 
 
 def _seal(folder: Path, trainer: pl.Trainer) -> None:

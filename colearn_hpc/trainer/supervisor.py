@@ -150,6 +150,7 @@ class Supervisor:
         attempt: Callable[[Any], None],
         ckpt_path: Any,
         where: Callable[[], tuple[Place, Path]],
+        settle: Callable[[], None],
         miss_round: Callable[[str], Rejoin],
     ) -> None:
         """Call ``attempt(ckpt_path)`` until it ends by itself, or the policy ends it.
@@ -160,6 +161,7 @@ class Supervisor:
             attempt: one call of it.
             ckpt_path: where the first one begins.
             where: this process's place and the run folder, once an attempt has begun.
+            settle: lets this data center know whether its last resume point is there.
             miss_round: takes part in the round's end without a model of one's own, and says where to go on.
 
         Raises:
@@ -178,6 +180,7 @@ class Supervisor:
             # The traceback is gone with its handler, and what it held: the failed attempt's batch, loader and graph.
             place, folder = where()
             try:
+                settle()
                 rejoin = self.attempt.rejoin
                 if verdict.action == "miss the round":
                     rejoin = miss_round(place.conversation.told(verdict.text, verdict.elsewhere))

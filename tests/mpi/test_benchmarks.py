@@ -24,6 +24,11 @@ SMALL = ["--parameters", "20000"]
         ),
         ("memory.py", ["--centers", "2", "--parameters", "1000000", "--codec", "fp32"], "peak / model"),
         ("scaling.py", ["--centers", "2", "--fixed", "20000", *SMALL, "--at", "2", "--rounds", "1"], "ours / raw"),
+        (
+            "resume_points.py",
+            [*SMALL, *["--computes", "0", "--seconds", "0.1", "--steps", "4", "--epochs", "1", "--rounds", "1"]],
+            "with / without",
+        ),
         ("masks.py", ["--sites", "3", "--bits", "32", *SMALL, "--rounds", "1"], "masks (CPU s)"),
         ("secure.py", ["--sites", "3", *SMALL, "--rounds", "2", "--turns", "1"], "secure / plain"),
         ("overhead.py", ["--layouts", "1x2", "--steps", "5", "--rounds", "1", "--starts", "0"], "blocks in turn"),

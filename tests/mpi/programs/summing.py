@@ -116,7 +116,7 @@ def go():
     if hiding is not None:
         hiding.join(run_id)
     WholeSums.prepare = recorded
-    faults.on_moment(struck)
+    faults.on_moment(lambda moment: lambda: struck(moment))
     while now < rounds:
         standing[0] = now
         averager.begin_epoch(module)
