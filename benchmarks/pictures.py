@@ -60,6 +60,33 @@ def peers(rows: list[dict[str, Any]]) -> str:
     return bars("peers", title, shown, "s", "seconds, on one machine of 2 cores")
 
 
+def growth(found: dict[str, list[dict[str, Any]]]) -> str:
+    """How far an exchange is from its bound as data centers are added, by link.
+
+    Args:
+        found: what growth.py has predicted, and measured over links, as in ``growth.json``.
+    """
+    title = "Growth: one exchange, 58.3 M float32, over its bound"
+    with canvas(height=3.6, width=7.5) as figure:
+        axis = figure.subplots()
+        smallest = min(row["floats"] for row in found["predicted"])
+        for row in found["predicted"]:
+            if row["floats"] == smallest:
+                points = [(int(key[4:]), value) for key, value in row.items() if key.startswith("K = ")]
+                rate = row["Mbit/s"]
+                speed = f"{rate} Mbit/s" if rate < 1000 else f"{rate // 1000} Gbit/s"
+                name = f"{speed}, {row['round trip (ms)']} ms"
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axis.axhline(1.2, linestyle="--", color="gray")
+        axis.set(title=title, xlabel="data centers (log)", ylabel="exchange / bound (log)")
+        axis.set(xscale="log", yscale="log", ylim=(1, 8))
+        axis.set_xticks(ticks := [2, 3, 5, 8, 16, 32, 64], [f"{tick}" for tick in ticks])
+        axis.set_yticks(ticks := [1, 1.2, 1.5, 2, 3, 5, 8], [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        figure.legend(loc="outside lower center", ncols=4, fontsize="small")
+        return alone(picture(figure, "growth", title))
+
+
 def changes(rounds: dict[str, list[dict[str, Any]]], epsilon: float) -> str:
     """The relative change in every round of two runs, and where T doubled.
 
@@ -144,6 +171,8 @@ def main() -> None:
         path = chosen.results / f"{name}.json"
         if path.exists():
             (chosen.pictures / f"{name}.svg").write_text(draw(json.loads(path.read_text())["rows"]))
+    if (path := chosen.results / "growth.json").exists():
+        (chosen.pictures / "growth.svg").write_text(growth(json.loads(path.read_text())))
     if (path := chosen.results / "bench_digits.json").exists():
         (chosen.pictures / "bench_digits.svg").write_text(arms(json.loads(path.read_text())["rows"]))
     if (path := chosen.results / "quickstart.json").exists():
