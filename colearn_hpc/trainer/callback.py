@@ -465,7 +465,7 @@ class CoLearning(Callback):
             introduce(trainer, self.standing())
         self._fit.validation.shows(trainer, bool(run.state.unlogged))
         first = self._supervisor.attempt.number == 0
-        if first and self._fit.joining.here is not None:
+        if first and self._fit.joining.here is not None and blocks is None:
             skip_epochs(trainer, run.state.epochs_done - trainer.current_epoch)
         if self._fit.loaded is not None:
             self._fit.loaded = None

@@ -9,7 +9,6 @@ SCAFFOLD's own variate, ``local_layers``, and the count of steps by which ``warm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +73,7 @@ def check_can_join(trainer: pl.Trainer, settings: Settings, place: Place) -> Non
     """
     reasons = {
         "exchange: {overlap: true}, where a mean is under way between two rounds": settings.overlap,
-        'optimizer_state="average"': settings.optimizer_state == "average",
-        "kept_model": settings.kept_model is not None,
-        "local_steps": settings.in_steps,
+        'optimizer_state="average", which is known at a round\'s end alone': settings.optimizer_state == "average",
         "combine other than the mean": settings.combine == "predictions",
         "a model in shards": place.means.sharded,
         "a learning rate scheduler of its own (schedule: none)": settings.schedule is None
@@ -137,7 +134,7 @@ def take_over(round_index: int, place: Place, run: Run, module: pl.LightningModu
     own = _travelling(module, averager)
     if place.center.is_leader:
         place.between.hand_on([*own, *tensors], round_index, first)
-    place.site.copy_to_all(own)
+    place.site.copy_to_all([*own, *tensors])  # SCAFFOLD's common variate is every rank's
     averager.load_state_dict(state)
     run.join(where, round_index)
     return Before(head, tuple(map(str, members)))
@@ -160,7 +157,8 @@ def _form(value: Any, tensors: list[Tensor]) -> Any:
         tensors.append(value.detach().cpu().contiguous())
         return {"tensor": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
     if isinstance(value, dict):
-        return {"pairs": [[key, _form(item, tensors)] for key, item in value.items()]}
+        # Not as pairs: what is said at a meeting may not be nested deeply.
+        return {"keys": list(value), "values": [_form(item, tensors) for item in value.values()]}
     if isinstance(value, list | tuple):
         return {"items": [_form(item, tensors) for item in value]}
     return value
@@ -176,19 +174,10 @@ def _filled(form: Any, tensors: list[Tensor]) -> Any:
         case {"tensor": str(dtype), "shape": [*shape]} if dtype in _DTYPES and all(type(n) is int for n in shape):
             tensors.append(torch.empty(shape, dtype=_DTYPES[dtype]))
             return tensors[-1]
-        case {"pairs": [*pairs]}:
-            return dict(_pairs(pairs, tensors))
+        case {"keys": [*keys], "values": [*values]} if len(keys) == len(values) and all(type(k) is str for k in keys):
+            return dict(zip(keys, (_filled(item, tensors) for item in values), strict=True))
         case {"items": [*items]}:
             return [_filled(item, tensors) for item in items]
         case None | bool() | int() | float() | str():
             return form
     raise CheckpointError(f"what was handed on has another form: {form!r:.100}")
-
-
-def _pairs(pairs: list[Any], tensors: list[Tensor]) -> Iterator[tuple[str, Any]]:
-    for pair in pairs:
-        match pair:
-            case [str(key), item]:
-                yield key, _filled(item, tensors)
-            case _:
-                raise CheckpointError(f"what was handed on has another form: {pair!r:.100}")

@@ -62,6 +62,9 @@ class KeptModelAverager(MeanAverager):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"keeping": self._state, "kept": self._kept, "shared": self._shared}
 
+    def handed_on(self) -> dict[str, Any]:
+        return super().handed_on() | {"keeping": self._state, "kept": None, "shared": None}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._state, self._kept, self._shared = state["keeping"], state["kept"], state["shared"]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from federated import Consortium
 from run_folders import lines, shared_bits
 
@@ -19,6 +20,13 @@ PLAIN = {"rounds": 3, "local_epochs": 1, "epsilon": 10.0}  # T doubles in every 
 OTHERS = {
     "overlap": PLAIN | {"exchange": {"overlap": True}, "local_epochs": 2},
     "steps": {"rounds": 3, "local_steps": 3, "epsilon": 10.0},  # 4 in an epoch: rounds of 3, 6 and 12
+}
+# What a data center keeps to itself from round to round, and what is pulled to the last shared model. BatchNorm stays:
+# a site's own is in its shared.ckpt.
+BATCH_NORM = {"local_layers": "batch_norm"}
+CORRECTED = {
+    "scaffold": PLAIN | {"local_correction": "scaffold"} | BATCH_NORM,
+    "fedprox": PLAIN | {"local_correction": "fedprox"},
 }
 
 
@@ -32,9 +40,21 @@ def comparable(run):
     return records
 
 
-def same(run, world):
+def averaged_bits(run):
+    """Of the shared model without BatchNorm."""
+    state = torch.load(run / "shared.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    found = {name: tensor.numpy().tobytes() for name, tensor in state.items() if not name.startswith("net.1.")}
+    assert len(found) == len(state) - 5
+    return found
+
+
+def same(run, world, whole=True):
+    """``whole``: nothing of the model stays at a site."""
     assert comparable(run) == comparable(world)
-    assert shared_bits(run) == shared_bits(world)
+    if whole:
+        assert shared_bits(run) == shared_bits(world)
+    else:
+        assert averaged_bits(run) == averaged_bits(world)
     return True
 
 
@@ -54,7 +74,7 @@ def start(run, consortium, name, **case):
 def world(launch, tmp_path_factory):
     """Runs of 2 data centers of one rank in one MPI world, one after the other in one start."""
     folder = tmp_path_factory.mktemp("world")
-    cases = {"plain": PLAIN} | OTHERS
+    cases = {"plain": PLAIN} | OTHERS | CORRECTED
     launch(2, "federated.py", json.dumps([c | {"run": str(folder / n), "centers": 2} for n, c in cases.items()])).ok()
     return folder
 
@@ -150,27 +170,34 @@ def test_walltime_at_one_site_and_a_killed_coordinator(world, tmp_path):
 
 
 @pytest.mark.exhaustive(sample=1)
-@pytest.mark.parametrize("victim", ["dc0", "dc1"])
-def test_a_site_is_killed_and_comes_back(world, tmp_path, victim):
+@pytest.mark.parametrize(
+    ("victim", "case"), [("dc0", "plain"), ("dc1", "plain"), ("dc0", "fedprox"), ("dc1", "scaffold")]
+)
+def test_a_site_is_killed_and_comes_back(world, tmp_path, victim, case):
+    settings = CORRECTED.get(case, PLAIN)
     with Consortium(tmp_path / "c", ("dc0", "dc1")) as consortium:
-        slow = PLAIN | {"pause": 0.1}
+        slow = settings | {"pause": 0.1}
         sites = {name: start(tmp_path / name, consortium, name, **slow) for name in consortium.names}
         until(lambda: "round 0: report: dc0, dc1" in consortium.said())
         time.sleep(0.5)
         sites[victim].kill()
         sites[victim].wait()
-        sites[victim] = start(tmp_path / victim, consortium, victim, **PLAIN)
+        sites[victim] = start(tmp_path / victim, consortium, victim, **settings)
         assert [site.wait(300) for site in sites.values()] == [0, 0], (consortium.folder / f"{victim}.said").read_text()
-    assert all(same(tmp_path / name, world / "plain") for name in sites)
+    assert all(same(tmp_path / name, world / case, name == "dc0" or case != "scaffold") for name in sites)
 
 
 @pytest.mark.exhaustive(sample=1)
-@pytest.mark.parametrize("returns", ["in the run", "after its end"])
-def test_the_others_go_on_without_a_site_which_comes_back(tmp_path, returns):
+@pytest.mark.parametrize(
+    ("returns", "more"),
+    [("in the run", {}), ("after its end", {}), ("in the run", {"local_correction": "fedprox"} | BATCH_NORM)],
+    ids=["in the run", "after its end", "in the run, fedprox"],
+)
+def test_the_others_go_on_without_a_site_which_comes_back(tmp_path, returns, more):
     """``continue_without``: whenever it comes back, it ends with the shared model of all others."""
     names = ("dc0", "dc1", "dc2")
     settings = {"on_failure": "continue_without", "round_timeout": 3.0}
-    case = PLAIN | {"rounds": 8 if returns == "in the run" else 4, "epsilon": 0.0}
+    case = PLAIN | {"rounds": 8 if returns == "in the run" else 4, "epsilon": 0.0} | more
     with Consortium(tmp_path / "c", names, **settings) as consortium:
         sites = {n: start(tmp_path / n, consortium, n, **case, pause=0.5) for n in names}
         until(lambda: "round 0: report: dc0, dc1, dc2" in consortium.said())
@@ -186,5 +213,6 @@ def test_the_others_go_on_without_a_site_which_comes_back(tmp_path, returns):
     assert [line["round"] for line in others] == list(range(case["rounds"]))
     assert mine[-1]["relative_change"] == others[-1]["relative_change"]
     assert len(mine) < len(others)
-    models = {center["model"] for center in mine[-1]["centers"]}  # digests of all that is averaged
-    assert len(models) == 1 and all(models)
+    models = {center["model"] for center in mine[-1]["centers"]}  # digests
+    assert all(models) and len(models) == (3 if more else 1), "BatchNorm is each site's own, or averaged"
+    assert averaged_bits(tmp_path / "dc2") == averaged_bits(tmp_path / "dc0")

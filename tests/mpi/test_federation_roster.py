@@ -1,5 +1,6 @@
 """A site leaves a run for good and another joins it: real sites, a real coordinator, and kills around the change."""
 
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from federated import Consortium
 from run_folders import lines, shared_bits
 from test_federation import until
 
+from colearn_hpc.algorithm.local_correction import Scaffold, Variates
+from colearn_hpc.algorithm.shared_model import weighted_mean
 from colearn_hpc.cli import main
 from colearn_hpc.cli.launch import find_mpirun
 from colearn_hpc.federation.agreement import Federation, Member
@@ -125,6 +128,65 @@ def loop(seed, rounds, after):
     return np.concatenate([models, more]), history + later
 
 
+def steps(seed, rounds, after):
+    """The same with T in optimizer steps."""
+    method = {"epsilon": SETTINGS["epsilon"], "decay": 0.25, "rate": 0.1, "momentum": 0.9}
+    nets = [toy.network(seed) for _ in range(3)]
+    streams = [itertools.cycle(toy.loader(k)) for k in range(4)]
+    models, history = oracle.in_steps(nets, streams[:3], rounds=after, local_steps=3, **method)
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(models[-1].copy()), nets[0].parameters())
+    last, change = history[-1]
+    following = 2 * last if change <= SETTINGS["epsilon"] else last
+    rest = [streams[k] for k in (0, 1, 3)]
+    more, later = oracle.in_steps(nets, rest, rounds=rounds - after, local_steps=following, **method)
+    return np.concatenate([models, more])[-1], history + later
+
+
+def kept(seed, rounds, after):
+    """The same, and what is kept is the mean of the last four shared models, of before and after."""
+    models, history = loop(seed, rounds, after)
+    return np.mean(models[-4:].astype(np.float64), axis=0).astype(np.float32), history
+
+
+def mean_of(tensors):
+    return weighted_mean([one.reshape(-1) for one in tensors], [1.0] * len(tensors)).reshape(tensors[0].shape)
+
+
+def scaffold(seed, rounds, after):
+    """The same with SCAFFOLD: who joins is handed the common variate, and its own begins at zero."""
+    net, rule = toy.network(seed), Scaffold()
+    shared = [parameter.detach().clone() for parameter in net.parameters()]
+    zeros = [torch.zeros_like(one) for one in shared]
+    own, common, history, epochs = dict.fromkeys(range(4), zeros), zeros, [], 1
+    for index in range(rounds):
+        members, models = (0, 1, 2) if index < after else (0, 1, 3), []
+        for k in members:
+            with torch.no_grad():
+                for parameter, first in zip(net.parameters(), shared, strict=True):
+                    parameter.copy_(first)
+            optimizer, distance = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), 0.0
+            for j in range(1, epochs + 1):
+                optimizer.param_groups[0]["lr"] = 0.1 * 0.25 ** (j / epochs)
+                for x, y in toy.loader(k):
+                    optimizer.zero_grad()
+                    torch.nn.functional.cross_entropy(net(x), y).backward()
+                    for parameter, first, *variates in zip(net.parameters(), shared, own[k], common, strict=True):
+                        rule.correct(parameter.grad, parameter.detach(), first, Variates(*variates))
+                    distance += optimizer.param_groups[0]["lr"]
+                    optimizer.step()
+            models.append([parameter.detach().clone() for parameter in net.parameters()])
+            parts = zip(models[-1], shared, own[k], common, strict=True)
+            own[k] = [rule.renewed(local, first, Variates(*held), distance) for local, first, *held in parts]
+        before = torch.cat([one.reshape(-1) for one in shared]).double()
+        shared = [mean_of(parts) for parts in zip(*models, strict=True)]
+        common = [mean_of(parts) for parts in zip(*(own[k] for k in members), strict=True)]
+        moved = torch.cat([one.reshape(-1) for one in shared]).double() - before
+        change = float(moved.norm() / before.norm())
+        history.append((epochs, change))
+        epochs = 2 * epochs if change <= SETTINGS["epsilon"] else epochs
+    return torch.cat([one.reshape(-1) for one in shared]).numpy(), history
+
+
 def vector_of(run):
     state = torch.load(run / "shared.ckpt", map_location="cpu")["state_dict"]
     return torch.cat([tensor.reshape(-1) for tensor in state.values()]).numpy()
@@ -213,6 +275,40 @@ def test_all_hold_one_model_afterwards(run, tmp_path, settings, capsys):
     models = {center["model"] for center in lines(tmp_path / "dc3")[-1]["centers"]}
     assert len(models) == 1 and all(models)
     assert main(["verify", str(tmp_path / "dc3")]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.exhaustive(sample=0)
+@pytest.mark.parametrize(
+    ("expected", "settings", "ranks"),
+    [
+        (steps, {"local_steps": 3}, 1),
+        (kept, {"kept_model": "latest"}, 1),
+        (scaffold, {"local_correction": "scaffold"}, 1),
+        (scaffold, {"local_correction": "scaffold"}, 2),
+    ],
+    ids=["steps", "kept model", "scaffold", "scaffold on two ranks"],
+)
+def test_who_joins_goes_on_to_the_bits_of_a_plain_loop(run, tmp_path, expected, settings, ranks):
+    """What is handed on of the method: the count of steps, the models that are kept, the common variate."""
+    settings = {name: value for name, value in SETTINGS.items() if name != "local_epochs"} | settings
+    consortium, sites = run(5, plain=7, **settings)
+    until(lambda: "round 1: report: dc0, dc1, dc2" in consortium.said())
+    change(consortium)
+    assert [sites.code(name) for name in ("dc0", "dc1")] == [85, 85], sites.said("dc0")
+    sites.give_file("dc0", "dc1", "dc3")
+    for name in ("dc0", "dc1", "dc3"):
+        sites.start(name, ranks=ranks if name == "dc3" else 1)
+    assert [sites.code(name) for name in ("dc0", "dc1", "dc3")] == [0, 0, 0], sites.said("dc3")
+    assert len({shared_bits(tmp_path / name) for name in ("dc0", "dc1", "dc3")}) == 1
+    (first,) = {line["from_round"] for line in rosters(tmp_path / "dc3")}
+    model, history = expected(7, 5, first)
+    found = lines(tmp_path / "dc0")
+    assert [line["local_epochs"] for line in found] == [epochs for epochs, _ in history]
+    assert [line["relative_change"] for line in found] == pytest.approx([by for _, by in history], rel=1e-4)
+    if ranks == 1:
+        assert np.array_equal(vector_of(tmp_path / "dc3"), model)
+    else:  # two halves of a batch are added up in another order
+        np.testing.assert_allclose(vector_of(tmp_path / "dc3"), model, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.exhaustive(sample=0)

@@ -5,9 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from colearn_hpc.algorithm.local_correction import Scaffold
 from colearn_hpc.errors import CheckpointError, ConfigurationError
+from colearn_hpc.federation.wire import pack, unpack
+from colearn_hpc.protocol.messages import Arrival, Outcome, Present, Topic, TopicKind, to_plain
 from colearn_hpc.protocol.plain import PlainError
 from colearn_hpc.protocol.run import PastRound, Run, RunState
+from colearn_hpc.trainer.correcting import Corrector
 from colearn_hpc.trainer.joining import _filled, _form, check_can_join
 
 
@@ -21,14 +25,24 @@ def test_a_state_is_described_without_its_numbers():
     assert torch.equal(found.pop("previous"), state.pop("previous")) and found == state
 
 
+def test_all_that_is_handed_on_can_be_said_at_a_meeting():
+    """What nests most is SCAFFOLD's common variate; between sites it is inside an outcome, inside an answer."""
+    corrector = Corrector(Scaffold())
+    corrector._common["net.weight"] = torch.ones(2, 3)
+    form = _form({"previous": torch.ones(6), "correction": corrector.handed_on()}, [])
+    topic = Topic(TopicKind.JOINING, detail="round 3")
+    said = to_plain(Outcome(topic, (Arrival(topic, Present([["where"], "head", ["lyon"], form])),)))
+    assert unpack(pack({"outcome": said})) == {"outcome": said}
+
+
 @pytest.mark.parametrize(
     "form",
     [
         b"bytes",
         {"tensor": "float32"},
         {"tensor": "object", "shape": [1]},
-        {"pairs": [[1, 2]]},
-        {"pairs": [["a"]]},
+        {"keys": [1], "values": [2]},
+        {"keys": ["a"], "values": []},
         {1: 2},
     ],
 )
@@ -59,11 +73,10 @@ def test_a_run_is_taken_over_where_its_round_began():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("overlap", True), ("optimizer_state", "average"), ("kept_model", 3), ("in_steps", True), ("schedule", None)],
+    [("overlap", True), ("optimizer_state", "average"), ("schedule", None)],
 )
 def test_what_cannot_be_handed_on(setting, value):
-    usual = {"overlap": False, "optimizer_state": "reset", "kept_model": None, "in_steps": False}
-    usual |= {"combine": "weights", "schedule": "clr"}
+    usual = {"overlap": False, "optimizer_state": "reset", "combine": "weights", "schedule": "clr"}
     trainer, place = SimpleNamespace(lr_scheduler_configs=[1]), SimpleNamespace(means=SimpleNamespace(sharded=False))
     check_can_join(trainer, SimpleNamespace(**usual), place)
     with pytest.raises(ConfigurationError, match="federation remove"):

@@ -3,9 +3,9 @@
 usage: federated.py CASES
 
 CASES is a JSON list, whose runs come one after the other. A case has ``run`` (the run folder), ``rounds``, and further
-arguments of CoLearning; with ``federation`` and ``site`` this world is that site, otherwise there are ``centers`` data
-centers in it. A site's data are those of its number in the order of the mean, so both ways train the same. ``plain``:
-without BatchNorm and shuffling, from w⁰ of that seed, as ``oracle.py`` trains.
+arguments of CoLearning, objects by their names in ``MADE``. With ``federation`` and ``site`` this world is that site,
+otherwise there are ``centers`` data centers in it. A site's data are those of its number in the order of the mean, so
+both ways train the same. ``plain``: without BatchNorm and shuffling, from w⁰ of that seed, as ``oracle.py`` trains.
 """
 
 import toy  # first: makes torchvision importable
@@ -19,8 +19,10 @@ import torch
 from torch import nn
 
 from colearn_hpc import CoLearning, DataCenter
-from colearn_hpc.algorithm.outer import OuterSGD
+from colearn_hpc.algorithm import FedProx, LatestMean, OuterSGD, Scaffold
 from colearn_hpc.trainer.inject import FaultInjector
+
+MADE = {"momentum": OuterSGD(), "fedprox": FedProx(0.5), "scaffold": Scaffold(), "latest": LatestMean(4)}
 
 
 class Slow(pl.Callback):
@@ -44,8 +46,7 @@ def train(run, rounds, centers=None, federation=None, site=None, pause=0.0, faul
     pl.seed_everything(5 + 100 * index + center.rank, verbose=False)
     net = nn.Sequential(nn.Linear(toy.FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, toy.CLASSES))
     module = toy.Toy(net if plain is None else toy.network(plain))
-    if settings.get("outer_optimizer") == "momentum":
-        settings["outer_optimizer"] = OuterSGD()
+    settings |= {name: MADE[value] for name, value in settings.items() if isinstance(value, str) and value in MADE}
     unit = {} if "local_steps" in settings else {"local_epochs": 1}
     settings = unit | {"epsilon": 0.3, "weighting": "examples"} | settings
     colearning = CoLearning(rounds=rounds, run_dir=run, centers=center, **settings)
