@@ -31,6 +31,11 @@ SMALL = ["--parameters", "20000"]
         ),
         ("masks.py", ["--sites", "3", "--bits", "32", *SMALL, "--rounds", "1"], "masks (CPU s)"),
         ("secure.py", ["--sites", "3", *SMALL, "--rounds", "2", "--turns", "1"], "secure / plain"),
+        (
+            "federation_accuracy.py",
+            ["--arms", "float32", "--trials", "1", "--sites", "2", "--rounds", "1"],
+            "accuracy (%)",
+        ),
         ("overhead.py", ["--layouts", "1x2", "--steps", "5", "--rounds", "1", "--starts", "0"], "blocks in turn"),
     ],
 )
