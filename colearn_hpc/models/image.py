@@ -14,8 +14,8 @@ class DigitsCNN(nn.Module):
     It trains in seconds on one core. It has BatchNorm on purpose: float and integer buffers are what an average over
     data centers gets wrong most easily.
 
-    Shapes: (batch, channels, 8, 8) float -> (batch, num_classes) logits. Pixels may have any scale, because BatchNorm
-    follows the first convolution.
+    Shapes: (batch, channels, 8, 8) or (batch, 8, 8) float -> (batch, num_classes) logits. Pixels may have any scale,
+    because BatchNorm follows the first convolution.
 
     Args:
         num_classes: Length of the output row.
@@ -33,7 +33,7 @@ class DigitsCNN(nn.Module):
         self.classifier = nn.Linear(64 * 4 * 4, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))
+        return self.classifier(self.features(x if x.dim() == 4 else x.unsqueeze(1)).flatten(1))
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:

@@ -39,6 +39,11 @@ def loss_of(model, x, y):
     return torch.nn.functional.cross_entropy(model(x), y)
 
 
+def test_digits_cnn_takes_spectrograms_without_a_channel():
+    network, x = Classifier("digits_cnn", num_classes=4), torch.randn(2, 8, 8)
+    assert torch.equal(network.eval()(x), network(x[:, None]))
+
+
 def test_every_network_is_in_the_table():
     assert set(CASES) == set(network_names())
 
