@@ -78,6 +78,7 @@ class Offer:
             the mean is seldom moved on, for no more than these can move from one time to the next.
         last_model: this is not the round's mean, but the last shared model, which one data center gives to those who
             have missed it.
+        follows: of a round's means this is not the first, and the vectors of those before it stay as they are.
     """
 
     source: Source
@@ -88,6 +89,7 @@ class Offer:
     encoding: Encoding = field(default_factory=Plain)
     gathering: int | None = None
     last_model: bool = False
+    follows: bool = False
 
     def part(self, place: slice) -> Offer:
         """The same, of a stretch of the vector."""

@@ -1,7 +1,6 @@
 """The paper's equations and their rivals. Pure: numbers and tensors in, numbers and tensors out. See README.md here."""
 
 from colearn_hpc.algorithm.combine import Median, TrimmedMean, WeightedMean
-from colearn_hpc.algorithm.fragments import Fragments
 from colearn_hpc.algorithm.kept_model import LatestMean
 from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, EpochPosition, ExponentialLR, LinearLR, WarmUp
 from colearn_hpc.algorithm.local_correction import FedProx, Scaffold
@@ -30,7 +29,6 @@ __all__ = [
     "FedProx",
     "FedYogi",
     "FixedEpochs",
-    "Fragments",
     "InSteps",
     "IncreasingEpochs",
     "LatestMean",

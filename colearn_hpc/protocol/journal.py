@@ -27,7 +27,8 @@ class _Mean:
 class Remembered:
     """A :class:`~colearn_hpc.between.Between` that remembers what passed through it since the last resume point.
 
-    A mean's vector is not copied: it stays as it is until the next mean begins, and then the older one is forgotten.
+    A mean's vector is not copied: it stays as it is until the next round's mean begins, and then the older one is
+    forgotten.
 
     Args:
         inner: what lies between the data centers.
@@ -106,7 +107,7 @@ class Remembered:
             assert isinstance(mean, _Mean), "no mean has a meeting's name"
             return _Told(mean, offer)
         for _, entry in self._entries:
-            if isinstance(entry, _Mean):
+            if isinstance(entry, _Mean) and not offer.follows:
                 entry.still_there = False
         self._under_way += 1
         mean = _Mean()

@@ -51,6 +51,7 @@ class Settings:
         public_validation: with ``secure``, everyone may know the data on which the shared model is validated.
         overlap: the mean travels while the next round's first local epoch is trained.
         lanes: ranks of a data center that share the transfer; None: one per node.
+        fragments: P parts of the model, of which a round's mean is one; None: a mean is of the whole model.
         round_timeout: seconds to wait for another data center; None: for ever.
         restarts: how often in one round a data center that failed begins again.
         on_failure: what comes after that.
@@ -83,6 +84,7 @@ class Settings:
     public_validation: bool = False
     overlap: bool = False
     lanes: int | None = None
+    fragments: int | None = None
     round_timeout: float | None = None
     restarts: int = 3
     on_failure: OnFailure = "stop"
@@ -106,6 +108,7 @@ class Settings:
         _check_whole("warmup_epochs", self.warmup_epochs, 0)
         _check_whole("warmup_steps", self.warmup_steps, 0)
         _check_whole("exchange: lanes", self.lanes, 1, or_none="null")
+        _check_whole("exchange: fragments", self.fragments, 1, or_none="null")
         if not isinstance(self.overlap, bool):
             raise ConfigurationError(f"exchange: overlap must be true or false; found {self.overlap!r}")
         if self.learning_rate is not None and not self.learning_rate > 0:
@@ -160,6 +163,7 @@ class Settings:
         new = {"local_correction": describe(self.local_correction), "kept_model": describe(self.kept_model)}
         new |= {"local_layers": str(self.local_layers), "overlap": str(self.overlap)}
         new["validation"] = "None" if self.validation == "lightning" else self.validation
+        new["fragments"] = str(self.fragments)
         new["warmup_steps"] = str(self.warmup_steps or None)
         new |= {name: str(getattr(self, name)) for name in ("secure", "share_metrics", "public_validation")}
         new |= {"sums": self.sums} if self.whole_numbers else {}
@@ -221,7 +225,11 @@ def _secure(s: Settings) -> bool:
     return s.secure
 
 
-_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback, _with_kept, _secure)
+def _in_fragments(s: Settings) -> bool:
+    return s.fragments is not None
+
+
+_LEADERS_ALONE = (_with_predictions, _with_outer, _with_feedback, _with_kept, _secure, _in_fragments)
 _LEFT_OUT = (
     'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
     'out has no part of it. Use on_failure="stop"'
@@ -308,11 +316,6 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         lambda s: s.overlap and s.may_miss,
         'exchange: overlap=True cannot be combined with on_failure="continue_without": while a mean is under way every '
         'data center is needed. Use "stop"',
-    ),
-    (
-        lambda s: s.overlap and _with_outer(s),
-        "exchange: overlap=True cannot be combined with outer_optimizer={outer}: its step begins where all data "
-        "centers are, and they have gone on. Drop one of the two",
     ),
     (
         lambda s: s.whole_numbers and s.codec is not None,
@@ -403,6 +406,44 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         lambda s: _several_lanes(s) and _with_kept(s),
         "exchange: lanes={s.lanes} cannot be combined with kept_model={kept}: its state is the leader's. Drop one of "
         "the two",
+    ),
+    (
+        lambda s: _in_fragments(s) and _with_predictions(s),
+        'exchange: fragments={s.fragments} are parts of a model that travels, and with combine="predictions" none '
+        "does; drop one of the two",
+    ),
+    (
+        lambda s: _in_fragments(s) and s.optimizer_state == "average",
+        "exchange: fragments={s.fragments} averages one part of the model at a time, and "
+        'optimizer_state="average" the state of all of it; use "keep" or "reset"',
+    ),
+    (
+        lambda s: _in_fragments(s) and s.may_miss,
+        _LEFT_OUT.format("exchange: fragments={s.fragments}"),
+    ),
+    (
+        lambda s: _in_fragments(s) and s.whole_numbers,
+        "exchange: fragments={s.fragments} cannot be combined with sums={s.sums}, whose scales are those of a whole "
+        "model's last step; leave one of the two out (privacy: secure=True needs the sums)",
+    ),
+    (
+        lambda s: _in_fragments(s) and _with_correction(s),
+        "exchange: fragments={s.fragments} cannot be combined with local_correction={correction}: a round begins from "
+        "no shared model to which it could pull. Drop one of the two",
+    ),
+    (
+        lambda s: _in_fragments(s) and _with_kept(s),
+        "exchange: fragments={s.fragments} cannot be combined with kept_model={kept}: both show another model than is "
+        "trained. Drop one of the two",
+    ),
+    (
+        lambda s: _in_fragments(s) and _several_lanes(s),
+        "exchange: lanes={s.lanes} cannot be combined with fragments={s.fragments}: the last means of all fragments "
+        "are the leader's. Drop one of the two",
+    ),
+    (
+        lambda s: s.federated and _in_fragments(s),
+        _NOT_BETWEEN_SITES.format("exchange: fragments={s.fragments}"),
     ),
     (
         lambda s: s.federated and _with_predictions(s),

@@ -25,6 +25,8 @@ decaying            local epochs fall as ∛(1/(i + 1)), constant rate (Mills et
 adacomm             local epochs fall with √loss, constant rate (Wang and Joshi 2019, arXiv 1810.08313)
 diloco              outer Nesterov on the pseudo-gradient, inner state kept, ELR and FLE (Douillard et al. 2023, arXiv
                     2311.08105; the inner optimizer is the configuration's, not their AdamW)
+streaming-diloco    diloco, of which a round averages one of 4 fragments (Douillard et al. 2025, arXiv 2501.18512); its
+                    4 bits a value and its overlap are `exchange: {fragments: 4, overlap: true, codec: int4}`
 muloco              diloco with Muon as the inner optimizer (Thérien et al. 2025, arXiv 2505.23725); its rate is
                     `optimizer.init_args.lr`, not the model's
 delayed-nesterov    diloco with momentum that is renewed every 2 rounds (Liu et al. 2024, arXiv 2401.09135)
@@ -58,6 +60,7 @@ _DILOCO = _averaging("elr", "fle", outer_optimizer=_made("OuterSGD"), optimizer_
 
 _OUTER = {
     "diloco": _DILOCO,
+    "streaming-diloco": _DILOCO | {"colearning.exchange": {"fragments": 4}},
     "muloco": _DILOCO | {"optimizer": _made("models.Muon", lr=0.001)},
     "delayed-nesterov": _averaging("elr", "fle", outer_optimizer=_made("DelayedNesterov"), optimizer_state="keep"),
     "fedavgm": _averaging(
@@ -120,6 +123,7 @@ LABELS = {
     "decaying": "decaying local epochs",
     "adacomm": "AdaComm",
     "diloco": "outer Nesterov (DiLoCo)",
+    "streaming-diloco": "Streaming DiLoCo",
     "muloco": "DiLoCo with Muon inside (MuLoCo)",
     "delayed-nesterov": "delayed Nesterov",
     "fedavgm": "FedAvgM",

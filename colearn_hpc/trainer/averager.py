@@ -65,6 +65,9 @@ class Averager(Protocol):
     def show_local(self, module: LightningModule) -> None:
         """Where the module was made the shared model only for a time: make it the local one again."""
 
+    def show_result(self, module: LightningModule) -> None:
+        """The run has ended: make the module its result. Collective over the data center."""
+
     def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
         """See a batch of the validation after a mean."""
 
@@ -78,3 +81,51 @@ class Averager(Protocol):
         """What a checkpoint must hold to continue."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class LateAverager(Averager, Protocol):
+    """An :class:`Averager` whose means may come an epoch late."""
+
+    def begin(self, end: RoundEnd, again: bool = False) -> MeanResult:
+        """Send what is to be averaged, or average at once where no epoch follows in which the mean could come.
+        Collective over the world.
+
+        Args:
+            end: of the round.
+            again: send what a checkpoint says was sent.
+
+        Returns:
+            Without a decision where the mean has begun.
+        """
+
+    def finish(self, end: RoundEnd) -> MeanResult:
+        """Wait for the mean that is under way, and make it the module's until :meth:`show_local`. Collective over the
+        world.
+
+        Args:
+            end: of the round that is averaged.
+        """
+
+    def keep_shared(self) -> None:
+        """No epoch follows: the module stays the shared model."""
+
+
+class HoldsOneModel:
+    """What averagers have in common whose data centers hold one model after a round."""
+
+    shares_model = True
+
+    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
+        """Validation itself measures the shared model."""
+
+    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
+        return None
+
+    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
+        return run_folder / "shared.ckpt"
+
+    def show_local(self, module: LightningModule) -> None:
+        """The module is the shared model until it is trained on."""
+
+    def show_result(self, module: LightningModule) -> None:
+        """The module is that already."""

@@ -6,17 +6,16 @@ import logging
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from colearn_hpc._lightning import LightningModule, Trainer
+from colearn_hpc._lightning import LightningModule
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.between import MeanFacts, Source
-from colearn_hpc.errors import PrivacyError
+from colearn_hpc.errors import ConfigurationError, PrivacyError
 from colearn_hpc.protocol.messages import Topic, TopicKind
 from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
-from colearn_hpc.trainer.averager import MeanResult
+from colearn_hpc.trainer.averager import HoldsOneModel, MeanResult
 from colearn_hpc.trainer.correcting import Corrector
 from colearn_hpc.trainer.last_shared import SharedModel
 from colearn_hpc.trainer.optimizers import averaged_state
@@ -33,16 +32,14 @@ def changes_model(place: Place, settings: Settings) -> bool:
     return not place.alone or settings.outer_optimizer is not None
 
 
-class SharedModelAverager:
-    """What all averagers have in common whose data centers hold one model after a round.
+class SharedModelAverager(HoldsOneModel):
+    """What all averagers have in common that average the whole model.
 
     Args:
         place: this process's.
         settings: of the run.
         sums: where means are taken of whole numbers.
     """
-
-    shares_model = True
 
     def __init__(self, place: Place, settings: Settings, sums: WholeSums | None = None) -> None:
         self._place, self._settings = place, settings
@@ -74,18 +71,14 @@ class SharedModelAverager:
         return self.shared.handed_on() | corrector
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "fragments" in state:
+            raise ConfigurationError(
+                f"the run began with exchange: {{fragments: {len(state['fragments'])}}}, which is not set; leave it as "
+                "it was, or begin a new run"
+            )
         self.shared.load_state_dict(state)
         if self.corrector is not None:
             self.corrector.load_state_dict(state["correction"], state)
-
-    def predict(self, trainer: Trainer, module: LightningModule, batch: Any, batch_index: int) -> None:
-        """Validation itself measures the shared model."""
-
-    def shared_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, float] | None:
-        return None
-
-    def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
-        return run_folder / "shared.ckpt"
 
     def _prepare(self, model: FlatModel, source: Source, given: Contributions, end: RoundEnd) -> Prepared | Void:
         """Agree on how the round's vectors are written. Collective over the world."""
@@ -114,31 +107,25 @@ class SharedModelAverager:
         prepared = self._hand_on(model, given) or self._prepare(model, model, given, end)
         if isinstance(prepared, Void):
             return self._void(prepared, given, end)
-        vector, facts, outer_state = shared.buffer(model), None, None
+        facts = None
         if means.carries:
             facts = means.take(shared.offer(model, prepared.source, given.weights, prepared.encoding), given.present)
         if void := self._why_void(facts):
             return self._void(Void(void), given, end)
-        if means.carries:
-            vector, outer_state = shared.stepped(model, vector)
-        if changes or means.sharded:
-            facts = means.spread(vector, facts)
-        if changes:
-            model.round_(vector)
-        in_shards = shared.in_shards(model, vector)
+        new = shared.following(model, facts, changes)
         seconds = time.monotonic() - clock
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.
         decision = place.conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: end.decide(shared.change(model, vector, facts, round_index, in_shards), given),
+            lambda: end.decide(new.squares(round_index).relative_change, given),
         )
         clock = time.monotonic()
         if changes:
-            model.unpack(vector)
-        if facts is not None:
-            report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
-            shared.commit(model, vector, outer_state)
+            model.unpack(new.vector)
+        if new.facts is not None:
+            report = replace(report, divergence=new.facts.divergence, bytes_sent=new.facts.bytes_sent)
+        new.commit()
         shared.begin_round()
         if changes and self._settings.optimizer_state == "reset":
             end.reset_optimizers()
@@ -212,6 +199,3 @@ class MeanAverager(SharedModelAverager):
         if self.corrector is not None and not found.void:
             self.corrector.commit()
         return found
-
-    def show_local(self, module: LightningModule) -> None:
-        """The module is the shared model until it is trained on."""

@@ -47,8 +47,8 @@ from colearn_hpc.protocol.run import Round, RoundPlace, Run, RunState, Step
 from colearn_hpc.protocol.settings import OnFailure, OptimizerState, ValidationMode
 from colearn_hpc.trainer.announce import announce, introduce, say
 from colearn_hpc.trainer.arguments import membership_of, settings_of
-from colearn_hpc.trainer.averager import Averager, MeanResult
-from colearn_hpc.trainer.averaging import MeanAverager
+from colearn_hpc.trainer.averager import Averager, LateAverager, MeanResult
+from colearn_hpc.trainer.averaging import MeanAverager, changes_model
 from colearn_hpc.trainer.before_round_0 import agree, check_same_run, share_first_model
 from colearn_hpc.trainer.blocks import Blocks, check_counts_steps
 from colearn_hpc.trainer.correcting import CorrectsGradients
@@ -103,6 +103,7 @@ from colearn_hpc.trainer.round_end import Decide, RoundEnd
 from colearn_hpc.trainer.run_folder import RunFolder, log
 from colearn_hpc.trainer.sharded import check_settings, fresh_state, put_rank_state, rank_state
 from colearn_hpc.trainer.standing import Standing
+from colearn_hpc.trainer.streaming import StreamingAverager
 from colearn_hpc.trainer.sums import WholeSums
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
 from colearn_hpc.trainer.validation import Validation
@@ -164,6 +165,8 @@ class CoLearning(Callback):
             ``mpi/lanes.py``.
             ``{"sums": "float64" | "fixed32" | "fixed64"}``: as sums of weights in float64, or of steps as whole
             numbers, see ``algorithm/fixed_point.py``.
+            ``{"fragments": P}``: a round ends with the mean of one of P fragments of the model, and only that travels,
+            see ``trainer/streaming.py``. With an outer optimizer this is Streaming DiLoCo.
         privacy: who may know what. ``{"secure": True}``: masks hide each data center's model, and only the sum can be
             known; what a data center measures on its own data stays there. This takes three data centers or more, and
             sums of whole numbers. ``"share_metrics": True`` lets these measurements travel. ``"public_validation":
@@ -539,8 +542,7 @@ class CoLearning(Callback):
         self._fit.points_.close()
         self._report_trained()
         self._follow(self._run.trainer_ended(), trainer)  # max_steps, max_time or a user's stop, in mid-round
-        if isinstance(self._fit.averager, KeptModelAverager):
-            self._fit.averager.show_kept(pl_module)
+        self._fit.averager.show_result(pl_module)
         self._end()
 
     def _trainer_ends(self) -> None:
@@ -755,7 +757,9 @@ class CoLearning(Callback):
     def _take_mean(self, trainer: pl.Trainer, absent: str) -> Step | None:
         """Equations 2 and 4."""
         run, state = self._run, self._run.state
-        place = run.place(self._limit(trainer), leaving=False)
+        # Fragments that are not due are averaged once more at the run's end.
+        leaving = self.settings.fragments is not None and wants_stop(trainer)
+        place = run.place(self._limit(trainer), leaving)
         decide = self._decider(state.round, run.epochs_done_then)
         losses, known = self._fit.losses.state, len(state.history)
         left = None if absent else epochs_left(trainer, self.settings.in_steps)
@@ -1020,15 +1024,17 @@ class CoLearning(Callback):
         if self.settings.combine == "predictions":
             return EnsembleAverager(place, self.settings)
         whole = self.settings.whole_numbers and not place.alone
+        if self.settings.fragments is not None and changes_model(place, self.settings):
+            return StreamingAverager(place, self.settings)
         sums = WholeSums(place, self.settings, self._fit.hiding) if whole else None
         if self.settings.overlap and not place.alone:
             return OverlappedAverager(place, self.settings, sums)
         return (MeanAverager if self.settings.kept_model is None else KeptModelAverager)(place, self.settings, sums)
 
     @property
-    def _late_averager(self) -> OverlappedAverager:
+    def _late_averager(self) -> LateAverager:
         averager = self._fit.averager
-        assert isinstance(averager, OverlappedAverager), "only there means are begun"
+        assert isinstance(averager, OverlappedAverager | StreamingAverager), "only there means are begun"
         return averager
 
     def _connect(self, trainer: pl.Trainer, error: BaseException | None = None) -> Place:

@@ -74,6 +74,9 @@ class EnsembleAverager:
     def show_local(self, module: LightningModule) -> None:
         """The module is the member's own throughout."""
 
+    def show_result(self, module: LightningModule) -> None:
+        """It is the result."""
+
     def checkpoint_path(self, run_folder: Path, center_folder: Path) -> Path:
         return center_folder / "member.ckpt"
 

@@ -54,8 +54,7 @@ class KeptModelAverager(MeanAverager):
             self.shared.sent_model_of(module).unpack(self._shared)
             self._shared = None
 
-    def show_kept(self, module: LightningModule) -> None:
-        """The run has ended: make the module its result."""
+    def show_result(self, module: LightningModule) -> None:
         if self._kept is not None:
             self.shared.sent_model_of(module).unpack(self._kept)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,6 @@ from colearn_hpc.algorithm.shared_model import (
     first_non_finite,
     float_buffers,
     infinite_buffers,
-    relative_change,
     shard_of,
     squares,
     trainable_parameters,
@@ -68,10 +68,15 @@ class SharedModel:
         self._rest: list[tuple[str, int]] = []
         self._sizes: dict[str, float] = {}
 
-    def watch(self, module: LightningModule) -> None:
-        """Collective over the data center."""
+    def watch(self, module: LightningModule, elsewhere: frozenset[str] = frozenset()) -> None:
+        """Collective over the data center.
+
+        Args:
+            module: that is trained.
+            elsewhere: names of what is in other fragments (``streaming.py``).
+        """
         self.constant = infinite_buffers(module)
-        self._stays = staying_names(module, self._local_layers)
+        self._stays = staying_names(module, self._local_layers) | elsewhere
         if self._place.means.sharded:
             self._shards = Shards(module, self._place.site)
             if self.coded is not None:
@@ -80,7 +85,7 @@ class SharedModel:
     def begin_epoch(self, module: LightningModule) -> None:
         """Whatever is trainable now will be in the next mean, whether or not it is then still trainable."""
         known = {name for name, _ in self._layout}
-        trainable = self._travelling(trainable_parameters(module))
+        trainable = self.trainable_of(module)
         for name, parameter in trainable:
             if self._layout and name not in known and name not in self._joined:
                 # It was frozen, so all data centers hold the same: that is its last shared value.
@@ -89,7 +94,7 @@ class SharedModel:
         self._trainable = [name for name, _ in trainable]
 
     def end_epoch(self, module: LightningModule) -> None:
-        now = [name for name, _ in self._travelling(trainable_parameters(module))]
+        now = [name for name, _ in self.trainable_of(module)]
         changed = sorted(set(now) ^ set(self._trainable))
         if self._trainable and changed:  # an epoch that is resumed in its middle has no beginning here
             raise ConfigurationError(
@@ -100,8 +105,12 @@ class SharedModel:
     def parameters_of(self, module: LightningModule) -> list[tuple[str, Tensor]]:
         """What has been trained since the last mean, in the module's order."""
         if not self._trained:
-            return self._travelling(trainable_parameters(module))
+            return self.trainable_of(module)
         return [(name, parameter) for name, parameter in module.named_parameters() if name in self._trained]
+
+    def trainable_of(self, module: LightningModule) -> list[tuple[str, Tensor]]:
+        """What is trained now, of what travels."""
+        return self._travelling(trainable_parameters(module))
 
     def model_of(self, module: LightningModule) -> FlatModel:
         """What of the module is averaged."""
@@ -133,7 +142,7 @@ class SharedModel:
         """The part of the module that the last shared model, or the vector under way, is laid out for."""
         names = dict(self._layout)
         if not names:
-            return self.flat(self._travelling(trainable_parameters(module)), self.buffers_of(module))
+            return self.flat(self.trainable_of(module), self.buffers_of(module))
         parameters = [(name, parameter) for name, parameter in module.named_parameters() if name in names]
         return self.flat(parameters, self.buffers_of(module))
 
@@ -211,6 +220,7 @@ class SharedModel:
         weights: Sequence[float],
         encoding: Encoding | None = None,
         gathering: int | None = None,
+        follows: bool = False,
     ) -> Offer:
         """What a carrier brings to a mean of ``source``.
 
@@ -219,11 +229,12 @@ class SharedModel:
             source: the vector that is averaged; the model itself, or a copy of it.
             weights: n_k per data center.
             encoding: how it is written; None: as the settings say.
-            gathering: see :class:`Offer`.
+            gathering, follows: see :class:`Offer`.
         """
         result = self.buffer(model)
         last = self._last(model)
-        return Offer(source, result, weights, model.counted_size, last, encoding or self._encoding, gathering)
+        encoding = encoding or self._encoding
+        return Offer(source, result, weights, model.counted_size, last, encoding, gathering, follows=follows)
 
     def last_offer(self, model: FlatModel, weights: Sequence[float]) -> Offer:
         """The last shared model, for those who have missed it; ``weights`` is 1 for the one who gives it."""
@@ -256,14 +267,32 @@ class SharedModel:
         parameters, state = self._outer.step(self._last(model), mean[:size], self._outer_state)
         return torch.cat((parameters, mean[size:])), state
 
-    def change(
+    def following(self, model: FlatModel, facts: MeanFacts | None, changes: bool = True) -> NewShared:
+        """The shared model that follows from a mean that is in the buffer, on all ranks. Collective over the data
+        center.
+
+        Args:
+            model: of the module; it stays as it is.
+            facts: what this rank knows of the mean.
+            changes: the mean is another model than was trained.
+        """
+        means, vector, outer_state = self._place.means, self.buffer(model), None
+        if means.carries:
+            vector, outer_state = self.stepped(model, vector)
+        if changes or means.sharded:
+            facts = means.spread(vector, facts)
+        if changes:
+            model.round_(vector)
+        return NewShared(self, model, vector, facts, outer_state, self.in_shards(model, vector))
+
+    def squares(
         self, model: FlatModel, shared: Tensor, facts: MeanFacts | None, round_index: int, in_shards: Squares | None
-    ) -> float:
-        """Equation 4's relative change; on the presiding leader only.
+    ) -> Squares:
+        """The sums of eq. 4; on the presiding leader only.
 
         Args:
             model, shared, facts, round_index: of the mean.
-            in_shards: the sums of eq. 4 over all ranks' shards of a model that :meth:`differs`; otherwise None.
+            in_shards: the sums over all ranks' shards of a model that :meth:`differs`; otherwise None.
 
         Raises:
             ParticipantError: the mean of finite models is not finite, because a codec could not hold a step.
@@ -276,17 +305,17 @@ class SharedModel:
                 "finite: a step since the last shared model is too large for the codec; set exchange: {codec: fp32}"
             )
         if in_shards is not None:
-            return in_shards.relative_change
+            return in_shards
         if self.differs(model):
-            return relative_change(shared[: model.parameter_size], self._last(model))
-        return facts.squares.relative_change
+            return squares(shared[: model.parameter_size], self._last(model))
+        return facts.squares
 
     def differs(self, model: FlatModel) -> bool:
         """Whether the shared model is another vector than the mean, whose sums are known: stepped or rounded."""
         return self._outer is not None or model.is_narrow
 
     def in_shards(self, model: FlatModel, shared: Tensor) -> Squares | None:
-        """What :meth:`change` is to be given, on the leader. Collective over the data center."""
+        """What :meth:`squares` is to be given, on the leader. Collective over the data center."""
         if not (self._place.means.sharded and self.differs(model)):
             return None
         size = model.counted_size
@@ -331,6 +360,36 @@ class SharedModel:
         """The parameters of the last shared model."""
         assert self.previous is not None, "carriers hold the last shared model"
         return self.previous[: model.parameter_size].to(model.dtype)
+
+
+@dataclass(frozen=True)
+class NewShared:
+    """A shared model, or a fragment of one, that nobody has committed yet.
+
+    Attributes:
+        shared: what it follows.
+        model: of the module.
+        vector: it, shape ``(size,)``.
+        facts: of its mean, on carriers.
+        outer_state: the outer optimizer's new one, on carriers.
+        in_shards: see :meth:`SharedModel.squares`.
+    """
+
+    shared: SharedModel
+    model: FlatModel
+    vector: Tensor
+    facts: MeanFacts | None
+    outer_state: Tensor | None
+    in_shards: Squares | None
+
+    def squares(self, round_index: int) -> Squares:
+        """See :meth:`SharedModel.squares`."""
+        return self.shared.squares(self.model, self.vector, self.facts, round_index, self.in_shards)
+
+    def commit(self) -> None:
+        """It is the shared model from here on; where the module holds it is the caller's affair."""
+        if self.facts is not None:
+            self.shared.commit(self.model, self.vector, self.outer_state)
 
 
 def _rest_of(model: FlatModel) -> list[tuple[str, int]]:

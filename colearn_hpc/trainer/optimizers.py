@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -59,10 +59,18 @@ def first_rate(optimizers: Sequence[Optimizer]) -> float:
     return float(groups[0]["lr"]) if groups else 0.0
 
 
-def reset_state(optimizers: Sequence[Optimizer]) -> None:
-    """Forget momenta: they point to where the local model was going, not the shared one."""
+def reset_state(optimizers: Sequence[Optimizer], parameters: Collection[Tensor] | None = None) -> None:
+    """Forget momenta: they point to where the local model was going, not the shared one.
+
+    Args:
+        optimizers: whose.
+        parameters: of these alone; None: of all.
+    """
     for optimizer in optimizers:
-        optimizer.state.clear()
+        if parameters is None:
+            optimizer.state.clear()
+        for parameter in parameters or ():
+            optimizer.state.pop(parameter, None)
 
 
 class LossScale:

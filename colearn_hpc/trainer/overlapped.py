@@ -6,6 +6,8 @@
     validation, checkpoints            see w̄ⁱ, as they do without overlap, but an epoch later
     the epoch's end                    the module becomes w_k + (w̄ⁱ - s_k): w̄ⁱ, and what was learned meanwhile
 
+With an outer optimizer w̄ⁱ is what it made of the mean. What was learned since s_k was sent is in the next mean alone.
+
 Epoch 0 has the rate of T_i, because T_{i+1} is not known yet. With T = 1 a mean arrives and the next leaves at the same
 batch. The last round has no epoch after it: its mean is waited for, and is the mean of what all have, w̄ of eq. 2.
 
@@ -128,22 +130,21 @@ class OverlappedAverager(SharedModelAverager):
         conversation.meet(Topic(TopicKind.UNDER_WAY, round_index))
         waited = time.monotonic() - clock
 
-        clock, result = time.monotonic(), self.shared.buffer(model)
-        facts = means.spread(result, means.finish() if means.carries else None)
-        model.round_(result)
+        clock = time.monotonic()
+        new = self.shared.following(model, means.finish() if means.carries else None)
         seconds = time.monotonic() - clock
         decision = conversation.decide(
             Topic(TopicKind.MEAN, round_index),
-            lambda: end.decide(self.shared.change(model, result, facts, round_index, None), given),
+            lambda: end.decide(new.squares(round_index).relative_change, given),
         )
 
         clock = time.monotonic()
-        correct(model, sent, result)
-        model.unpack(result)
+        correct(model, sent, new.vector)
+        model.unpack(new.vector)
         self._sent, self._shows_shared = False, True
-        if facts is not None:
-            report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
-            self.shared.commit(model, result, None)
+        if new.facts is not None:
+            report = replace(report, divergence=new.facts.divergence, bytes_sent=new.facts.bytes_sent)
+        new.commit()
         if self._settings.optimizer_state == "reset":
             end.reset_optimizers()
         conversation.settled()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,8 +51,14 @@ class RoundEnd:
     epochs_left: int | None = None
     loss_scale: LossScale | None = None
 
-    def reset_optimizers(self) -> None:
-        """Forget what the optimizers know: it is of the local model, not of the shared one."""
+    def reset_optimizers(self, names: Collection[str] | None = None) -> None:
+        """Forget what the optimizers know: it is of the local model, not of the shared one.
+
+        Args:
+            names: of the parameters of which they forget it; None: of all, and the loss's scale too.
+        """
+        if names is not None:
+            return reset_state(self.optimizers, [p for name, p in self.module.named_parameters() if name in names])
         reset_state(self.optimizers)
         if self.loss_scale is not None:
             self.loss_scale.reset()

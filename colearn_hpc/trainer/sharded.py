@@ -47,6 +47,7 @@ def check_settings(trainer: pl.Trainer, settings: Settings) -> None:
         (settings.local_correction is not None and "local_correction", "none"),
         (settings.kept_model is not None and "kept_model", "none"),
         (settings.local_layers is not None and "local_layers", "none"),
+        (settings.fragments is not None and f'exchange={{"fragments": {settings.fragments}}}', "none"),
         (settings.federated and "a federation", "one MPI world"),
         (settings.lanes not in (None, 1) and f'exchange={{"lanes": {settings.lanes}}}', "no lanes: shards are lanes"),
         (

@@ -81,9 +81,9 @@ CASES = {
         'overlap=True cannot be combined with on_failure="continue_without"',
         ["--colearning.exchange={overlap: true}", "--colearning.on_failure=continue_without"],
     ),
-    "overlap and an outer optimizer": Case(
-        "overlap=True cannot be combined with outer_optimizer=OuterSGD(",
-        ["--colearning.exchange={overlap: true}", "--colearning.outer_optimizer=colearn_hpc.OuterSGD"],
+    "fragments of momenta": Case(
+        "fragments=2 averages one part of the model at a time",
+        ["--colearning.exchange={fragments: 2}", "--colearning.optimizer_state=average"],
     ),
     "overlap of what": option("colearning.exchange={overlap: 2}", "exchange: overlap must be true or false; found 2"),
     "no outer optimizer": option("colearning.outer_optimizer=torch.optim.SGD", "SGD: is no OuterOptimizer", USAGE),

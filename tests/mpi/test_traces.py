@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from trace_scenarios import RESTARTED, SCENARIOS
+from trace_scenarios import ENDS_LIKE, RESTARTED, SCENARIOS
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]  # the fixture starts them all
 GOLDENS = Path(__file__).parent.parent / "golden"
@@ -107,7 +107,7 @@ def end(found):
     return [next(line for line in reversed(rank) if line.startswith("train ends")) for rank in last["ranks"]]
 
 
-@pytest.mark.parametrize(("name", "whole"), [*UNDISTURBED.items(), *((name, "outer") for name in RESTARTED)])
+@pytest.mark.parametrize(("name", "whole"), [*UNDISTURBED.items(), *ENDS_LIKE.items()])
 def test_ends_as_the_undisturbed_run(recorded, name, whole):
     found, expected = trace(recorded, name), trace(recorded, whole)
     assert end(found) == end(expected)

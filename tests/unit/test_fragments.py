@@ -1,4 +1,4 @@
-"""Fragments: which is due when, and where the flat vector is cut."""
+"""Fragments: which is due when, where the flat vector is cut, and what is in each."""
 
 from itertools import pairwise
 
@@ -7,25 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from colearn_hpc.algorithm.fragments import Fragments, fragment_slices
+from colearn_hpc.algorithm.fragments import fragment_due, fragment_slices
 from colearn_hpc.algorithm.shared_model import FlatEntry, FlatModel
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 9), st.integers(0, 40))
-def test_due_is_the_papers_condition(count, more):
-    interval = count + more
-    plan = Fragments(count, interval)
-    offsets = [int(p * interval / count) for p in range(count)]
-    for t in range(1, 3 * interval + 1):
-        due = [p for p in range(count) if (t - offsets[p]) % interval == 0]
-        assert [plan.due(t)] == (due or [None])
-
-
-def test_each_fragment_once_in_an_interval():
-    plan = Fragments(count=3, interval=6)
-    assert [plan.due(t) for t in range(13)] == [None, None, 1, None, 2, None, 0, None, 1, None, 2, None, 0]
-    assert [Fragments(1, 4).due(t) for t in range(1, 9)] == [None, None, None, 0] * 2
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_due_is_the_papers_condition(count, steps):
+    """Fragment p after step t where (t - t_p) mod H = 0, if a round has ``steps`` of H."""
+    interval = count * steps
+    offsets = [p * interval // count for p in range(count)]
+    for i in range(3 * count):
+        t = (i + 1) * steps
+        assert [fragment_due(i, count)] == [p for p in range(count) if (t - offsets[p]) % interval == 0]
 
 
 def entries_of(lengths, first=0):
@@ -61,9 +55,6 @@ def test_pieces_of_a_model_are_about_equal():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: Fragments(0, 4), "count of fragments .* found 0"),
-        (lambda: Fragments(2, 2.5), "interval of fragments .* found 2.5"),
-        (lambda: Fragments(5, 4), "use at most 4 fragments"),
         (lambda: fragment_slices(entries_of([3, 0]), 2), "2 fragments of a model with 1 tensors"),
         (lambda: fragment_slices(entries_of([3]), 0), "use 1 to 1"),
     ],

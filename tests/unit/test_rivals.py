@@ -111,6 +111,7 @@ MEANT = {
     "decaying": "ConstantLR DecayingEpochs",
     "adacomm": "ConstantLR AdaptiveEpochs",
     "diloco": "ExponentialLR FixedEpochs OuterSGD",
+    "streaming-diloco": "ExponentialLR FixedEpochs OuterSGD",
     "muloco": "ExponentialLR FixedEpochs OuterSGD",
     "delayed-nesterov": "ExponentialLR FixedEpochs DelayedNesterov",
     "fedavgm": "ConstantLR FixedEpochs OuterSGD",

@@ -19,6 +19,7 @@ from colearn_hpc.algorithm import (
 from colearn_hpc.models import Muon
 
 FIXED = {"local_epochs": 2, "local_epochs_rule": "fle", "schedule": "constant"}
+STREAMING = FIXED | {"local_epochs": 1, "outer_optimizer": OuterSGD()}
 SCENARIOS = {
     "fedavg": FIXED,
     "plateau": FIXED | {"local_epochs_rule": PlateauEpochs(1, window=2)},
@@ -33,23 +34,30 @@ SCENARIOS = {
     "fedswa": FIXED | {"schedule": LinearLR(0.1), "outer_optimizer": OuterSGD(0.6, 0.0, nesterov=False)},
     "fedadam": FIXED | {"outer_optimizer": FedAdam(0.05)},
     "muloco": FIXED | {"outer_optimizer": OuterSGD(), "optimizer_state": "keep"},
+    "streaming": STREAMING | {"exchange": {"fragments": 3}, "optimizer_state": "keep"},
+    "streaming-overlap": STREAMING | {"exchange": {"fragments": 2, "overlap": True}},
+    "streaming-int4": STREAMING | {"exchange": {"fragments": 3, "overlap": True, "codec": "int4"}},
+    "muloco-whole": FIXED | {"outer_optimizer": OuterSGD(), "optimizer_state": "keep", "exchange": {"fragments": 1}},
+    "diloco-overlap": FIXED | {"outer_optimizer": OuterSGD(), "exchange": {"overlap": True}},
     "overlapped": FIXED | {"local_epochs_rule": AdaptiveEpochs(4), "exchange": {"overlap": True}},
 }
 # Two ranks in each data center.
-SEVERAL_RANKS = ("adacomm", "fedprox", "scaffold", "fedbn", "lawa")
+SEVERAL_RANKS = ("adacomm", "fedprox", "scaffold", "fedbn", "lawa", "streaming")
 EXAMPLES, BATCH, RATE, ROUNDS = 32, 8, 0.1, 4
 
 
 def network(name: str, seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     body = [nn.Linear(toy.FEATURES, 5), nn.BatchNorm1d(5), nn.Tanh()]
-    if name == "muloco":  # that bias has a gradient of rounding errors, and Adam makes steps of a full size of them
+    if name.startswith(
+        "muloco"
+    ):  # that bias has a gradient of rounding errors, and Adam makes steps of a full size of them
         body[0].bias = None
     return nn.Sequential(*body, nn.Linear(5, 4), nn.Linear(4, toy.CLASSES))
 
 
 def optimizer(name: str, parameters) -> torch.optim.Optimizer:
     """A data center's own. SCAFFOLD is derived for plain SGD."""
-    if name == "muloco":
+    if name.startswith("muloco"):
         return Muon(parameters, lr=RATE)
     return torch.optim.SGD(parameters, lr=RATE, momentum=0.0 if name == "scaffold" else 0.9)

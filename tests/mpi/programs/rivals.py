@@ -77,12 +77,14 @@ def train(out: Path, name: str, rounds: int, stop=None) -> tuple[list, str]:
         torch.distributed.destroy_process_group()  # the next case makes worlds of its own
     del os.environ["COLEARN_CENTER"]
     state = colearning.state_dict()
-    held = {"history": state["run"]["history"], "correction": state["averaging"].get("correction")}
-    text = repr([flat(module).tolist(), held["history"], _plain(held["correction"])])
+    held = [state["averaging"].get(key) for key in ("correction", "fragments")]
+    text = repr([flat(module).tolist(), state["run"]["history"], *map(_plain, held)])
     return trajectory.models, sha256(text.encode()).hexdigest()
 
 
 def _plain(value):
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.tolist() if isinstance(value, torch.Tensor) else value
@@ -99,7 +101,9 @@ def main(out: Path, ranks: int) -> None:
         equal = MPI.COMM_WORLD.allgather(whole == parts)
         lines = [json.loads(line) for line in (out / name / "rounds.jsonl").read_text().splitlines()]
         losses = [[one["loss"] for one in line["centers"]] for line in lines]
-        found[name] = {"equal": equal, "epochs": [line["local_epochs"] for line in lines], "losses": losses}
+        sent = [sum(one["bytes_sent"] for one in line["centers"]) for line in lines]
+        epochs = [line["local_epochs"] for line in lines]
+        found[name] = {"equal": equal, "epochs": epochs, "losses": losses, "bytes": sent}
         print(f"{name} done", file=sys.stderr, flush=True)
     if MPI.COMM_WORLD.Get_rank() == 0:
         print(json.dumps(found))

@@ -8,6 +8,7 @@ from colearn_hpc import OuterSGD
 
 OVERLAP = {"exchange": {"overlap": True}}
 NESTEROV = {"outer_optimizer": OuterSGD(learning_rate=0.7, momentum=0.9, nesterov=True)}
+STREAMING = NESTEROV | {"exchange": {"fragments": 2}}
 SOON = functools.partial(EarlyStopping, "val_loss", min_delta=10.0, patience=2)
 
 
@@ -62,5 +63,11 @@ SCENARIOS = {
     "one-of-3-leaves": scenario(centers=3, leaves=("dc2", 2, "1")),
     "one-of-3-leaves-overlap": scenario(centers=3, leaves=("dc2", 2, "1"), **OVERLAP),
 }
-# No golden: it must end as "outer" does.
-RESTARTED = {"restart-after-mean-outer": scenario(fails=("dc1", 3, "validation", 1), **NESTEROV)}
+# No golden; what each must end like.
+RESTARTED = {
+    "restart-after-mean-outer": scenario(fails=("dc1", 3, "validation", 1), **NESTEROV),
+    "streaming": scenario(**STREAMING),
+    "restart-after-mean-streaming": scenario(fails=("dc1", 3, "validation", 1), **STREAMING),
+    "restart-after-last-means-streaming": scenario(fails=("dc0", 5, "validation", 1), **STREAMING),
+}
+ENDS_LIKE = {name: "streaming" if "streaming" in name else "outer" for name in RESTARTED}

@@ -15,8 +15,8 @@ Facts = namedtuple("Facts", "change")
 class Offer:
     """The memory in which a mean is put."""
 
-    def __init__(self):
-        self.result = None
+    def __init__(self, follows=False):
+        self.result, self.follows = None, follows
 
     def keep(self):
         return [self.result]
@@ -137,6 +137,15 @@ def test_one_mean_is_kept_and_not_copied():
     assert told.result is offer.result and journal.complete
     journal.begin_mean(Offer(), (0, 1))
     assert not journal.complete  # its memory serves the next mean
+
+
+def test_several_means_of_a_round_are_kept():
+    journal = remembered()
+    offers = [take_mean(journal)[1]]
+    journal.begin_mean(offer := Offer(follows=True), (0, 1)).finish()
+    journal.replay()
+    told = [take_mean(journal)[1] for _ in range(2)]
+    assert journal.complete and [one.result for one in told] == [one.result for one in [*offers, offer]]
 
 
 def test_a_resume_point_makes_it_complete_again():

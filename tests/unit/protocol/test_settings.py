@@ -21,6 +21,7 @@ SECURE = {"privacy": {"secure": True}}
 OUTER, WITHOUT = {"outer_optimizer": OuterSGD()}, {"on_failure": "continue_without"}
 PROX, LOCAL, KEPT = {"local_correction": FedProx()}, {"local_layers": "batch_norm"}, {"kept_model": LatestMean()}
 SITE = {"federation": SimpleNamespace(federation=SimpleNamespace(round_timeout=None, on_failure="stop"))}
+FRAGMENTS = {"exchange": {"fragments": 4}}
 LEFT_OUT = (
     'on_failure="continue_without" goes on with the others\' mean, which {} does not allow: a data center that is left '
     'out has no part of it. Use on_failure="stop"'
@@ -90,11 +91,6 @@ CASES = [
         WITHOUT | {"exchange": {"overlap": True}},
         'exchange: overlap=True cannot be combined with on_failure="continue_without": while a mean is under way every '
         'data center is needed. Use "stop"',
-    ),
-    (
-        OUTER | {"exchange": {"overlap": True}},
-        "exchange: overlap=True cannot be combined with outer_optimizer=OuterSGD(learning_rate=0.7, momentum=0.9, "
-        "nesterov=True): its step begins where all data centers are, and they have gone on. Drop one of the two",
     ),
     (
         {"exchange": {"sums": "fixed32", "codec": "bf16"}},
@@ -180,12 +176,44 @@ CASES = [
         "exchange: lanes=2 cannot be combined with kept_model=LatestMean(last=5): its state is the leader's. Drop one "
         "of the two",
     ),
+    (
+        PREDICTIONS | FRAGMENTS,
+        'exchange: fragments=4 are parts of a model that travels, and with combine="predictions" none '
+        "does; drop one of the two",
+    ),
+    (
+        AVERAGE | FRAGMENTS,
+        'exchange: fragments=4 averages one part of the model at a time, and optimizer_state="average" the state of '
+        'all of it; use "keep" or "reset"',
+    ),
+    (WITHOUT | FRAGMENTS, LEFT_OUT.format("exchange: fragments=4")),
+    (
+        {"exchange": {"fragments": 4, "sums": "fixed32"}},
+        "exchange: fragments=4 cannot be combined with sums=fixed32, whose scales are those of a whole model's last "
+        "step; leave one of the two out (privacy: secure=True needs the sums)",
+    ),
+    (
+        PROX | FRAGMENTS,
+        "exchange: fragments=4 cannot be combined with local_correction=FedProx(mu=0.01): a round begins from no "
+        "shared model to which it could pull. Drop one of the two",
+    ),
+    (
+        KEPT | FRAGMENTS,
+        "exchange: fragments=4 cannot be combined with kept_model=LatestMean(last=5): both show another model than is "
+        "trained. Drop one of the two",
+    ),
+    (
+        {"exchange": {"fragments": 4, "lanes": 2}},
+        "exchange: lanes=2 cannot be combined with fragments=4: the last means of all fragments are the leader's. Drop "
+        "one of the two",
+    ),
     *(
         (
             SITE | given,
             f"{what} works inside one MPI world, and not yet between the sites of a federation; leave it out",
         )
         for given, what in (
+            (FRAGMENTS, "exchange: fragments=4"),
             (PREDICTIONS, 'combine="predictions"'),
             ({"combine": "median"}, "combine=Median()"),
             ({"exchange": {"codec": "int4"}}, 'exchange: codec="int4", unlike bf16, fp16 and int8,'),
@@ -256,6 +284,7 @@ IMPOSSIBLE = [
     ({"restarts": -1}, "restarts must be a whole number, at least 0; found -1"),
     ({"restarts": None}, "restarts must be a whole number, at least 0; found None"),
     ({"exchange": {"lanes": 0}}, "exchange: lanes must be a whole number, at least 1, or null; found 0"),
+    ({"exchange": {"fragments": 0}}, "exchange: fragments must be a whole number, at least 1, or null; found 0"),
     ({"exchange": {"overlap": 1}}, "exchange: overlap must be true or false; found 1"),
     ({"exchange": {"sums": "int"}}, "exchange: sums must be one of float64, fixed32, fixed64; found 'int'"),
     ({"privacy": {"secure": "yes"}}, "privacy: secure must be true or false; found 'yes'"),
@@ -306,6 +335,7 @@ def test_settings_do_not_change():
         ({"exchange": {"lanes": 2}}, 2),
         (PREDICTIONS, 1),
         (OUTER, 1),
+        (FRAGMENTS, 1),
         ({"exchange": {"codec": "int8"}}, 1),
         (SECURE, 1),
     ],
