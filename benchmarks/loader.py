@@ -4,7 +4,7 @@ The variants take turns, round by round, so that another process on the machine 
 each is its best round. Nothing here is asserted; a table goes to stderr, JSON to stdout.
 
     python benchmarks/loader.py --examples 10000 --batch-size 32
-    python benchmarks/loader.py --examples 2000 --size 224 --workers 2      # against decoding alone in two processes
+    python benchmarks/loader.py --examples 3000 --size 400 --crop 224 --workers 2   # against decoding alone
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from colearn_hpc.data.images import decode_image
+from colearn_hpc.data.images import CropDecoder, decode_image
 from colearn_hpc.data.samplers import TrainBatchSampler
 from colearn_hpc.data.shards import ShardDataset, ShardWriter
 
@@ -74,10 +74,11 @@ class Files(Dataset):
 
 
 class Bare:
-    """What the processor allows: processes that decode with Pillow and do nothing else; nothing comes back."""
+    """What the processor allows: processes that decode (and crop) and do nothing else; nothing comes back."""
 
-    def __init__(self, contents: list[bytes], processes: int) -> None:
+    def __init__(self, contents: list[bytes], processes: int, crop: int) -> None:
         self.shares = [contents[k::processes] for k in range(processes)]
+        self.crop = CropDecoder(crop, random=True) if crop else None
 
     def __call__(self, number: int) -> Iterable:
         ready = multiprocessing.get_context("fork")
@@ -89,19 +90,21 @@ class Bare:
             assert worker.exitcode == 0
         return [(None, share) for share in self.shares]
 
-    @staticmethod
-    def decode(share: list[bytes]) -> None:
+    def decode(self, share: list[bytes]) -> None:
         from PIL import Image
 
-        for content in share:
-            Image.open(io.BytesIO(content)).convert("RGB").load()
+        for number, content in enumerate(share):
+            if self.crop:
+                self.crop(content, np.random.default_rng(number))
+            else:
+                Image.open(io.BytesIO(content)).convert("RGB").load()
 
 
 def pictures(examples: int, size: int) -> np.ndarray:
-    """(examples, 3, size, size) uint8: noise that is smooth over a few pixels, as photographs are."""
+    """(examples, 3, size, size) uint8: noise that is smooth over a few pixels. As JPEG, 0.5 byte a pixel."""
     from PIL import Image
 
-    coarse = np.random.RandomState(0).randint(0, 256, (examples, -(-size // 8), -(-size // 8), 3), dtype=np.uint8)
+    coarse = np.random.RandomState(0).randint(0, 256, (examples, -(-size // 6), -(-size // 6), 3), dtype=np.uint8)
     smooth = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in coarse]
     return np.stack([np.asarray(image).transpose(2, 0, 1) for image in smooth])
 
@@ -133,6 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--examples", type=int, default=10000, help="images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=32, help="pixels (default: %(default)s)")
+    parser.add_argument(
+        "--crop", type=int, default=0, help="random crops of that many pixels from JPEGs (default: whole images)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument(
@@ -151,12 +157,13 @@ def main() -> None:
     y = torch.zeros(options.examples, dtype=torch.int64)
     with tempfile.TemporaryDirectory() as folder:
         array, jpeg = write_shards(Path(folder), pixels, contents)
+        crop = CropDecoder(options.crop, random=True) if options.crop else None
         batched: dict[str, tuple[Dataset, int]] = {
             "tensor in memory": (Tensors(torch.from_numpy(pixels), y), 0),
             "shard, preloaded": (ShardDataset(array, preload=True), 0),
             "shard, from disk": (ShardDataset(array, preload=False), 0),
             "HDF5 fancy indexing": (Fancy(array), 0),
-            "shard of JPEGs": (ShardDataset(jpeg, preload=False), options.workers),
+            "shard of JPEGs": (ShardDataset(jpeg, preload=False, decode=crop), options.workers),
             "decoding files": (Files(contents), 0),
         }
 
@@ -175,7 +182,7 @@ def main() -> None:
         loaders = {name: epochs(dataset, workers) for name, (dataset, workers) in batched.items()}
         plain = DataLoader(TensorDataset(torch.from_numpy(pixels), y), options.batch_size, shuffle=True)
         loaders["TensorDataset, item by item"] = lambda number: plain
-        loaders["decoding alone"] = Bare(contents, max(options.workers, 1))
+        loaders["decoding alone"] = Bare(contents, max(options.workers, 1), options.crop)
         rates = measure(loaders, options.examples, options.rounds)
     reference = rates["tensor in memory"]
     for name, rate in rates.items():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from colearn_hpc import CoLearning, OuterSGD
+from colearn_hpc import CoLearning
 from colearn_hpc.algorithm.codec import codec_of
 from colearn_hpc.algorithm.encoding import Coded, Plain
 from colearn_hpc.algorithm.overlap import correct
@@ -54,21 +54,6 @@ def test_half_precision_is_corrected_in_single():
     sent = torch.zeros(model.size)
     correct(model, sent, mean)
     assert sent.dtype == torch.float32 and torch.equal(sent, now + mean)
-
-
-REFUSED = [
-    ({"combine": "predictions"}, 'overlap=True cannot be combined with combine="predictions"'),
-    ({"optimizer_state": "average"}, 'overlap=True cannot be combined with optimizer_state="average"'),
-    ({"on_failure": "continue_without"}, 'overlap=True cannot be combined with on_failure="continue_without"'),
-    ({"outer_optimizer": OuterSGD()}, r"overlap=True cannot be combined with outer_optimizer=OuterSGD\("),
-]
-
-
-@pytest.mark.parametrize(("settings", "message"), REFUSED)
-def test_what_it_cannot_be_combined_with(settings, message):
-    CoLearning(**settings, exchange={"overlap": False})
-    with pytest.raises(ConfigurationError, match=message):
-        CoLearning(**settings, exchange={"overlap": True})
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None])
