@@ -174,7 +174,8 @@ def start_up(rounds: int) -> dict[str, Any]:
                 start = time.time()
                 done = subprocess.run(command, env=environment(), cwd=folder, text=True, capture_output=True)
             stamps = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("first step")]
-            if done.returncode or not stamps:
+            # Plain DDP aborts now and then when it ends, over a thread of gloo's: its first step has been by then.
+            if not stamps or (done.returncode and name == "CoLearning"):
                 sys.exit(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
             if number:
                 seconds[name].append(max(stamps) - start)
