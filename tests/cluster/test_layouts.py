@@ -25,7 +25,8 @@ def by_mpirun(cluster):
     return cluster.folder / "mpirun"
 
 
-@pytest.mark.parametrize("launcher", ["pmix", "pmi2", pytest.param("mpirun", marks=pytest.mark.exhaustive(sample=0))])
+@pytest.mark.exhaustive(sample=1)
+@pytest.mark.parametrize("launcher", ["pmix", "pmi2", "mpirun"])
 def test_three_nodes_of_two_ranks(cluster, by_mpirun, request, tmp_path, launcher):
     """pmix and mpirun by Open MPI, pmi2 by MPICH: the bits are not the MPI's."""
     if launcher == "pmix":

@@ -150,6 +150,7 @@ def fit(workplace, monkeypatch):
     return run
 
 
+@pytest.mark.exhaustive(sample=6)
 @pytest.mark.parametrize("name", NAMES)
 def test_config_trains_a_round(name, fit, workplace):
     record = fit(CONFIGS / f"{name}.yaml", name, SMALL.get(name))
