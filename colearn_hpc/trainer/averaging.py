@@ -17,7 +17,7 @@ from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.averager import HoldsOneModel, MeanResult
 from colearn_hpc.trainer.correcting import Corrector
-from colearn_hpc.trainer.last_shared import SharedModel
+from colearn_hpc.trainer.last_shared import SharedModel, committed
 from colearn_hpc.trainer.optimizers import averaged_state
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
@@ -123,9 +123,7 @@ class SharedModelAverager(HoldsOneModel):
         clock = time.monotonic()
         if changes:
             model.unpack(new.vector)
-        if new.facts is not None:
-            report = replace(report, divergence=new.facts.divergence, bytes_sent=new.facts.bytes_sent)
-        new.commit()
+        report = committed([new], report)
         shared.begin_round()
         if changes and self._settings.optimizer_state == "reset":
             end.reset_optimizers()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +27,7 @@ from colearn_hpc.algorithm.shared_model import (
 from colearn_hpc.algorithm.slice_sums import Squares
 from colearn_hpc.between import MeanFacts, Offer, Source, Vector
 from colearn_hpc.errors import ConfigurationError, ParticipantError
+from colearn_hpc.protocol.reports import CenterReport
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.sharded import Shards
@@ -386,10 +389,22 @@ class NewShared:
         """See :meth:`SharedModel.squares`."""
         return self.shared.squares(self.model, self.vector, self.facts, round_index, self.in_shards)
 
-    def commit(self) -> None:
-        """It is the shared model from here on; where the module holds it is the caller's affair."""
-        if self.facts is not None:
-            self.shared.commit(self.model, self.vector, self.outer_state)
+
+def committed(new: Sequence[NewShared], report: CenterReport) -> CenterReport:
+    """They are the shared model from here on; where the module holds it is the caller's affair.
+
+    Returns:
+        ``report``, on carriers with what their means told.
+    """
+    known = []
+    for one in new:
+        if one.facts is not None:
+            one.shared.commit(one.model, one.vector, one.outer_state)
+            known.append(one.facts)
+    if not known:
+        return report
+    facts = functools.reduce(operator.add, known)
+    return replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
 
 
 def _rest_of(model: FlatModel) -> list[tuple[str, int]]:

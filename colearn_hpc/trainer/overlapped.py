@@ -35,6 +35,7 @@ from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.averager import MeanResult
 from colearn_hpc.trainer.averaging import SharedModelAverager
+from colearn_hpc.trainer.last_shared import committed
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
 from colearn_hpc.trainer.sums import Void, WholeSums
@@ -142,9 +143,7 @@ class OverlappedAverager(SharedModelAverager):
         correct(model, sent, new.vector)
         model.unpack(new.vector)
         self._sent, self._shows_shared = False, True
-        if new.facts is not None:
-            report = replace(report, divergence=new.facts.divergence, bytes_sent=new.facts.bytes_sent)
-        new.commit()
+        report = committed([new], report)
         if self._settings.optimizer_state == "reset":
             end.reset_optimizers()
         conversation.settled()

@@ -39,7 +39,7 @@ from colearn_hpc.protocol.reports import CenterReport
 from colearn_hpc.protocol.run import Decision
 from colearn_hpc.protocol.settings import Settings
 from colearn_hpc.trainer.averager import HoldsOneModel, MeanResult
-from colearn_hpc.trainer.last_shared import NewShared, SharedModel, staying_names
+from colearn_hpc.trainer.last_shared import NewShared, SharedModel, committed, staying_names
 from colearn_hpc.trainer.overlapped import CHUNKS_AHEAD
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.round_end import Contributions, RoundEnd, arrive
@@ -210,12 +210,7 @@ class StreamingAverager(HoldsOneModel):
     def _commit(self, end: RoundEnd, new: Sequence[NewShared]) -> CenterReport:
         """The fragments are the shared ones from here on, and the module is the shared model until :meth:`show_local`;
         returns the report. Collective over the data center."""
-        report, known = end.report, [one.facts for one in new if one.facts is not None]
-        for one in new:
-            one.commit()
-        if known:
-            facts = functools.reduce(operator.add, known)
-            report = replace(report, divergence=facts.divergence, bytes_sent=facts.bytes_sent)
+        report = committed(new, end.report)
         if self._settings.optimizer_state == "reset":
             inside = {entry.name for one in new for entry in one.model.entries}
             end.reset_optimizers(None if len(new) == len(self._fragments) else inside)
