@@ -114,32 +114,41 @@ def change(consortium, leaves="dc2", joins="dc3"):
     consortium.write(replace(consortium.federation, sites=tuple(sites)))
 
 
-def loop(seed, rounds, after):
-    """Algorithm 1 as a plain loop, rounds 0 to ``after`` - 1 by data centers 0, 1, 2, and the rest by 0, 1, 3."""
-    method = {"epsilon": SETTINGS["epsilon"], "decay": 0.25, "rate": 0.1, "momentum": 0.9, "batch": toy.BATCH}
+def in_two_parts(train, data, local, seed, rounds, after):
+    """Rounds 0 to ``after`` - 1 by data centers 0, 1, 2, and the rest by 0, 1, 3.
+
+    ``train(nets, data, rounds, T)`` is a plain loop of the oracle, and ``local`` its first T.
+    """
     nets = [toy.network(seed) for _ in range(3)]
-    data = [toy.data(k) for k in range(4)]
-    models, history = oracle.co_learning(nets, data[:3], rounds=after, local_epochs=1, **method)
+    models, history = train(nets, data[:3], after, local)
     torch.nn.utils.vector_to_parameters(torch.from_numpy(models[-1].copy()), nets[0].parameters())
     last, change = history[-1]
     following = 2 * last if change <= SETTINGS["epsilon"] else last
-    rest = [data[k] for k in (0, 1, 3)]
-    more, later = oracle.co_learning(nets, rest, rounds=rounds - after, local_epochs=following, **method)
+    more, later = train(nets, [data[k] for k in (0, 1, 3)], rounds - after, following)
     return np.concatenate([models, more]), history + later
+
+
+METHOD = {"epsilon": SETTINGS["epsilon"], "decay": 0.25, "rate": 0.1, "momentum": 0.9}
+
+
+def loop(seed, rounds, after):
+    """Algorithm 1 as a plain loop."""
+
+    def train(nets, data, rounds, epochs):
+        return oracle.co_learning(nets, data, rounds=rounds, local_epochs=epochs, batch=toy.BATCH, **METHOD)
+
+    return in_two_parts(train, [toy.data(k) for k in range(4)], 1, seed, rounds, after)
 
 
 def steps(seed, rounds, after):
     """The same with T in optimizer steps."""
-    method = {"epsilon": SETTINGS["epsilon"], "decay": 0.25, "rate": 0.1, "momentum": 0.9}
-    nets = [toy.network(seed) for _ in range(3)]
+
+    def train(nets, streams, rounds, steps):
+        return oracle.in_steps(nets, streams, rounds=rounds, local_steps=steps, **METHOD)
+
     streams = [itertools.cycle(toy.loader(k)) for k in range(4)]
-    models, history = oracle.in_steps(nets, streams[:3], rounds=after, local_steps=3, **method)
-    torch.nn.utils.vector_to_parameters(torch.from_numpy(models[-1].copy()), nets[0].parameters())
-    last, change = history[-1]
-    following = 2 * last if change <= SETTINGS["epsilon"] else last
-    rest = [streams[k] for k in (0, 1, 3)]
-    more, later = oracle.in_steps(nets, rest, rounds=rounds - after, local_steps=following, **method)
-    return np.concatenate([models, more])[-1], history + later
+    models, history = in_two_parts(train, streams, 3, seed, rounds, after)
+    return models[-1], history
 
 
 def kept(seed, rounds, after):
