@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -68,10 +69,12 @@ def _run(arguments: argparse.Namespace) -> int:
     plans, trials = _chosen(grid, arguments.only), _chosen_trials(tuning, arguments.only)
     launcher = _launcher(arguments, [*trials, *plans], study)
     if arguments.dry_run:
-        for folder, several in ((out / "tuning", trials), (out, plans)):
-            for plan in several:
-                run = folder / "runs" / plan.name
-                print(shlex.join(launcher.command(plan, ["fit", "--config", str(run / "settings.yaml")], run)))
+        with suppress(BrokenPipeError):  # `| head`
+            for folder, several in ((out / "tuning", trials), (out, plans)):
+                for plan in several:
+                    run = folder / "runs" / plan.name
+                    words = launcher.command(plan, ["fit", "--config", str(run / "settings.yaml")], run)
+                    print(shlex.join(words), flush=True)
         epochs = sum(plan.settings["trainer"]["max_epochs"] for plan in (*trials, *plans))
         print(f"{len(trials)} trials and {len(plans)} runs, {epochs} local epochs in all", file=sys.stderr)
         return 0
