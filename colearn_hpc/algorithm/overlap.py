@@ -1,9 +1,11 @@
 """A mean that comes late: a local model keeps what it has learned since it was sent.
 
 This is not in the paper, whose participants wait for the mean. Here participant k has sent s_k, and has trained on to
-w_k when the mean w̄ of the s_k arrives. It goes on from w_k + (w̄ - s_k).
+w_k when the mean w̄ of the s_k arrives. It goes on from w_k + (w̄ - s_k), or with a mixing factor α from
+α w_k + (1 - α) w̄.
 
-Source: akin to the delayed averaging of DaSGD (Zhou et al. 2020, arXiv 2006.00441).
+Source: the first is akin to the delayed averaging of DaSGD (Zhou et al. 2020, arXiv 2006.00441); the second is that of
+Streaming DiLoCo (Douillard et al. 2025, arXiv 2501.18512, Algorithm 2).
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ _BLOCK = 1 << 18  # elements worked on at a time
 
 
 @torch.no_grad()
-def correct(model: FlatModel, sent: Tensor, mean: Tensor) -> None:
-    """Put the corrected model in the place of what was sent.
+def correct(model: FlatModel, sent: Tensor, mean: Tensor, mixing: float | None = None) -> None:
+    """Put the model from which training goes on in the place of what was sent.
 
     Args:
         model: the local model w_k, as it is now.
-        sent: s_k, shape ``(size,)``; becomes w_k + (w̄ - s_k) in the parameters, and the model's own in the rest.
+        sent: s_k, shape ``(size,)``; becomes w_k + (w̄ - s_k) in the parameters, or α w_k + (1 - α) w̄, and the model's
+            own in the rest.
         mean: w̄, shape ``(size,)``.
+        mixing: α, at least 0 and below 1; None: the first of the two.
 
     Raises:
         ValueError: the model has another size than it had when it was sent.
@@ -38,9 +42,14 @@ def correct(model: FlatModel, sent: Tensor, mean: Tensor) -> None:
     for start in range(0, end, _BLOCK):
         place = slice(start, min(start + _BLOCK, end))
         local = model.read(place.start, place.stop, scratch)
-        step = torch.sub(mean[place], sent[place], out=sent[place])
-        model.wait()
-        step.add_(local)
+        if mixing is None:
+            step = torch.sub(mean[place], sent[place], out=sent[place])
+            model.wait()
+            step.add_(local)
+        else:
+            mixed = torch.mul(mean[place], 1.0 - mixing, out=sent[place])
+            model.wait()
+            mixed.add_(local, alpha=mixing)
     rest = sent[end:]
     local = model.read(end, model.size, rest)
     model.wait()

@@ -50,6 +50,8 @@ class Settings:
         share_metrics: with ``secure``, what a data center measures on its own data travels all the same.
         public_validation: with ``secure``, everyone may know the data on which the shared model is validated.
         overlap: the mean travels while the next round's first local epoch is trained.
+        mixing: with ``overlap``, α of α w_k + (1 - α) w̄, from which training goes on when the mean is there; None: it
+            goes on from w_k + (w̄ - s_k), see ``algorithm/overlap.py``.
         lanes: ranks of a data center that share the transfer; None: one per node.
         fragments: P parts of the model, of which a round's mean is one; None: a mean is of the whole model.
         round_timeout: seconds to wait for another data center; None: for ever.
@@ -83,6 +85,7 @@ class Settings:
     share_metrics: bool = False
     public_validation: bool = False
     overlap: bool = False
+    mixing: float | None = None
     lanes: int | None = None
     fragments: int | None = None
     round_timeout: float | None = None
@@ -111,6 +114,12 @@ class Settings:
         _check_whole("exchange: fragments", self.fragments, 1, or_none="null")
         if not isinstance(self.overlap, bool):
             raise ConfigurationError(f"exchange: overlap must be true or false; found {self.overlap!r}")
+        if self.mixing is not None and (
+            isinstance(self.mixing, bool) or not isinstance(self.mixing, (int, float)) or not 0 <= self.mixing < 1
+        ):
+            raise ConfigurationError(
+                f"exchange: mixing must be a number, at least 0 and below 1, or null; found {self.mixing!r}"
+            )
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ConfigurationError(
                 f"learning_rate must be positive, or None for the optimizer's own; found {self.learning_rate}"
@@ -164,6 +173,7 @@ class Settings:
         new |= {"local_layers": str(self.local_layers), "overlap": str(self.overlap)}
         new["validation"] = "None" if self.validation == "lightning" else self.validation
         new["fragments"] = str(self.fragments)
+        new["mixing"] = str(self.mixing if self.mixing is None else float(self.mixing))
         new["warmup_steps"] = str(self.warmup_steps or None)
         new |= {name: str(getattr(self, name)) for name in ("secure", "share_metrics", "public_validation")}
         new |= {"sums": self.sums} if self.whole_numbers else {}
@@ -301,6 +311,11 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         lambda s: _several_lanes(s) and _with_feedback(s),
         'exchange: lanes={s.lanes} cannot be combined with codec="{s.codec.name}": what its messages lack is the '
         "leader's to remember. Drop one of the two",
+    ),
+    (
+        lambda s: s.mixing is not None and not s.overlap,
+        "exchange: mixing={s.mixing} says what becomes of the epoch that is trained while a mean travels, and nothing "
+        "is without overlap: true; set it too, or leave mixing out",
     ),
     (
         lambda s: s.overlap and _with_predictions(s),

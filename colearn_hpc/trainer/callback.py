@@ -161,6 +161,8 @@ class CoLearning(Callback):
             ``{"codec": "fp32" | "bf16" | "fp16" | "int8" | "int4" | "topk"}``: in how many bits, see
             ``algorithm/codec.py``.
             ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``.
+            ``{"overlap": True, "mixing": 0.5}``: the same, and training goes on from 0.5 w_k + 0.5 w̄ then, see
+            ``algorithm/overlap.py``.
             ``{"lanes": 1}``: by the leaders alone, where otherwise one rank of each node takes part, see
             ``mpi/lanes.py``.
             ``{"sums": "float64" | "fixed32" | "fixed64"}``: as sums of weights in float64, or of steps as whole

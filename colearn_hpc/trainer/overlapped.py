@@ -140,7 +140,7 @@ class OverlappedAverager(SharedModelAverager):
         )
 
         clock = time.monotonic()
-        correct(model, sent, new.vector)
+        correct(model, sent, new.vector, self._settings.mixing)
         model.unpack(new.vector)
         self._sent, self._shows_shared = False, True
         report = committed([new], report)

@@ -9,7 +9,7 @@ Until each fragment has been averaged once, the shared model holds what the run 
 at a round's end (``EarlyStopping``) ends with the shared model as it was then.
 
 With overlap the fragment is sent at the round's end and arrives at the end of the next one's first local epoch, as in
-``overlapped.py``: it becomes w_k + (w̄ - s_k), in that fragment. The paper mixes α w_k + (1 - α) w̄ instead.
+``overlapped.py``: it becomes w_k + (w̄ - s_k), in that fragment, or with ``mixing`` the paper's α w_k + (1 - α) w̄.
 
 A fragment is some neighbouring layers, with their BatchNorm statistics. What optimizers know of it is reset with its
 mean, where it is reset.
@@ -185,7 +185,7 @@ class StreamingAverager(HoldsOneModel):
         decision = self._decided(end, given, [new])
 
         clock = time.monotonic()
-        correct(model, sent, new.vector)
+        correct(model, sent, new.vector, self._settings.mixing)
         model.unpack(sent)
         self._sent = self._given = None
         report = self._commit(end, [new])

@@ -133,7 +133,8 @@ FRAGMENTS = {
 def literal_in_fragments(name):
     """As :func:`literal`, of Streaming DiLoCo (Douillard et al., Algorithm 2) with an outer Nesterov step."""
     given = SCENARIOS[name]
-    late, epochs = given["exchange"].get("overlap", False), given["local_epochs"]
+    late, mixing = given["exchange"].get("overlap", False), given["exchange"].get("mixing")
+    epochs = given["local_epochs"]
     fragments = FRAGMENTS[given["exchange"].get("fragments", 1)]
     nets = [network(name, seed=0) for _ in CENTERS]
     optimizers = [optimizer(name, net.parameters()) for net in nets]
@@ -153,7 +154,12 @@ def literal_in_fragments(name):
             last[key] = mean.float()
             for k in CENTERS:
                 if key not in STATISTICS or not late:
-                    float_of(nets[k])[key].copy_(before[key][k] + (last[key] - sent[k][key]) if late else last[key])
+                    mine = before[key][k] if late else last[key]
+                    if late and mixing is None:
+                        mine = mine + (last[key] - sent[k][key])
+                    elif late:
+                        mine = mixing * mine + (1 - mixing) * last[key]
+                    float_of(nets[k])[key].copy_(mine)
         if given.get("optimizer_state") != "keep":
             for k in CENTERS:
                 for key, parameter in nets[k].named_parameters():
@@ -200,7 +206,7 @@ def float_of(net):
 
 
 def check(folder, told, name, ranks):
-    in_fragments = name.startswith("streaming") or name == "diloco-overlap"
+    in_fragments = name.startswith(("streaming", "diloco"))
     models, epochs, losses = (literal_in_fragments if in_fragments else literal)(name)
     assert told["epochs"] == epochs
     np.testing.assert_allclose(told["losses"], losses, rtol=1e-5)

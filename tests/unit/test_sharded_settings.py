@@ -58,7 +58,8 @@ def test_refused_with_shards(arguments, said):
 
 
 def test_one_file_for_all_ranks_is_refused():
-    with pytest.raises(ConfigurationError, match="save_distributed_checkpoint=False cannot be combined with WholeFiles"):
+    said = "save_distributed_checkpoint=False cannot be combined with WholeFiles"
+    with pytest.raises(ConfigurationError, match=said):
         check_settings(SimpleNamespace(strategy=WholeFiles()), CoLearning().settings)
 
 

@@ -36,9 +36,11 @@ SCENARIOS = {
     "muloco": FIXED | {"outer_optimizer": OuterSGD(), "optimizer_state": "keep"},
     "streaming": STREAMING | {"exchange": {"fragments": 3}, "optimizer_state": "keep"},
     "streaming-overlap": STREAMING | {"exchange": {"fragments": 2, "overlap": True}},
+    "streaming-mixing": STREAMING | {"exchange": {"fragments": 2, "overlap": True, "mixing": 0.3}},
     "streaming-int4": STREAMING | {"exchange": {"fragments": 3, "overlap": True, "codec": "int4"}},
     "muloco-whole": FIXED | {"outer_optimizer": OuterSGD(), "optimizer_state": "keep", "exchange": {"fragments": 1}},
     "diloco-overlap": FIXED | {"outer_optimizer": OuterSGD(), "exchange": {"overlap": True}},
+    "diloco-mixing": FIXED | {"outer_optimizer": OuterSGD(), "exchange": {"overlap": True, "mixing": 0.3}},
     "overlapped": FIXED | {"local_epochs_rule": AdaptiveEpochs(4), "exchange": {"overlap": True}},
 }
 # Two ranks in each data center.

@@ -78,6 +78,11 @@ CASES = [
         "Drop one of the two",
     ),
     (
+        {"exchange": {"mixing": 0.5}},
+        "exchange: mixing=0.5 says what becomes of the epoch that is trained while a mean travels, and nothing is "
+        "without overlap: true; set it too, or leave mixing out",
+    ),
+    (
         PREDICTIONS | {"exchange": {"overlap": True}},
         'exchange: overlap=True cannot be combined with combine="predictions": with it no weights travel. Drop one of '
         "the two",
@@ -285,6 +290,13 @@ IMPOSSIBLE = [
     ({"restarts": None}, "restarts must be a whole number, at least 0; found None"),
     ({"exchange": {"lanes": 0}}, "exchange: lanes must be a whole number, at least 1, or null; found 0"),
     ({"exchange": {"fragments": 0}}, "exchange: fragments must be a whole number, at least 1, or null; found 0"),
+    *(
+        (
+            {"exchange": {"overlap": True, "mixing": given}},
+            f"exchange: mixing must be a number, at least 0 and below 1, or null; found {given!r}",
+        )
+        for given in (1, -0.1, True, "half", float("nan"))
+    ),
     ({"exchange": {"overlap": 1}}, "exchange: overlap must be true or false; found 1"),
     ({"exchange": {"sums": "int"}}, "exchange: sums must be one of float64, fixed32, fixed64; found 'int'"),
     ({"privacy": {"secure": "yes"}}, "privacy: secure must be true or false; found 'yes'"),
