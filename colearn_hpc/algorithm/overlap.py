@@ -42,14 +42,13 @@ def correct(model: FlatModel, sent: Tensor, mean: Tensor, mixing: float | None =
     for start in range(0, end, _BLOCK):
         place = slice(start, min(start + _BLOCK, end))
         local = model.read(place.start, place.stop, scratch)
+        onward = sent[place]
         if mixing is None:
-            step = torch.sub(mean[place], sent[place], out=sent[place])
-            model.wait()
-            step.add_(local)
+            torch.sub(mean[place], onward, out=onward)
         else:
-            mixed = torch.mul(mean[place], 1.0 - mixing, out=sent[place])
-            model.wait()
-            mixed.add_(local, alpha=mixing)
+            torch.mul(mean[place], 1 - mixing, out=onward)
+        model.wait()
+        onward.add_(local, alpha=1 if mixing is None else mixing)
     rest = sent[end:]
     local = model.read(end, model.size, rest)
     model.wait()

@@ -69,12 +69,12 @@ def _run(arguments: argparse.Namespace) -> int:
     plans, trials = _chosen(grid, arguments.only), _chosen_trials(tuning, arguments.only)
     launcher = _launcher(arguments, [*trials, *plans], study)
     if arguments.dry_run:
+        folders = [(plan, out / "tuning" / "runs" / plan.name) for plan in trials]
+        folders += [(plan, out / "runs" / plan.name) for plan in plans]
         with suppress(BrokenPipeError):  # `| head`
-            for folder, several in ((out / "tuning", trials), (out, plans)):
-                for plan in several:
-                    run = folder / "runs" / plan.name
-                    words = launcher.command(plan, ["fit", "--config", str(run / "settings.yaml")], run)
-                    print(shlex.join(words), flush=True)
+            for plan, run in folders:
+                words = launcher.command(plan, ["fit", "--config", str(run / "settings.yaml")], run)
+                print(shlex.join(words), flush=True)
         epochs = sum(plan.settings["trainer"]["max_epochs"] for plan in (*trials, *plans))
         print(f"{len(trials)} trials and {len(plans)} runs, {epochs} local epochs in all", file=sys.stderr)
         return 0

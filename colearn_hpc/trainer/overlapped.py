@@ -4,7 +4,8 @@
     round i+1, every batch of epoch 0  messages pass
     its last batch                     all meet; the mean w̄ⁱ is here, T_{i+1} is decided, the module is made w̄ⁱ
     validation, checkpoints            see w̄ⁱ, as they do without overlap, but an epoch later
-    the epoch's end                    the module becomes w_k + (w̄ⁱ - s_k): w̄ⁱ, and what was learned meanwhile
+    the epoch's end                    the module becomes w_k + (w̄ⁱ - s_k): w̄ⁱ, and what was learned meanwhile; with
+                                       ``mixing`` it becomes α w_k + (1 - α) w̄ⁱ
 
 With an outer optimizer w̄ⁱ is what it made of the mean. What was learned since s_k was sent is in the next mean alone.
 
