@@ -44,12 +44,12 @@ def meet(kind, round_, content):
 
 folder.mkdir(parents=True, exist_ok=True)
 between = FederatedBetween(Membership.read(federation, site), True, sys.exit)
+now, weights = torch.load(folder / "point") if (folder / "point").exists() else (None, None)
 try:
-    meet(TopicKind.START, None, "the same settings")
-    run_id = meet(TopicKind.RUN_ID, None, f"of {site}").arrivals[0].brought.content
-    if (folder / "point").exists():
-        now, weights = torch.load(folder / "point")
-    else:
+    if now != rounds:  # else there is nothing left to agree on, and the coordinator may have ended with the run
+        meet(TopicKind.START, None, "the same settings")
+        run_id = meet(TopicKind.RUN_ID, None, f"of {site}").arrivals[0].brought.content
+    if now is None:
         now, weights = 0, torch.full((size,), float(between.index))
         between.broadcast([weights])
         save(0, weights)

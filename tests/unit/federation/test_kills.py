@@ -96,3 +96,16 @@ def test_who_comes_back_after_the_end_ends_with_the_shared_model(walk):
     walking.wait(walking.done)
     assert len(walking.bits()) == 1, walking.said()
     assert walking.consortium.process.wait(10) == 0
+
+
+def test_who_was_killed_when_all_was_done_needs_no_coordinator(walk):
+    """A site that has told that it is finished, and dies before it has ended: the coordinator ends without it."""
+    walking = walk(rounds=3, size=10_001)
+    walking.wait(walking.done, restart=False)
+    assert walking.consortium.process.wait(10) == 0
+    bits, done = walking.bits(), walking.consortium.folder / "at-kiel" / "done"
+    walking.processes["kiel"].wait(10)
+    done.unlink()
+    walking.start("kiel")
+    walking.wait(walking.done, restart=False)
+    assert walking.bits() == bits
