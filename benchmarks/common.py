@@ -105,13 +105,21 @@ class Participant:
         codec: how parameters are written on the wire.
         place: of another participant of this rank; None makes one, where each rank is a data center.
         folder: of the data center, for what is kept with ``secure``.
+        device: where the model lies, and from where it is sent; None: through host memory.
         settings: further ones of the run.
 
     Attributes:
         report: what the last mean cost.
     """
 
-    def __init__(self, codec: str, place: Any = None, folder: Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        codec: str,
+        place: Any = None,
+        folder: Path | None = None,
+        device: torch.device | None = None,
+        **settings: Any,
+    ) -> None:
         from colearn_hpc import DataCenter
         from colearn_hpc.algorithm.codec import codec_of
         from colearn_hpc.protocol.reports import CenterReport
@@ -121,9 +129,12 @@ class Participant:
         from colearn_hpc.trainer.secure_sums import SecureSums
         from colearn_hpc.trainer.sums import WholeSums
 
-        self.place = place or Place.of(DataCenter.join())
+        self.place = place or Place.of(DataCenter.join(), device=device)
         self.report = CenterReport(self.place.center.name)
-        chosen, hiding = Settings(schedule=None, rule=None, codec=codec_of(codec), **settings), None
+        chosen, hiding = (
+            Settings(schedule=None, rule=None, codec=codec_of(codec), device=device is not None, **settings),
+            None,
+        )
         if chosen.secure:
             assert folder is not None, "with secure"
             hiding = SecureSums(self.place, chosen, folder)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from colearn_hpc.between import Connection
 from colearn_hpc.errors import TopologyError
@@ -35,6 +35,7 @@ def connect(
     late: Callable[[], str] = lambda: "",
     membership: Membership | None = None,
     sharded: bool = False,
+    device: Any = None,
 ) -> Connection:
     """How this process reaches the others of its run. Collective over the world; waits politely for all.
 
@@ -47,9 +48,11 @@ def connect(
         late: why all are ended when they do not come in time.
         membership: this MPI world is one site of that federation; None: all data centers are in this world.
         sharded: every rank holds a shard of the model, and carries it.
+        device: where this rank's model lies, a ``torch.device`` from which it is sent; None: models travel through
+            host memory.
 
     Raises:
-        TopologyError: on all ranks, when there cannot be so many lanes.
+        ConfigurationError: on all ranks, when there cannot be so many lanes, or models cannot be sent from there.
     """
     from colearn_hpc.mpi.between import MpiBetween
     from colearn_hpc.mpi.site import MpiSite
@@ -58,7 +61,7 @@ def connect(
         center.roll_call.wait(patience, late)
     site = MpiSite(center)
     if membership is None:
-        return Connection(center, site, MpiBetween(center, site, lanes, sharded))
+        return Connection(center, site, MpiBetween(center, site, lanes, sharded, device=device))
     from colearn_hpc.federation.between import FederatedBetween
 
     inside = MpiBetween(center, site, 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from colearn_hpc.between import Offer
 from colearn_hpc.mpi.pipeline import _TO_OWNER, Pipeline
+from colearn_hpc.mpi.tensor_wire import Tagged
 
 TO_OWNER = _TO_OWNER
 
@@ -39,26 +40,33 @@ class Received:
         return self.done
 
 
+@dataclass
+class Exchange:
+    pending: list[tuple[int, Sent | Received]]
+
+    def done(self) -> bool:
+        return all(request.Test() for _, request in self.pending)
+
+    def awaited(self) -> set[int]:
+        return {k for k, request in self.pending if not request.Test()}
+
+
 class Leaders:
-    """As much of a communicator as a pipeline needs."""
+    """A :class:`~colearn_hpc.mpi.tensor_wire.TensorWire` between leaders of one process."""
 
     def __init__(self, size: int, rank: int, wire: Wire) -> None:
         self.size, self.rank, self.wire = size, rank, wire
 
-    def Get_size(self) -> int:
-        return self.size
-
-    def Get_rank(self) -> int:
-        return self.rank
-
-    def Isend(self, message: np.ndarray, to: int, tag: int) -> Sent:
-        content = message.tobytes()
-        self.wire.queues[self.rank, to, tag].append(content)
-        self.wire.log.append((self.rank, to, tag, content))
-        return Sent()
-
-    def Irecv(self, place: np.ndarray, source: int, tag: int) -> Received:
-        return Received(self.wire.queues[source, self.rank, tag], place)
+    def exchange(self, tag: int, receives: Sequence[Tagged], sends: Iterable[Tagged]) -> Exchange:
+        pending: list[tuple[int, Sent | Received]] = [
+            (k, Received(self.wire.queues[k, self.rank, tag], place.numpy())) for k, place in receives
+        ]
+        for k, message in sends:
+            content = message.numpy().tobytes()
+            self.wire.queues[self.rank, k, tag].append(content)
+            self.wire.log.append((self.rank, k, tag, content))
+            pending.append((k, Sent()))
+        return Exchange(pending)
 
 
 def mean(
@@ -75,9 +83,7 @@ def mean(
     pipelines = []
     for rank, offer in enumerate(offers):
         offer.encoding.prepare(offer.parameter_size)
-        pipeline = Pipeline(Leaders(count, rank, wire), offer, weights)  # type: ignore[arg-type]
-        pipeline._testall = lambda requests: all(request.Test() for request in requests)  # type: ignore[assignment]
-        pipelines.append(pipeline)
+        pipelines.append(Pipeline(Leaders(count, rank, wire), offer, weights))
     waiting, number = set(range(count)), 0
     while waiting:
         before = len(wire.log)

@@ -52,7 +52,7 @@ class Ground:
     own_apart: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sums, self.apart = SliceSums(self.width), [0.0] * len(self.weights)
+        self.sums, self.apart = SliceSums(self.width, self.result.device), [0.0] * len(self.weights)
 
     def measure(self, rows: Sequence[Tensor], mean: Tensor) -> None:
         """How far each row of a slice is from its mean, while both are in cache."""

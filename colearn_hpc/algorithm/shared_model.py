@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from colearn_hpc.algorithm.slice_sums import SliceSums, Squares, check_weights
 
 _BLOCK = 1 << 15  # elements worked on at a time: they and their float64 copies stay in a core's cache
+_GPU_BLOCK = 1 << 22  # on a GPU a call costs more than they do
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class FlatModel:
         others: (name, tensor) pairs that are averaged but do not enter the norm.
         counted_elsewhere: names of parameters of which another rank holds the same shard and counts it in the norm.
             They come after all that are counted here.
+        device: where the vector lies when it is written down, and where it is read to.
 
     Attributes:
         size: length of the vector.
@@ -64,6 +66,7 @@ class FlatModel:
         parameters: Iterable[tuple[str, Tensor]],
         others: Iterable[tuple[str, Tensor]] = (),
         counted_elsewhere: Collection[str] = (),
+        device: torch.device | str = "cpu",
     ) -> None:
         named = [*parameters]
         split = len(named)
@@ -71,6 +74,7 @@ class FlatModel:
         self._tensors = [shard_of(tensor) for _, tensor in named]
         self._sources = [_real(tensor).reshape(-1) for tensor in self._tensors]
         self.on_gpu = any(tensor.is_cuda for tensor in self._tensors)
+        self.device = torch.device(device)
         self.dtype = torch.float64 if any(_real(t).dtype == torch.float64 for t in self._tensors) else torch.float32
         self.is_narrow = any(_real(tensor).dtype != self.dtype for tensor in self._tensors)
         entries, offset = [], 0
@@ -91,7 +95,7 @@ class FlatModel:
 
     @torch.no_grad()
     def pack(self, out: Tensor | None = None) -> Tensor:
-        """Copy the tensors into a flat CPU vector of shape ``(size,)``; ``out`` is reused if given."""
+        """Copy the tensors into a flat vector of shape ``(size,)``; ``out`` is reused if given."""
         vector = self.staging(self.size) if out is None else out
         self._copy(0, self.size, vector)
         self.wait()
@@ -99,21 +103,21 @@ class FlatModel:
 
     @torch.no_grad()
     def read(self, start: int, stop: int, scratch: Tensor) -> Tensor:
-        """Elements ``start:stop`` of the flat vector, without copying them where they lie in one piece in CPU memory.
+        """Elements ``start:stop`` of the flat vector, without copying them where they lie in one piece on its device.
 
-        Elsewhere they are copied into ``scratch``: tensors on a GPU, of another dtype, or several small ones. A copy
-        from a GPU into pinned ``scratch`` is only begun; :meth:`wait` ends it. So the next chunk can come from the GPU
-        while this one is on the wire.
+        Elsewhere they are copied into ``scratch``: tensors on another device, of another dtype, or several small ones.
+        A copy from a GPU into pinned ``scratch`` is only begun; :meth:`wait` ends it. So the next chunk can come from
+        the GPU while this one is on the wire.
 
         Args:
             start, stop: where; ``0 <= start <= stop <= size``.
-            scratch: CPU vector of the model's dtype, shape ``(>= stop - start,)``.
+            scratch: vector of the model's dtype on its device, shape ``(>= stop - start,)``.
 
         Returns:
             Shape ``(stop - start,)``; a view of a tensor or of ``scratch``, not to be written to.
         """
         entry, source = self._at(start)
-        if start < stop <= entry.offset + entry.length and source.device.type == "cpu" and source.dtype == self.dtype:
+        if start < stop <= entry.offset + entry.length and source.device == self.device and source.dtype == self.dtype:
             return source[start - entry.offset : stop - entry.offset]
         self._copy(start, stop, scratch)
         return scratch[: stop - start]
@@ -125,7 +129,13 @@ class FlatModel:
             torch.cuda.synchronize()
 
     def staging(self, size: int) -> Tensor:
-        """An uninitialised CPU vector of the model's dtype; pinned if tensors are on a GPU, so that copies overlap."""
+        """An uninitialised vector of the model's dtype on its device; pinned where that is the CPU and tensors are on a
+        GPU, so that copies overlap."""
+        return (
+            self._host(size) if self.device.type == "cpu" else torch.empty(size, dtype=self.dtype, device=self.device)
+        )
+
+    def _host(self, size: int) -> Tensor:
         return torch.empty(size, dtype=self.dtype, pin_memory=self.on_gpu)
 
     @torch.no_grad()
@@ -133,9 +143,9 @@ class FlatModel:
         """Offer a copy of what does not enter the norm in place of the tensors; what is written into it is exchanged.
 
         Returns:
-            The copy, shape ``(size - parameter_size,)``.
+            The copy, shape ``(size - parameter_size,)``, on the CPU.
         """
-        others = self.staging(self.size - self.parameter_size)
+        others = self._host(self.size - self.parameter_size)
         self._copy(self.parameter_size, self.size, others)
         self.wait()
         for index, entry in enumerate(self.entries):
@@ -186,7 +196,7 @@ class FlatModel:
             first = max(start - entry.offset, 0)
             last = min(stop - entry.offset, entry.length)
             piece = source[first:last] if last - first < entry.length else source
-            if source.device.type == "cpu" and source.dtype == out.dtype and len(piece) < _BLOCK:
+            if source.device == out.device and source.dtype == out.dtype and len(piece) < _BLOCK:
                 pieces.append(piece)
             else:
                 copied_before = copied - sum(map(len, pieces))
@@ -270,8 +280,9 @@ def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor 
     if len(rows) != len(weights):
         raise ValueError(f"{len(rows)} rows, but {len(weights)} weights")
     result = torch.empty_like(rows[0]) if out is None else out
-    sums = SliceSums(min(_BLOCK, len(result)))
-    for target, *blocks in zip(*(v.split(_BLOCK) for v in (result, *rows)), strict=True):
+    length = _block(result)
+    sums = SliceSums(min(length, len(result)), result.device)
+    for target, *blocks in zip(*(v.split(length) for v in (result, *rows)), strict=True):
         sums.mean(blocks, weights, target)
     return result
 
@@ -279,9 +290,10 @@ def weighted_mean(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor 
 @torch.no_grad()
 def squares(new: Tensor, old: Tensor | None) -> Squares:
     """:meth:`SliceSums.squares` of vectors of any length, shape ``(n,)``."""
-    sums, total = SliceSums(min(_BLOCK, len(new))), Squares()
-    for start in range(0, len(new), _BLOCK):
-        place = slice(start, start + _BLOCK)
+    length = _block(new)
+    sums, total = SliceSums(min(length, len(new)), new.device), Squares()
+    for start in range(0, len(new), length):
+        place = slice(start, start + length)
         total += sums.squares(new[place], None if old is None else old[place])
     return total
 
@@ -337,6 +349,10 @@ def shard_of(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     to_local = getattr(tensor, "to_local", None)  # a DTensor
     return tensor if to_local is None else to_local()
+
+
+def _block(vector: Tensor) -> int:
+    return _GPU_BLOCK if vector.is_cuda else _BLOCK
 
 
 def _real(tensor: Tensor) -> Tensor:

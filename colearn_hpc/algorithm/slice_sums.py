@@ -56,11 +56,13 @@ class SliceSums:
 
     Args:
         size: elements of the longest slice; it and two float64 copies of it should stay in a core's cache.
+        device: where all vectors lie. The mean has the same bits on all devices, for every number of it comes from the
+            same operations in the same order; sums of squares differ in their last digits.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
         self.size = size
-        self._first, self._second = torch.empty((2, size), dtype=torch.float64)
+        self._first, self._second = torch.empty((2, size), dtype=torch.float64, device=device)
 
     def mean(self, rows: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Tensor:
         """Equation 2: ``Σ_k n_k w_k / Σ_k n_k`` in float64, summed in the order of ``rows``.

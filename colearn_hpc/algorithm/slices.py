@@ -21,6 +21,8 @@ from colearn_hpc.algorithm.slice_sums import SliceSums, Squares
 
 SLICE = 1 << 15  # elements of a leader's slice of a chunk: 128 KiB stay in a core's cache, and on a link take turns
 CHUNK = 1 << 19  # elements of a chunk at most, over all leaders: what is not the result stays under 25 MB for any K
+# On a GPU a call takes about as long as 100,000 elements, so that slices are 1 MiB, and what is not the result 100 MB.
+GPU_SLICE, GPU_CHUNK = 1 << 18, 1 << 21
 
 
 class Readable(Protocol):
@@ -55,10 +57,11 @@ class Chunk:
         return slice(self.bounds[k], self.bounds[k + 1])
 
 
-def chunks(size: int, parameter_size: int, centers: int) -> Iterator[Chunk]:
+def chunks(size: int, parameter_size: int, centers: int, on_gpu: bool = False) -> Iterator[Chunk]:
     """The vector in chunks of K slices; none holds both parameters and other things."""
+    longest, together = (GPU_SLICE, GPU_CHUNK) if on_gpu else (SLICE, CHUNK)
     # Whole blocks of a codec, where there is room for them.
-    length = min(SLICE, max(CHUNK // centers // BLOCK, 1) * BLOCK)
+    length = min(longest, max(together // centers // BLOCK, 1) * BLOCK)
     for first, last, parameters in ((0, parameter_size, True), (parameter_size, size, False)):
         for start in range(first, last, length * centers):
             yield Chunk(_bounds(start, min(length * centers, last - start), centers), parameters)

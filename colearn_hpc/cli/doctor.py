@@ -21,13 +21,13 @@ from dataclasses import astuple
 from pathlib import Path
 
 from colearn_hpc.cli import describe
-from colearn_hpc.cli.cuda_aware import cuda_aware
 from colearn_hpc.cli.findings import FAIL, OK, WARN, Finding, show
 from colearn_hpc.cli.gpu_report import try_collective
 from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.cli.rank_report import Rank, look_around
 from colearn_hpc.errors import ConfigurationError, TopologyError
 from colearn_hpc.mpi import probe
+from colearn_hpc.mpi.cuda_aware import cuda_aware
 from colearn_hpc.mpi.startup import launched_as, leave_together
 from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.protocol.messages import plural
@@ -243,7 +243,8 @@ def _gpus(everyone: Sequence[Rank], cuda_aware: str) -> list[Finding]:
         findings.append(Finding(FAIL, "GPUs", f"{text}, each seeing all GPUs of its host or one of its own"))
     if not findings:
         findings.append(Finding(OK, "GPUs", f"{sum(bool(rank.gpus) for rank in everyone)} ranks have one"))
-    findings.append(Finding(OK, "GPUs", f"CUDA-aware MPI: {cuda_aware} (not needed: exchanges go by host memory)"))
+    text = "not needed: exchanges go through host memory, and with exchange: {device: true} by NCCL where they can"
+    findings.append(Finding(OK, "GPUs", f"CUDA-aware MPI: {cuda_aware} ({text})"))
     return findings
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
 from torch import Tensor
 
 from colearn_hpc.between import Offer
-from colearn_hpc.errors import PeerError, RoundTimeoutError, TopologyError
+from colearn_hpc.errors import ConfigurationError, PeerError, RoundTimeoutError, TopologyError
 from colearn_hpc.mpi.copies import copy_to_all
 from colearn_hpc.mpi.lanes import deal, deal_shards, places_of
 from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
 from colearn_hpc.mpi.site import MpiSite, nothing
+from colearn_hpc.mpi.tensor_wire import DeviceWay, TensorWire, choose_way, device_facts, wire_of
 from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.mpi.wire import Mailbox, allgather_plain
 from colearn_hpc.protocol import pacing
@@ -42,10 +44,12 @@ class MpiBetween:
         lanes: ranks of each data center that share the transfer of a mean; None: one per node. Equal on all ranks.
         sharded: every rank of a data center holds a shard of the model, and carries it. Equal on all ranks.
         failed: why this rank cannot take part, for all to hear.
+        device: where this rank's model lies, and from where it is sent; None: models travel through host memory.
 
     Raises:
         PeerError: on all ranks, when some cannot take part.
-        TopologyError: on all ranks, when the ranks disagree on ``lanes`` or ``sharded``, or there cannot be so many.
+        ConfigurationError: on all ranks, when the ranks disagree on ``lanes`` or ``sharded``, there cannot be so many,
+            or models cannot be sent from their devices.
     """
 
     replays = False
@@ -53,7 +57,13 @@ class MpiBetween:
     may_preside: frozenset[int] | None = None
 
     def __init__(
-        self, center: DataCenter, site: MpiSite, lanes: int | None = 1, sharded: bool = False, failed: str = ""
+        self,
+        center: DataCenter,
+        site: MpiSite,
+        lanes: int | None = 1,
+        sharded: bool = False,
+        failed: str = "",
+        device: torch.device | None = None,
     ) -> None:
         self.index, self.names = center.index, tuple(c.name for c in center.topology.centers)
         self.agreed: Mapping[str, str] = {}  # there is no roster but the ranks that were started
@@ -63,13 +73,16 @@ class MpiBetween:
         self.meanwhile: Callable[[], object] = nothing
         self.stop_asked = ""
         self._world, self._leaders = center.world, center.leaders
-        self._lanes = _agreed_lanes(center, site, lanes, sharded, failed)
+        self._lanes, self._way = _agreed(center, site, lanes, sharded, failed, device)
         mine = [lane for lane, ranks in enumerate(self._lanes) if center.world_rank in ranks]
         self.carries = bool(mine)
         # Ranks inside this data center, by lane.
         site.carriers = [center.topology.centers[center.index].world_ranks.index(r[center.index]) for r in self._lanes]
         self._lane = _group(center.world, self._lanes[mine[0]]) if mine else None
         self._groups: dict[tuple[int, ...], MPI.Intracomm] = {}
+        self._device, self._wires = device, dict[tuple[int, ...], TensorWire]()
+        if self._lane is not None:
+            self._wire_of(self.roster)
         if center.leaders is not None:
             now = time.monotonic()
             self._mailbox = Mailbox(center.leaders)
@@ -169,7 +182,8 @@ class MpiBetween:
     # --- tensors ----------------------------------------------------------------------------------------
 
     def begin_mean(self, offer: Offer, present: tuple[int, ...]) -> MeanUnderWay:
-        return begin_mean(self._lane_of(present), offer, [offer.weights[k] for k in present])
+        weights = [offer.weights[k] for k in present]
+        return begin_mean(self._lane_of(present), offer, weights, self._wire_of(present))
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         assert self._lane is not None, "only carriers are called"
@@ -187,26 +201,48 @@ class MpiBetween:
             self._groups[present] = _group(self._lane, list(present))
         return self._groups[present]
 
+    def _wire_of(self, present: tuple[int, ...]) -> TensorWire:
+        """What tensors go by between these ranks. Collective over them alone."""
+        if present not in self._wires:
+            self._wires[present] = wire_of(self._lane_of(present), self._device, self._way)
+        return self._wires[present]
+
     def give_up(self, code: int) -> NoReturn:
         self._world.Abort(code)
         sys.exit(code)  # Abort does not return
 
 
-def _agreed_lanes(center: DataCenter, site: MpiSite, lanes: int | None, sharded: bool, failed: str) -> list[list[int]]:
-    """World ranks of each lane. Collective over the world."""
-    wanted = site.gather(["a model in shards" if sharded else lanes, failed])
+def _agreed(
+    center: DataCenter, site: MpiSite, lanes: int | None, sharded: bool, failed: str, device: torch.device | None
+) -> tuple[list[list[int]], DeviceWay]:
+    """World ranks of each lane, and how models travel that do so from devices. Collective over the world."""
+    wanted = site.gather(["a model in shards" if sharded else lanes, failed, device_facts(device)])
     everyone = None if center.leaders is None or wanted is None else allgather_plain(center.leaders, wanted)
-    brought = [one for of_center in site.bcast(everyone) or () for one in of_center]
-    if failures := [text for _, text in brought if text]:
+    by_center = site.bcast(everyone) or []
+    brought = [one for of_center in by_center for one in of_center]
+    if failures := [text for _, text, _ in brought if text]:
         raise PeerError(failures[0])
-    said = [one for one, _ in brought]
     try:
-        if len(set(said)) > 1:
-            found = ", ".join(sorted({str(one) for one in said}))
-            raise TopologyError(f"the ranks were given different numbers of lanes: {found}; use one configuration")
-        return deal_shards(center.topology) if sharded else deal(places_of(center.topology), lanes)
-    except TopologyError as error:
+        _check_alike("numbers of lanes", [said for said, _, _ in brought])
+        _check_alike("settings of exchange: device", [facts is not None for _, _, facts in brought])
+        dealt = deal_shards(center.topology) if sharded else deal(places_of(center.topology), lanes)
+        if device is None:
+            return dealt, "mpi"
+        facts = {
+            world_rank: (one.name, of_rank[2])
+            for one, of_center in zip(center.topology.centers, by_center, strict=True)
+            for world_rank, of_rank in zip(one.world_ranks, of_center, strict=True)
+        }
+        ways = [choose_way([facts[rank] for rank in lane]) for lane in dealt]
+        return dealt, "mpi" if set(ways) == {"mpi"} else "collectives"
+    except ConfigurationError as error:
         raise error.on_all_ranks() from None
+
+
+def _check_alike(what: str, said: Sequence[object]) -> None:
+    if len(set(said)) > 1:
+        found = ", ".join(sorted({str(one) for one in said}))
+        raise TopologyError(f"the ranks were given different {what}: {found}; use one configuration")
 
 
 def _group(comm: MPI.Intracomm, ranks: list[int]) -> MPI.Intracomm:

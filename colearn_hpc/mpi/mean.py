@@ -13,6 +13,7 @@ from colearn_hpc.algorithm.shared_model import squares
 from colearn_hpc.algorithm.slice_sums import Squares
 from colearn_hpc.between import Idle, MeanFacts, Offer
 from colearn_hpc.mpi.pipeline import Pipeline
+from colearn_hpc.mpi.tensor_wire import MpiWire, TensorWire
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -73,7 +74,9 @@ class MeanUnderWay:
 _under_way: set[MeanUnderWay] = set()
 
 
-def begin_mean(leaders: MPI.Comm, offer: Offer, weights: Sequence[float]) -> MeanUnderWay:
+def begin_mean(
+    leaders: MPI.Comm, offer: Offer, weights: Sequence[float], wire: TensorWire | None = None
+) -> MeanUnderWay:
     """Begin to take the mean of the leaders' vectors (eq. 2), and to measure its change (eq. 4). Collective over
     ``leaders``, but waits for nobody: :meth:`MeanUnderWay.finish` does.
 
@@ -89,6 +92,7 @@ def begin_mean(leaders: MPI.Comm, offer: Offer, weights: Sequence[float]) -> Mea
         offer: of this leader.
         weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it, and may
             hold NaN.
+        wire: of the same leaders, by which tensors go; None: by ``leaders``.
 
     Raises:
         ValueError: all weights are 0, or the offer's result does not fit.
@@ -107,4 +111,4 @@ def begin_mean(leaders: MPI.Comm, offer: Offer, weights: Sequence[float]) -> Mea
         return MeanUnderWay(leaders, None, mine, squares(result[length:], None), gave=previous is not None)
     offer.encoding.prepare(length)
     gave = previous is not None and bool(weights[leaders.Get_rank()])
-    return MeanUnderWay(leaders, Pipeline(leaders, offer, weights), gave=gave)
+    return MeanUnderWay(leaders, Pipeline(wire or MpiWire(leaders), offer, weights), gave=gave)

@@ -5,18 +5,20 @@
     collect   SPREADING chunks later: all slices of the mean are here
 
 So many chunks are on the wire at a time that a link with a long delay does not run dry. What is not the result fits
-in a few slots of one chunk each: slices of the mean arrive in the result itself, and need no slot. Plain sends and
-receives, because a leader then sums straight from where rows arrive and sends straight from where weights lie; and
-because collectives of different MPIs sum in different orders.
+in a few slots of one chunk each: slices of the mean arrive in the result itself, and need no slot. Rows are moved and
+nothing else (``tensor_wire.py``), because a leader then sums straight from where rows arrive and sends straight from
+where weights lie; and because collectives of different MPIs sum in different orders.
+
+All memory is on the result's device. On a GPU chunks are longer: there a call costs as much as a hundred thousand
+elements.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,9 +28,7 @@ from colearn_hpc.algorithm.encoding import Ground, Slices
 from colearn_hpc.algorithm.slice_sums import Squares, check_weights
 from colearn_hpc.algorithm.slices import chunks
 from colearn_hpc.between import Awaited, Idle, Offer
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
+from colearn_hpc.mpi.tensor_wire import Exchange, Tagged, TensorWire
 
 GATHERING = 4  # chunks that are sent before the first one is waited for; each takes a slot's memory
 SPREADING = 8  # chunks of which the mean may be under way to all
@@ -52,18 +52,14 @@ class Pipeline:
     (``algorithm/encoding.py``).
 
     Args:
-        leaders: one rank per data center that takes part, in the order of the data centers.
+        wire: between the leaders, one per data center that takes part, in the order of the data centers.
         offer: this leader's; its result may be the source's own vector, if there is no ``previous``.
-        weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it.
+        weights: n_k per leader; whoever has 0 takes the mean without contributing to it.
     """
 
-    def __init__(self, leaders: MPI.Comm, offer: Offer, weights: Sequence[float]) -> None:
-        from mpi4py import MPI
-
+    def __init__(self, wire: TensorWire, offer: Offer, weights: Sequence[float]) -> None:
         source, gathering = offer.source, offer.gathering
-        self._testall = MPI.Request.Testall
-        self._leaders = leaders
-        self._centers, self._me = leaders.Get_size(), leaders.Get_rank()
+        self._wire, self._centers, self._me = wire, wire.size, wire.rank
         # Everyone starts with another neighbour, or all would send to the first at once.
         self._others = [(self._me + i) % self._centers for i in range(1, self._centers)]
         self._source, self._result, self._previous = source, offer.result, offer.previous
@@ -71,7 +67,8 @@ class Pipeline:
         self._mine = self._giving.index(self._me) if self._me in self._giving else -1
         given = [weights[k] for k in self._giving]
         check_weights(given)
-        self._chunks = list(chunks(source.size, offer.parameter_size, self._centers))
+        on_gpu = offer.result.is_cuda
+        self._chunks = list(chunks(source.size, offer.parameter_size, self._centers, on_gpu))
         self._width = max((c.length(0) for c in self._chunks), default=0)
         self._ground = Ground(offer.result, offer.previous, given, self._width)
         self._sums = self._ground.sums
@@ -82,7 +79,7 @@ class Pipeline:
         # A slice of the mean that has to be read waits in a slot until then.
         slots = self._gathering + 2 + (self._spreading if waits else 0)
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
-        self._requests: dict[int, list[tuple[int, MPI.Request]]] = {}  # by chunk: with whom
+        self._under_way: dict[int, Exchange] = {}  # by chunk
         self.sent = 0
         self.squares = Squares()
         self.rest = Squares()
@@ -98,7 +95,7 @@ class Pipeline:
 
         Args:
             idle: called again and again while this rank waits, with the seconds in which nothing came, and a function
-                that tells who is awaited (ranks of ``leaders``); may raise to leave.
+                that tells which leaders are awaited; may raise to leave.
         """
         awaited, start = None, 0.0
         while not self.advance():
@@ -148,35 +145,29 @@ class Pipeline:
     def _post(self, number: int) -> None:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
         kind = self._kinds[chunk.kind]
+        inbox, outbox, mine = slot.inbox[chunk.kind], slot.outbox[chunk.kind], chunk.length(self._me)
         self._source.wait()
-        if mine := chunk.length(self._me):
-            length = kind.length(mine)
-            for k in self._giving:
-                if k != self._me:
-                    self._receive(number, slot.inbox[chunk.kind][k][:length], k, _TO_OWNER)
+        senders = [k for k in self._giving if k != self._me] if mine else []
+        receivers = [k for k in self._others if chunk.length(k)] if self._mine >= 0 else []
         if self._mine < 0:
             kind.skip(slice(chunk.bounds[0], chunk.bounds[-1]))
-            return
-        for k in self._others:
-            if chunk.length(k):
-                message = kind.write(slot.values[k], chunk.place(k), slot.outbox[chunk.kind][k])
-                self._send(number, message, k, _TO_OWNER)
+        length = kind.length(mine)
+        sends = ((k, kind.write(slot.values[k], chunk.place(k), outbox[k])) for k in receivers)
+        self._exchange(number, _TO_OWNER, [(k, inbox[k][:length]) for k in senders], sends)
 
     def _average(self, number: int) -> Iterator[Awaited]:
         chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
         kind, inbox, place = self._kinds[chunk.kind], slot.inbox[chunk.kind], chunk.place(self._me)
         # The sends too: the result may go where the vector lies.
         yield from self._complete(number)
-        target = self._result[place]
+        target, sends = self._result[place], list[Tagged]()
         if len(target):
             length = kind.length(len(target))
             rows = [slot.values[k] if k == self._me else inbox[k][:length] for k in self._giving]
             message = kind.mean(rows, self._mine, place, slot.outbox[chunk.kind][self._me])
-            for k in self._others:
-                self._send(number, message, k, _TO_ALL)
-        for k in self._others:
-            if chunk.length(k):
-                self._receive(number, kind.arrival(chunk.place(k), inbox[k]), k, _TO_ALL)
+            sends = [(k, message) for k in self._others]
+        arrivals = [(k, kind.arrival(chunk.place(k), inbox[k])) for k in self._others if chunk.length(k)]
+        self._exchange(number, _TO_ALL, arrivals, sends)
         if chunk.kind == 0:
             self.squares += self._sums.squares(target, None if self._previous is None else self._previous[place])
         else:
@@ -206,34 +197,33 @@ class Pipeline:
 
     # --- messages -------------------------------------------------------------------------------------
 
-    def _send(self, number: int, message: Tensor, k: int, tag: int) -> None:
-        self._requests.setdefault(number, []).append((k, self._leaders.Isend(message.numpy(), k, tag)))
-        self.sent += message.nbytes
+    def _exchange(self, number: int, tag: int, receives: Sequence[Tagged], sends: Iterable[Tagged]) -> None:
+        self._under_way[number] = self._wire.exchange(tag, receives, self._counted(sends))
 
-    def _receive(self, number: int, place: Tensor, k: int, tag: int) -> None:
-        self._requests.setdefault(number, []).append((k, self._leaders.Irecv(place.numpy(), k, tag)))
+    def _counted(self, sends: Iterable[Tagged]) -> Iterator[Tagged]:
+        for k, message in sends:
+            self.sent += message.nbytes
+            yield k, message
 
     def _complete(self, number: int) -> Iterator[Awaited]:
         """Yields until a chunk's messages have come and gone."""
-        pending = self._requests.pop(number, [])
-        requests = [request for _, request in pending]
-
-        def awaited() -> set[int]:
-            return {k for k, request in pending if not request.Test()}
-
-        while not self._testall(requests):
+        exchange = self._under_way.pop(number)
+        awaited = exchange.awaited  # one object: by it `run` knows that nothing else is waited for
+        while not exchange.done():
             yield awaited
 
     def _slot(self) -> _Slot:
         # A single element with its scale can be longer than the element.
-        width, result = self._width + 1, self._result
+        width, result, device = self._width + 1, self._result, self._result.device
         lengths = [kind.length(width) * kind.unit.itemsize for kind in self._kinds]
         row = -(-max(width * result.element_size(), *lengths) // 64) * 64
-        inbox = torch.empty((self._centers, row), dtype=torch.uint8)
+        inbox = torch.empty((self._centers, row), dtype=torch.uint8, device=device)
         # A view as another dtype needs some memory, even if nothing is written in it.
-        outbox = torch.empty((self._centers, row if any(k.copies for k in self._kinds) else 64), dtype=torch.uint8)
+        room = row if any(k.copies for k in self._kinds) else 64
+        outbox = torch.empty((self._centers, room), dtype=torch.uint8, device=device)
+        pinned = self._source.on_gpu and device.type == "cpu"
         return _Slot(
-            staged=torch.empty(self._centers * width, dtype=self._source.dtype, pin_memory=self._source.on_gpu),
+            staged=torch.empty(self._centers * width, dtype=self._source.dtype, device=device, pin_memory=pinned),
             inbox=tuple(list(inbox.view(kind.unit)) for kind in self._kinds),
             outbox=tuple(list(outbox.view(kind.unit)) for kind in self._kinds),
         )

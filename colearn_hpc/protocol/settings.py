@@ -54,6 +54,7 @@ class Settings:
             goes on from w_k + (w̄ - s_k), see ``algorithm/overlap.py``.
         lanes: ranks of a data center that share the transfer; None: one per node.
         fragments: P parts of the model, of which a round's mean is one; None: a mean is of the whole model.
+        device: models travel from device to device, and means are taken there; else in host memory.
         round_timeout: seconds to wait for another data center; None: for ever.
         restarts: how often in one round a data center that failed begins again.
         on_failure: what comes after that.
@@ -88,6 +89,7 @@ class Settings:
     mixing: float | None = None
     lanes: int | None = None
     fragments: int | None = None
+    device: bool = False
     round_timeout: float | None = None
     restarts: int = 3
     on_failure: OnFailure = "stop"
@@ -112,8 +114,9 @@ class Settings:
         _check_whole("warmup_steps", self.warmup_steps, 0)
         _check_whole("exchange: lanes", self.lanes, 1, or_none="null")
         _check_whole("exchange: fragments", self.fragments, 1, or_none="null")
-        if not isinstance(self.overlap, bool):
-            raise ConfigurationError(f"exchange: overlap must be true or false; found {self.overlap!r}")
+        for name in ("overlap", "device"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"exchange: {name} must be true or false; found {getattr(self, name)!r}")
         if self.mixing is not None and (
             isinstance(self.mixing, bool) or not isinstance(self.mixing, (int, float)) or not 0 <= self.mixing < 1
         ):
@@ -170,7 +173,7 @@ class Settings:
     def fingerprint(self) -> dict[str, str]:
         """What all data centers must have in common, as text."""
         new = {"local_correction": describe(self.local_correction), "kept_model": describe(self.kept_model)}
-        new |= {"local_layers": str(self.local_layers), "overlap": str(self.overlap)}
+        new |= {"local_layers": str(self.local_layers), "overlap": str(self.overlap), "device": str(self.device)}
         new["validation"] = "None" if self.validation == "lightning" else self.validation
         new["fragments"] = str(self.fragments)
         new["mixing"] = str(self.mixing if self.mixing is None else float(self.mixing))
@@ -247,6 +250,18 @@ _LEFT_OUT = (
 
 _BETWEEN_SITES = ("bf16", "fp16", "int8")  # codecs that a coordinator knows too
 _NOT_BETWEEN_SITES = "{} works inside one MPI world, and not yet between the sites of a federation; leave it out"
+
+# With exchange: {device: true}: (whether it holds, what is said).
+_NOT_ON_DEVICES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
+    (lambda s: s.device and s.codec is not None, 'codec="{s.codec.name}" is written for CPUs'),
+    (lambda s: s.device and s.whole_numbers, "sums={s.sums} are written for CPUs"),
+    (lambda s: s.device and s.combiner is not None, "combine={s.combiner} is written for CPUs"),
+    (lambda s: s.device and _with_predictions(s), 'with combine="predictions" no model travels'),
+    (lambda s: s.device and _with_correction(s), "local_correction={correction} keeps its vectors in host memory"),
+    (lambda s: s.device and _with_kept(s), "kept_model={kept} keeps its vectors in host memory"),
+    (lambda s: s.device and s.overlap, "with overlap=True its sums would wait in the GPU's queue behind training's"),
+    (lambda s: s.device and _in_fragments(s), "fragments={s.fragments} are kept in host memory"),
+)
 
 # What cannot be had together: (whether it holds, what is said). In the text, `s` is the Settings.
 CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
@@ -475,6 +490,14 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
     (
         lambda s: s.federated and _several_lanes(s),
         _NOT_BETWEEN_SITES.format("exchange: lanes={s.lanes}"),
+    ),
+    (
+        lambda s: s.federated and s.device,
+        _NOT_BETWEEN_SITES.format("exchange: device=True"),
+    ),
+    *(
+        (holds, f"exchange: device=True takes the mean of eq. 2 in the GPU's memory, and {text}. Drop one of the two")
+        for holds, text in _NOT_ON_DEVICES
     ),
 )
 

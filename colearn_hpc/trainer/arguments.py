@@ -94,7 +94,7 @@ def _exchange_settings(exchange: Any, privacy: Any) -> dict[str, Any]:
         ConfigurationError: one is no such mapping.
     """
     groups = {
-        "exchange": (exchange, ("codec", "overlap", "mixing", "lanes", "sums", "fragments")),
+        "exchange": (exchange, ("codec", "overlap", "mixing", "lanes", "sums", "fragments", "device")),
         "privacy": (privacy, ("secure", "share_metrics", "public_validation")),
     }
     for name, (given, keys) in groups.items():

@@ -163,6 +163,7 @@ class CoLearning(Callback):
             ``{"overlap": True}``: while the next round's first local epoch is trained, see ``trainer/overlapped.py``.
             ``{"overlap": True, "mixing": 0.5}``: the same, and training goes on from 0.5 w_k + 0.5 w̄ then, see
             ``algorithm/overlap.py``.
+            ``{"device": True}``: from GPU memory to GPU memory, see ``mpi/tensor_wire.py``.
             ``{"lanes": 1}``: by the leaders alone, where otherwise one rank of each node takes part, see
             ``mpi/lanes.py``.
             ``{"sums": "float64" | "fixed32" | "fixed64"}``: as sums of weights in float64, or of steps as whole
@@ -1058,6 +1059,7 @@ class CoLearning(Callback):
                 self.settings.share_tracebacks,
                 self._membership,
                 is_sharded(trainer),
+                trainer.strategy.root_device if settings.device else None,
             )
         return self._place
 

@@ -122,7 +122,8 @@ class SharedModel:
     def flat(self, parameters: Sequence[tuple[str, Tensor]], others: Sequence[tuple[str, Tensor]]) -> FlatModel:
         """What this rank brings to a mean of these (name, tensor) pairs."""
         elsewhere = frozenset() if self._shards is None else self._shards.counted_elsewhere
-        return FlatModel(sorted(parameters, key=lambda one: one[0] in elsewhere), others, elsewhere)
+        parameters = sorted(parameters, key=lambda one: one[0] in elsewhere)
+        return FlatModel(parameters, others, elsewhere, self._place.means.device)
 
     def check_ranks(self, module: LightningModule) -> None:
         """Collective over the data center.
@@ -174,7 +175,7 @@ class SharedModel:
                 places[name] = slice(start, start + length)
                 start += length
             # A tensor that joins has nothing that earlier messages lacked.
-            pieces = [before[places[n]] if n in places else self._joined[n].to(before.dtype) for n, _ in layout]
+            pieces = [before[places[n]] if n in places else self._joined[n].to(before) for n, _ in layout]
             self.previous = torch.cat([*pieces, before[start:]])
             if residual is not None:
                 owed = [residual[places[n]] if n in places else torch.zeros(size) for n, size in layout]
@@ -188,7 +189,9 @@ class SharedModel:
         residual = None if self.coded is None else self.coded.residual
         layout = [list(one) for one in self._layout]
         trained, joined = list(self._trained), dict(self._joined)
-        kept = {"previous": self.previous, "outer": self._outer_state, "residual": residual}
+        # A file of vectors in a GPU's memory could not be read where there is none.
+        last, outer = (None if one is None else one.cpu() for one in (self.previous, self._outer_state))
+        kept = {"previous": last, "outer": outer, "residual": residual}
         measured = {"rest": [list(one) for one in self._rest], "sizes": dict(self._sizes)} if self._measures else {}
         stale = {"stale": True} if self.stale else {}
         return kept | {"layout": layout, "trained": trained, "joined": joined} | measured | stale
@@ -212,7 +215,9 @@ class SharedModel:
             dict(state.get("sizes", {})),
         )
         if self._place.means.carries:
-            self.previous, self._outer_state = state["previous"], state["outer"]
+            where = self._place.means.device
+            found = (state["previous"], state["outer"])
+            self.previous, self._outer_state = (None if one is None else one.to(where) for one in found)
             if self.coded is not None:
                 self.coded.residual = state.get("residual")
 

@@ -7,7 +7,8 @@ import itertools
 import operator
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, distributed
 
 from colearn_hpc.algorithm.shared_model import weighted_mean
 from colearn_hpc.algorithm.slice_sums import Squares
@@ -31,15 +32,23 @@ class Means:
         between: between the data centers.
         patience: seconds that a mean may stand still; None: ``pacing.STALL``.
         sharded: each rank's vector is a shard of the model, and travels whole in this rank's lane.
+        device: where this rank's model lies, and means are taken; None: in host memory.
 
     Attributes:
         waiting: this rank waits for a mean.
+        device: where means are taken.
     """
 
     def __init__(
-        self, site: TensorSite, between: Between, patience: float | None = None, sharded: bool = False
+        self,
+        site: TensorSite,
+        between: Between,
+        patience: float | None = None,
+        sharded: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self._site, self._between, self._patience, self.sharded = site, between, patience, sharded
+        self.device, self._on_device = device or torch.device("cpu"), device is not None
         self._under_way: UnderWay | None = None
         self._present: tuple[int, ...] = ()
         self.waiting = False
@@ -127,6 +136,12 @@ class Means:
             return facts
         lanes = len(self._site.carriers)
         found: Sequence[MeanFacts | None] | None = self._site.gather(facts) if lanes > 1 else None
-        if not self.sharded:
-            self._site.spread(vector, parts_of(len(vector), lanes))
+        parts = parts_of(len(vector), lanes)
+        if self._on_device and not self.sharded:
+            # By the data center's own process group, which is DDP's: NCCL on GPUs.
+            self._site.bcast(None)  # who is early waits politely, and nobody's code runs from here on
+            for carrier, part in zip(self._site.carriers, parts, strict=True):
+                distributed.broadcast(vector[part], carrier)
+        elif not self.sharded:
+            self._site.spread(vector, parts)
         return facts if found is None else functools.reduce(operator.add, filter(None, found))

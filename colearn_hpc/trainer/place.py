@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from colearn_hpc.between import Between, TensorSite
 from colearn_hpc.join import DataCenter, connect
 from colearn_hpc.protocol import pacing
@@ -45,6 +47,7 @@ class Place:
         share_tracebacks: bool = False,
         membership: Any = None,
         sharded: bool = False,
+        device: torch.device | None = None,
     ) -> Place:
         """Reach the others. Collective over the world.
 
@@ -57,14 +60,15 @@ class Place:
             share_tracebacks: what an exception says is told to other data centers.
             membership: this MPI world is one site of that federation; None: all data centers are in this world.
             sharded: every rank holds a shard of the model, and carries it.
+            device: where this rank's model lies, and from where it is sent; None: models travel through host memory.
 
         Raises:
-            TopologyError: on all ranks, when there cannot be so many lanes.
+            ConfigurationError: on all ranks, when there cannot be so many lanes, or models cannot be sent from there.
         """
         grace = None if failed is None else pacing.GRACE
-        connection = connect(center, lanes, grace, failed or (lambda: ""), membership, sharded)
+        connection = connect(center, lanes, grace, failed or (lambda: ""), membership, sharded, device)
         journal = Remembered(connection.between)
-        means = Means(connection.site, journal, patience, sharded)
+        means = Means(connection.site, journal, patience, sharded, device)
         conversation = Conversation(connection.site, journal, patience, may_miss, means.advance, share_tracebacks)
         return cls(center, connection.site, journal, journal, conversation, means)
 

@@ -63,6 +63,7 @@ FORBIDDEN_LIBRARIES = {
 LINES = 500
 LONG = {
     "protocol/run.py": "the state of a round and the one writer of it: every transition in one class",
+    "protocol/settings.py": "every choice of a user, and the one table of what cannot be had together",
     "trainer/callback.py": "Lightning's hooks, the steps of a round, and the arguments with their documentation",
 }
 

@@ -274,6 +274,21 @@ def nccl_mixed(machine: Machine) -> str:
     return f"2 × 2 ranks, 16-mixed{', sync_batchnorm' if on_gpu else ''} ({machine.nccl}): one model"
 
 
+def device(machine: Machine) -> str:
+    """Models that travel from GPU to GPU: the bits of those that go through host memory."""
+    base = {"centers": 2, "dropout": 0.0}
+    direct = base | {"exchange": {"device": True}}
+    machine.train(2, base | {"name": "through-host"})
+    # Two data centers on one GPU: NCCL does not allow it, and MPI may not know how.
+    said = machine.train(2, direct | {"name": "direct"}, codes=(0, 1, 86) if machine.gpus == 1 else (0,))
+    if "share a GPU, which NCCL does not allow" in said:
+        return "one GPU: refused, because NCCL needs one for each data center and this MPI sends no GPU memory"
+    machine.same("through-host", "direct", 2)
+    machine.train(2, direct | {"name": "direct-outer", "outer": True})
+    machine.one_model("direct-outer", 2)
+    return "the bits of the way through host memory; with an outer optimizer one model"
+
+
 def exchange(machine: Machine) -> str:
     """The time of a mean of 58.2 M float32; no bound is set on it."""
     file, on_gpu = machine.folder / "exchange.json", machine.device == "cuda"
@@ -281,7 +296,7 @@ def exchange(machine: Machine) -> str:
     machine.ranks(2, "-m", "mpi4py", HERE / "exchange.py", file, machine.device, size, 5 if on_gpu else 1)
     found = json.loads(file.read_text())
     machine.figures |= found | {"parameters": size, "ours / by hand": found["ours"] / found["by hand"]}
-    return f"{size} parameters: ours {found['ours']:.3f} s, by hand {found['by hand']:.3f} s"
+    return f"{size} parameters: {', '.join(f'{name} {seconds:.3f} s' for name, seconds in found.items())}"
 
 
 def pace(machine: Machine) -> str:
@@ -317,6 +332,7 @@ STEPS = (
     Step("lost-gpu", lost_gpu, 60),
     Step("restart-in-nccl", restart_in_nccl, 90),
     Step("nccl-mixed", nccl_mixed, 60),
+    Step("device", device, 60),
     Step("exchange", exchange, 60),
     Step("pace", pace, 60),
 )

@@ -1,4 +1,5 @@
-"""A mean's time from GPU memory to GPU memory, ours and by hand: `.cpu()`, a blocking Allreduce, back.
+"""A mean's time from GPU memory to GPU memory: ours through host memory; ours from device to device, where there is a
+way; and by hand: `.cpu()`, a blocking Allreduce, back.
 
 usage: python -m mpi4py exchange.py FILE DEVICE PARAMETERS ROUNDS
 """
@@ -16,15 +17,27 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from colearn_hpc.errors import ConfigurationError
+
 
 def main() -> None:
     """Both in turn; the first rank writes medians in seconds."""
     file, device, parameters, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     world = MPI.COMM_WORLD
-    participant = Participant("fp32")
+    if device == "cuda":
+        torch.cuda.set_device(world.rank % torch.cuda.device_count())
     module = replica(parameters, seed=0).to(device)
+    participant = Participant("fp32")
     participant.start_from(module)
+    ways = {"ours": participant.average}
+    try:
+        at = next(module.parameters()).device
+        direct = Participant("fp32", device=at)
+        direct.start_from(module)
+        ways["from device to device"] = direct.average
+    except ConfigurationError as why:  # on all ranks alike
+        print(why)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.01 * (1 + world.rank))
@@ -39,7 +52,7 @@ def main() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    seconds = repeated(rounds, {"ours": participant.average, "by hand": by_hand}, world.Barrier)
+    seconds = repeated(rounds, ways | {"by hand": by_hand}, world.Barrier)
     if world.rank == 0:
         file.write_text(json.dumps({name: median(values) for name, values in seconds.items()}))
 

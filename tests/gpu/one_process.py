@@ -5,6 +5,7 @@ usage: one_process.py flat-model|communicator DEVICE
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 
@@ -12,7 +13,14 @@ import like_nccl
 import torch
 from torch import distributed, nn
 
-from colearn_hpc.algorithm.shared_model import FlatModel, first_non_finite
+from colearn_hpc.algorithm.shared_model import (
+    FlatModel,
+    first_non_finite,
+    float_buffers,
+    relative_change,
+    trainable_parameters,
+    weighted_mean,
+)
 from colearn_hpc.trainer.process_group import Listener, abort_communicators, leave_process_group, needs_abort
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -57,6 +65,16 @@ def flat_model(device: str) -> None:
     found = other.read(0, other.size, scratch)
     other.wait()
     assert torch.equal(found, one.pack()), "a read behind kernels that are queued"
+    # The vector on the device itself, and the mean there (`exchange: {device: true}`).
+    near = FlatModel(trainable_parameters(there), float_buffers(there), device=there.large.device)
+    near_vector, far_vector = near.pack(), one.pack()
+    assert near_vector.device == there.large.device and torch.equal(near_vector.cpu(), far_vector), "pack there"
+    rows, weights = [far_vector, far_vector * 1.7, far_vector - 0.3], [3.0, 17.0, 5.0]
+    expected = weighted_mean(rows, weights)
+    mean = weighted_mean([row.to(near_vector) for row in rows], weights)
+    assert torch.equal(mean.cpu(), expected), "the mean there"
+    change = relative_change(mean, near_vector)
+    assert math.isclose(change, relative_change(expected, far_vector), rel_tol=1e-9), "eq. 4 there"
     vector = FlatModel.of(Mixed(1)).pack()
     one.unpack(vector)
     other.unpack(vector)

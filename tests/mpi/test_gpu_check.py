@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = ("doctor", "flat-model", "communicator", "twice", "methods", "resume", "failures", "gloo-on-one", "lost-gpu")
-STEPS += ("restart-in-nccl", "nccl-mixed", "exchange", "pace")
+STEPS += ("restart-in-nccl", "nccl-mixed", "device", "exchange", "pace")
 
 
 def check(folder, *arguments):

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from trace_scenarios import ENDS_LIKE, RESTARTED, SCENARIOS
+from trace_scenarios import ENDS_LIKE, OTHERS, SCENARIOS
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(900)]  # the fixture starts them all
 GOLDENS = Path(__file__).parent.parent / "golden"
@@ -29,7 +29,7 @@ DIGEST = re.compile(r"(?<![.\w])[0-9a-f]{16}\b")  # no digits of a float
 
 def ranks_of(name):
     """A run with fewer ranks than two is on the first ones of two."""
-    found = (SCENARIOS | RESTARTED)[name]
+    found = (SCENARIOS | OTHERS)[name]
     return max(2, found["centers"] * found["ranks"])
 
 
@@ -38,7 +38,7 @@ def recorded(launch, tmp_path_factory):
     """A folder with the trace of each scenario, and what was said: few starts, for these cost more than runs."""
     folder, said = tmp_path_factory.mktemp("traces"), ""
     for ranks in sorted({ranks_of(name) for name in SCENARIOS}):
-        names = [name for name in SCENARIOS | RESTARTED if ranks_of(name) == ranks]
+        names = [name for name in SCENARIOS | OTHERS if ranks_of(name) == ranks]
         said += launch(ranks, "traces.py", "--out", folder, *names, timeout=480).err
     return folder, said
 

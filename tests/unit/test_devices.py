@@ -7,8 +7,8 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from colearn_hpc.cli.cuda_aware import ask, cuda_aware, loaded_libraries
 from colearn_hpc.errors import ConfigurationError
+from colearn_hpc.mpi.cuda_aware import ask, cuda_aware, loaded_libraries
 from colearn_hpc.trainer import devices, gpus
 from colearn_hpc.trainer.devices import OwnGPU, trainer_devices, unused_gpus
 from colearn_hpc.trainer.gpus import choose
@@ -140,7 +140,7 @@ def test_loaded_libraries(tmp_path):
     ],
 )
 def test_an_mpi_that_does_not_answer(monkeypatch, vendor, library, known, environment, expected):
-    monkeypatch.setattr("colearn_hpc.cli.cuda_aware.loaded_libraries", lambda: [Path("/nowhere") / library])
+    monkeypatch.setattr("colearn_hpc.mpi.cuda_aware.loaded_libraries", lambda: [Path("/nowhere") / library])
     assert cuda_aware(vendor, known, environment).startswith(expected)
 
 

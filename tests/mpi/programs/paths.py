@@ -19,18 +19,23 @@ from colearn_hpc.algorithm import slices
 from colearn_hpc.between import Offer, Vector
 from colearn_hpc.mpi import pipeline
 from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
+from colearn_hpc.mpi.tensor_wire import CollectiveWire
 
 world = MPI.COMM_WORLD
 K, ME = world.size, world.rank
 # Of a step's largest value in a block; the mean is encoded once more.
 BOUNDS = {"fp32": 0.0, "bf16": 2 * 2**-8, "fp16": 2 * 2**-10, "int8": 2 / 250}
 draw = np.random.default_rng(int(sys.argv[1]))
+COLLECTIVES = CollectiveWire(world, torch.device("cpu"))
 
 
-def begin(comm, source, result, weights, parameters=None, previous=None, codec=None, gathering=None) -> MeanUnderWay:
+def begin(
+    comm, source, result, weights, parameters=None, previous=None, codec=None, gathering=None, wire=None
+) -> MeanUnderWay:
     """A mean over ``comm``; norms and codec apply to all of it where nothing else is said."""
     size = source.size if parameters is None else parameters
-    return begin_mean(comm, Offer(source, result, weights, size, previous, codec or Plain(), gathering), weights)
+    offer = Offer(source, result, weights, size, previous, codec or Plain(), gathering)
+    return begin_mean(comm, offer, weights, wire)
 
 
 class Late:
@@ -91,6 +96,12 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
         under_way.advance()
     assert under_way.finish().bytes_sent == facts.bytes_sent
     assert torch.equal(passing, result), "the way is not the same"
+
+    # By all-to-all, as from GPU to GPU.
+    grouped = torch.full((mine.size,), math.nan, dtype=mine.dtype)
+    fresh = None if chosen is None else Coded(chosen)
+    told = begin(world, mine, grouped, weights, mine.parameter_size, previous, fresh, wire=COLLECTIVES).finish()
+    assert torch.equal(grouped, result) and repr(told) == repr(facts), "another wire is another mean"
 
     giving = [k for k in range(K) if weights[k]]
     exact = weighted_mean([vectors[k] for k in giving], [weights[k] for k in giving])

@@ -8,6 +8,7 @@ from colearn_hpc import OuterSGD
 
 OVERLAP = {"exchange": {"overlap": True}}
 NESTEROV = {"outer_optimizer": OuterSGD(learning_rate=0.7, momentum=0.9, nesterov=True)}
+ON_DEVICE = {"exchange": {"device": True}}
 STREAMING = NESTEROV | {"exchange": {"fragments": 2}}
 SOON = functools.partial(EarlyStopping, "val_loss", min_delta=10.0, patience=2)
 
@@ -64,10 +65,26 @@ SCENARIOS = {
     "one-of-3-leaves-overlap": scenario(centers=3, leaves=("dc2", 2, "1"), **OVERLAP),
 }
 # No golden; what each must end like.
-RESTARTED = {
+OTHERS = {
     "restart-after-mean-outer": scenario(fails=("dc1", 3, "validation", 1), **NESTEROV),
     "streaming": scenario(**STREAMING),
     "restart-after-mean-streaming": scenario(fails=("dc1", 3, "validation", 1), **STREAMING),
     "restart-after-last-means-streaming": scenario(fails=("dc0", 5, "validation", 1), **STREAMING),
 }
-ENDS_LIKE = {name: "streaming" if "streaming" in name else "outer" for name in RESTARTED}
+ENDS_LIKE = {name: "streaming" if "streaming" in name else "outer" for name in OTHERS}
+# From device to device: here all of it but CUDA.
+DEVICE = {
+    "plain": scenario(**ON_DEVICE),
+    "outer": scenario(**NESTEROV, **ON_DEVICE),
+    "averaged-state": scenario(optimizer="Adam", optimizer_state="average", **ON_DEVICE),
+    "examples": scenario(weighting="examples", **ON_DEVICE),
+    "restart-after-mean": scenario(fails=("dc1", 3, "validation", 1), **ON_DEVICE),
+    "sits-out": scenario(fails=("dc1", 2, "1", 9), on_failure="continue_without", **ON_DEVICE),
+    "stopped-in-mid-epoch": scenario({"stops": (3, 1)}, {}, **ON_DEVICE),
+    "2-ranks": scenario(ranks=2, exchange={"lanes": 1, "device": True}),
+    "2-ranks-2-lanes": scenario(ranks=2, exchange={"lanes": 2, "device": True}),
+    "2-ranks-restart-in-mid-round": scenario(ranks=2, exchange={"device": True}, fails=("dc1", 3, "1", 1)),
+    "one-of-3-leaves": scenario(centers=3, leaves=("dc2", 2, "1"), **ON_DEVICE),
+}
+OTHERS |= {f"device-{name}": found for name, found in DEVICE.items()}
+ENDS_LIKE |= {f"device-{name}": name for name in DEVICE}

@@ -42,7 +42,7 @@ import trace_taps
 from mpi4py import MPI
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
-from trace_scenarios import RESTARTED, SCENARIOS
+from trace_scenarios import OTHERS, SCENARIOS
 
 from colearn_hpc import CoLearning, DataCenter
 from colearn_hpc.errors import Interrupted
@@ -260,7 +260,7 @@ def together(comm: MPI.Comm) -> None:
 
 
 def record(out: Path, name: str, comm: MPI.Comm, trace: Trace, last: bool) -> None:
-    found = (SCENARIOS | RESTARTED)[name]
+    found = (SCENARIOS | OTHERS)[name]
     run, parts = out / "runs" / name, []
     for number, settings in enumerate(found["parts"]):
         if last and number + 1 < len(found["parts"]):
@@ -290,14 +290,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--last", action="store_true")
-    parser.add_argument("names", nargs="+", choices=[*SCENARIOS, *RESTARTED])
+    parser.add_argument("names", nargs="+", choices=[*SCENARIOS, *OTHERS])
     arguments = parser.parse_args()
     toy.quiet()
     torch.set_num_threads(1)
     trace, world = Trace(), MPI.COMM_WORLD
     trace_taps.tap(trace.meeting, trace.mean)
     for name in arguments.names:
-        found = (SCENARIOS | RESTARTED)[name]
+        found = (SCENARIOS | OTHERS)[name]
         takes_part = world.rank < found["centers"] * found["ranks"]
         comm = world.Split(0 if takes_part else MPI.UNDEFINED)
         if takes_part:

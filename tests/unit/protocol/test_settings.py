@@ -223,6 +223,23 @@ CASES = [
             ({"combine": "median"}, "combine=Median()"),
             ({"exchange": {"codec": "int4"}}, 'exchange: codec="int4", unlike bf16, fp16 and int8,'),
             ({"exchange": {"lanes": 2}}, "exchange: lanes=2"),
+            ({"exchange": {"device": True}}, "exchange: device=True"),
+        )
+    ),
+    *(
+        (
+            given | {"exchange": {"device": True} | exchange},
+            f"exchange: device=True takes the mean of eq. 2 in the GPU's memory, and {why}. Drop one of the two",
+        )
+        for given, exchange, why in (
+            ({}, {"codec": "int8"}, 'codec="int8" is written for CPUs'),
+            ({}, {"sums": "fixed32"}, "sums=fixed32 are written for CPUs"),
+            ({"combine": "median"}, {}, "combine=Median() is written for CPUs"),
+            (PREDICTIONS, {}, 'with combine="predictions" no model travels'),
+            (PROX, {}, "local_correction=FedProx(mu=0.01) keeps its vectors in host memory"),
+            (KEPT, {}, "kept_model=LatestMean(last=5) keeps its vectors in host memory"),
+            ({}, {"overlap": True}, "with overlap=True its sums would wait in the GPU's queue behind training's"),
+            ({}, {"fragments": 4}, "fragments=4 are kept in host memory"),
         )
     ),
 ]
