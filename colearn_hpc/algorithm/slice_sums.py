@@ -82,7 +82,11 @@ class SliceSums:
         for row, weight in zip(rows[1:], weights[1:], strict=True):
             accumulated.add_(row, alpha=weight)
         # Multiplying by a power of two is the same division, and faster.
-        return out.copy_(accumulated.mul_(1 / total) if math.frexp(total)[0] == 0.5 else accumulated.div_(total))
+        if math.frexp(total)[0] == 0.5:
+            return out.copy_(accumulated.mul_(1 / total))
+        # On a GPU torch divides by a number as it multiplies by its reciprocal, which is rounded; not so by a tensor.
+        divisor = torch.full((), total, dtype=torch.float64, device=out.device) if out.is_cuda else total
+        return out.copy_(accumulated.div_(divisor))
 
     def squares(self, new: Tensor, old: Tensor | None) -> Squares:
         """The sums of squares of eq. 4.

@@ -141,7 +141,8 @@ class Means:
             # By the data center's own process group, which is DDP's: NCCL on GPUs.
             self._site.bcast(None)  # who is early waits politely, and nobody's code runs from here on
             for carrier, part in zip(self._site.carriers, parts, strict=True):
-                distributed.broadcast(vector[part], carrier)
+                if len(vector[part]):
+                    distributed.broadcast(vector[part], carrier)
         elif not self.sharded:
             self._site.spread(vector, parts)
         return facts if found is None else functools.reduce(operator.add, filter(None, found))

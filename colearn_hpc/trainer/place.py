@@ -14,6 +14,7 @@ from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.conversation import Conversation
 from colearn_hpc.protocol.journal import Remembered
 from colearn_hpc.trainer.means import Means
+from colearn_hpc.trainer.process_group import prepare_error_handling
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Place:
         Raises:
             ConfigurationError: on all ranks, when there cannot be so many lanes, or models cannot be sent from there.
         """
+        if device is not None:
+            prepare_error_handling()  # the leaders may get a group of NCCL
         grace = None if failed is None else pacing.GRACE
         connection = connect(center, lanes, grace, failed or (lambda: ""), membership, sharded, device)
         journal = Remembered(connection.between)
