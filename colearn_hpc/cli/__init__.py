@@ -6,6 +6,8 @@ This room wires all others together; nobody imports it.
 from __future__ import annotations
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -42,6 +44,7 @@ COMMANDS = {
     "privacy": ("privacy", "plan the noise of differentially private training"),
 }
 
+_READER_LEFT = 141  # as a shell counts SIGPIPE; no 0, for what was cut off is not done
 LIGHTNING = ("fit", "evaluate")  # modules whose commands are subcommands of a LightningCLI; `fit_help` has their pages
 
 _HELP = """usage: colearn-hpc COMMAND ...
@@ -60,8 +63,34 @@ commands:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration, 85 resume me."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or configuration, 85 resume me, 141 who
+    read its output has left (``| head``)."""
+    try:
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as stop:
+            if not stop.code:  # after a page of help; other codes say more than that nobody reads
+                sys.stdout.flush()
+            raise
+        if code == 0:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_has_left():  # some other connection
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end
+        return _READER_LEFT
+
+
+def _reader_has_left() -> bool:
+    with suppress(OSError, ValueError):  # no file, or closed
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    return False
+
+
+def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -106,6 +135,5 @@ def _helped(command: str, argv: Sequence[str]) -> bool:
     from colearn_hpc.mpi.startup import launched_as
 
     if launched_as()[0] == 0:
-        with suppress(BrokenPipeError):  # `| head`
-            print(page(), flush=True)
+        print(page(), flush=True)
     return True

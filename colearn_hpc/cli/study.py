@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -71,10 +70,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         folders = [(plan, out / "tuning" / "runs" / plan.name) for plan in trials]
         folders += [(plan, out / "runs" / plan.name) for plan in plans]
-        with suppress(BrokenPipeError):  # `| head`
-            for plan, run in folders:
-                words = launcher.command(plan, ["fit", "--config", str(run / "settings.yaml")], run)
-                print(shlex.join(words), flush=True)
+        for plan, run in folders:
+            words = launcher.command(plan, ["fit", "--config", str(run / "settings.yaml")], run)
+            print(shlex.join(words))
         epochs = sum(plan.settings["trainer"]["max_epochs"] for plan in (*trials, *plans))
         print(f"{len(trials)} trials and {len(plans)} runs, {epochs} local epochs in all", file=sys.stderr)
         return 0

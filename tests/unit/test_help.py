@@ -1,6 +1,7 @@
 """Help, completion, and what is said of a mistyped command line."""
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -190,3 +191,21 @@ def test_a_configuration_that_does_not_come_with_the_package(tmp_path, monkeypat
     assert main(["configs", "copy", "xyz"]) == 1
     assert "there are audioset_crnn.yaml, " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["--help", "fit --help", "configs list", "explain 86"])
+def test_a_reader_that_leaves(command):
+    """`| head -1`: no traceback, and no success."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "colearn_hpc", *command.split()],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

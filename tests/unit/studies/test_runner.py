@@ -2,8 +2,6 @@
 
 import json
 import os
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -151,11 +149,3 @@ def test_the_last_error_of_an_output(tmp_path, output, expected):
     (tmp_path / "output.txt").write_text(output)
     assert last_error(tmp_path / "output.txt") == expected
     assert last_error(tmp_path / "absent.txt") == ""
-
-
-def test_a_dry_run_bears_a_reader_that_leaves(study_file):
-    """`--dry-run | head -1`."""
-    command = shlex.join([sys.executable, "-m", "colearn_hpc", "study", "run", str(study_file()), "--dry-run"])
-    shell = f"set -o pipefail; {command} | true"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
