@@ -68,7 +68,7 @@ class Offer:
 
     Attributes:
         source: this data center's vector as its encoding wants it, the same size in all of them.
-        result: contiguous CPU vector, shape ``(source.size,)``, in which the mean is put. It stays as it is until the
+        result: contiguous vector, shape ``(source.size,)``, in which the mean is put. It stays as it is until the
             next mean begins. Not the source's memory, if there is a ``previous``.
         weights: n_k per data center, in order; 0 takes the mean without giving to it, and may hold NaN.
         parameter_size: length of the leading part to which norms apply.

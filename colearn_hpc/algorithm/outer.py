@@ -30,7 +30,7 @@ class OuterOptimizer(Protocol):
     def step(self, previous: Tensor, mean: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next shared model, and the state to be given to the next call.
 
-        Every leader computes it on its own CPU, and the results must be equal to the bit. So use elementwise operations
+        Every leader computes it by itself, and the results must be equal to the bit. So use elementwise operations
         only, one at a time. Another processor may round reductions and fused multiply-add (``add(alpha=...)``)
         differently.
 

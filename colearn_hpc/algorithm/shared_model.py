@@ -123,9 +123,10 @@ class FlatModel:
         return scratch[: stop - start]
 
     def wait(self) -> None:
-        """Wait for the copies that :meth:`read` and :meth:`unpack` began."""
-        # Copies between pinned memory and a GPU return before they are done.
-        if self.on_gpu:
+        """Wait for the copies that :meth:`read` and :meth:`unpack` began, where others than the GPU go on with them."""
+        # Copies between pinned memory and a GPU return before they are done. What lies on the GPU is waited for by its
+        # own queue alone: here messages are under way in it, and nobody is to wait for those without looking around.
+        if self.on_gpu and self.device.type == "cpu":
             torch.cuda.synchronize()
 
     def staging(self, size: int) -> Tensor:
@@ -147,7 +148,8 @@ class FlatModel:
         """
         others = self._host(self.size - self.parameter_size)
         self._copy(self.parameter_size, self.size, others)
-        self.wait()
+        if self.on_gpu:
+            torch.cuda.synchronize()
         for index, entry in enumerate(self.entries):
             if entry.offset >= self.parameter_size:
                 place = entry.offset - self.parameter_size

@@ -73,16 +73,17 @@ class MpiBetween:
         self.meanwhile: Callable[[], object] = nothing
         self.stop_asked = ""
         self._world, self._leaders = center.world, center.leaders
-        self._lanes, self._way = _agreed(center, site, lanes, sharded, failed, device)
+        self._lanes, ways = _agreed(center, site, lanes, sharded, failed, device)
         mine = [lane for lane, ranks in enumerate(self._lanes) if center.world_rank in ranks]
+        self._way = ways[mine[0]] if mine else "mpi"
         self.carries = bool(mine)
         # Ranks inside this data center, by lane.
         site.carriers = [center.topology.centers[center.index].world_ranks.index(r[center.index]) for r in self._lanes]
         self._lane = _group(center.world, self._lanes[mine[0]]) if mine else None
         self._groups: dict[tuple[int, ...], MPI.Intracomm] = {}
         self._device, self._wires = device, dict[tuple[int, ...], TensorWire]()
-        if self._lane is not None:
-            self._wire_of(self.roster)
+        if device is not None:
+            self._connect_devices(center, site)
         if center.leaders is not None:
             now = time.monotonic()
             self._mailbox = Mailbox(center.leaders)
@@ -201,6 +202,22 @@ class MpiBetween:
             self._groups[present] = _group(self._lane, list(present))
         return self._groups[present]
 
+    def _connect_devices(self, center: DataCenter, site: MpiSite) -> None:
+        """Find out before training whether tensors get from device to device. Collective over the world."""
+        said = ""
+        try:
+            if self._lane is not None:
+                self._wire_of(self.roster)
+        except RuntimeError as error:
+            said = f"in {center.name}: {str(error).splitlines()[0]}"
+        found = site.gather(said)
+        everyone = None if center.leaders is None or found is None else allgather_plain(center.leaders, found)
+        if texts := [text for of_center in site.bcast(everyone) or () for text in of_center if text]:
+            raise ConfigurationError(
+                f"exchange: device=True: the leaders' devices cannot talk ({texts[0]}); NCCL_DEBUG=INFO says more. "
+                "Leave device out, or mend that"
+            ).on_all_ranks()
+
     def _wire_of(self, present: tuple[int, ...]) -> TensorWire:
         """What tensors go by between these ranks. Collective over them alone."""
         if present not in self._wires:
@@ -214,8 +231,8 @@ class MpiBetween:
 
 def _agreed(
     center: DataCenter, site: MpiSite, lanes: int | None, sharded: bool, failed: str, device: torch.device | None
-) -> tuple[list[list[int]], DeviceWay]:
-    """World ranks of each lane, and how models travel that do so from devices. Collective over the world."""
+) -> tuple[list[list[int]], list[DeviceWay]]:
+    """World ranks of each lane, and how its models travel where they do so from devices. Collective over the world."""
     wanted = site.gather(["a model in shards" if sharded else lanes, failed, device_facts(device)])
     everyone = None if center.leaders is None or wanted is None else allgather_plain(center.leaders, wanted)
     by_center = site.bcast(everyone) or []
@@ -227,14 +244,13 @@ def _agreed(
         _check_alike("settings of exchange: device", [facts is not None for _, _, facts in brought])
         dealt = deal_shards(center.topology) if sharded else deal(places_of(center.topology), lanes)
         if device is None:
-            return dealt, "mpi"
+            return dealt, ["mpi" for _ in dealt]
         facts = {
             world_rank: (one.name, of_rank[2])
             for one, of_center in zip(center.topology.centers, by_center, strict=True)
             for world_rank, of_rank in zip(one.world_ranks, of_center, strict=True)
         }
-        ways = [choose_way([facts[rank] for rank in lane]) for lane in dealt]
-        return dealt, "mpi" if set(ways) == {"mpi"} else "collectives"
+        return dealt, [choose_way([facts[rank] for rank in lane]) for lane in dealt]
     except ConfigurationError as error:
         raise error.on_all_ranks() from None
 

@@ -9,9 +9,13 @@ a run is found here, by all leaders together.
 
 from __future__ import annotations
 
+import atexit
+import os
 import socket
-import weakref
-from collections.abc import Iterable, Sequence
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -128,15 +132,23 @@ class CollectiveWire:
         hosts = allgather_plain(leaders, socket.gethostname())
         host, store = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0], None
         if self.rank == 0:
-            store = distributed.TCPStore(host, 0, None, True, _START, False)
+            with suppress(RuntimeError):  # all are told below
+                store = distributed.TCPStore(host, 0, None, True, _START, False)
         port = allgather_plain(leaders, 0 if store is None else store.port)[0]
-        if store is None:
-            store = distributed.TCPStore(host, port, None, False, _START)
-        self._group: Any = _group(device.type == "cuda", store, self.rank, self.size)
-        self._group.allreduce(torch.ones(1, device=device)).wait()  # what cannot work is to be known before training
+        if not port:
+            raise RuntimeError(f"no port could be opened on {hosts[0]}")
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        weakref.finalize(self, _let_go, self._group)  # its threads would outlive the interpreter
+            torch.cuda.empty_cache()  # NCCL takes memory of its own, and torch may have kept it all
+        with _ends_in_time():
+            if store is None:
+                store = distributed.TCPStore(host, port, None, False, _START)
+            self._group: Any = _group(device.type == "cuda", store, self.rank, self.size)
+            _groups.append(self._group)
+            # What cannot work is to be known before training. NCCL connects two ranks when they first talk.
+            each, there = [1] * self.size, torch.ones(self.size, device=device)
+            self._group.alltoall_base(torch.empty_like(there), there, each, each).wait()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     def exchange(self, tag: int, receives: Sequence[Tagged], sends: Iterable[Tagged]) -> Exchange:
         given, places = dict(sends), dict(receives)
@@ -152,9 +164,34 @@ class CollectiveWire:
         return _Collective(work, going, coming, [places[k] for k in range(self.size) if k in places], others)
 
 
-def _let_go(group: Any) -> None:
-    if hasattr(group, "shutdown"):
-        group.shutdown()
+# They live as long as the process: NCCL ends one only when all its ranks of a node do, and together they do so at the
+# end alone.
+_groups: list[Any] = []
+_wires: dict[tuple[Any, ...], CollectiveWire] = {}
+
+
+@atexit.register
+def _let_go() -> None:
+    while _groups:
+        _groups.pop().shutdown()
+
+
+@contextmanager
+def _ends_in_time() -> Iterator[None]:
+    """End the process, and so the run, where NCCL waits for ever for a leader that a network does not reach."""
+
+    def end() -> None:
+        text = f"exchange: device=True: the leaders did not find each other in {_START.total_seconds():.0f} s"
+        print(f"colearn-hpc: error: {text}; see NCCL_SOCKET_IFNAME, or leave device out", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(1.5 * _START.total_seconds(), end)  # a store that is not found says so earlier
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _group(on_gpus: bool, store: Any, rank: int, size: int) -> Any:
@@ -176,6 +213,8 @@ class _Collective:
         if not self._work.is_completed():
             return False
         self._work.wait()  # sums are done in another stream than it came in; raises if it failed
+        if not self._work.is_success():
+            raise RuntimeError("a message between the leaders' GPUs was lost")
         start = 0
         for place in self._places:
             place.copy_(self._coming[start : start + len(place)])
@@ -205,7 +244,9 @@ def device_facts(device: torch.device | None) -> list[str] | None:
     name = ""
     if device.type == "cuda":
         name = f"{socket.gethostname()} {getattr(torch.cuda.get_device_properties(device), 'uuid', device.index)}"
-    return [device.type, aware, "NCCL" if distributed.is_nccl_available() else "", name]
+    # Before 2.6 torch's NCCL did not raise where a message was lost.
+    usable = distributed.is_nccl_available() and hasattr(distributed.ProcessGroupNCCL, "shutdown")
+    return [device.type, aware, "NCCL" if usable else "", name]
 
 
 def choose_way(facts: Sequence[tuple[str, Sequence[str]]]) -> DeviceWay:
@@ -238,7 +279,10 @@ def choose_way(facts: Sequence[tuple[str, Sequence[str]]]) -> DeviceWay:
     if unaware is None:
         return "mpi"
     if blind:
-        why, remedy = f"torch has no NCCL in {', '.join(blind)}", "install a CUDA build of torch there"
+        why, remedy = (
+            f"torch has no NCCL, or is older than 2.6, in {', '.join(blind)}",
+            "install a new CUDA build of it",
+        )
     else:
         why = f"data centers {', '.join(shared)} share a GPU, which NCCL does not allow"
         remedy = "give each a GPU of its own"
@@ -258,4 +302,10 @@ def wire_of(leaders: MPI.Comm, device: torch.device | None, way: DeviceWay) -> T
     """
     if device is None or way == "mpi" or leaders.Get_size() == 1:
         return MpiWire(leaders)
-    return CollectiveWire(leaders, device)
+    from mpi4py import MPI
+
+    # One for all runs of a process.
+    key = (*allgather_plain(leaders, MPI.COMM_WORLD.Get_rank()), str(device))
+    if key not in _wires:
+        _wires[key] = CollectiveWire(leaders, device)
+    return _wires[key]

@@ -112,7 +112,7 @@ class SharedModelAverager(HoldsOneModel):
             facts = means.take(shared.offer(model, prepared.source, given.weights, prepared.encoding), given.present)
         if void := self._why_void(facts):
             return self._void(Void(void), given, end)
-        new = shared.following(model, facts, changes)
+        new = shared.following(model, facts, changes, bool(end.absent))
         seconds = time.monotonic() - clock
 
         # The decision comes in a meeting of its own: once it is here, everyone has the mean, and all commit.

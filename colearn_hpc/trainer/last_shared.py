@@ -161,6 +161,8 @@ class SharedModel:
         if self._place.means.carries:
             self.previous = model.pack()
             self._measure(model, self.previous)
+        if self._place.means.device.type != "cpu":
+            self.buffer(model)  # what a GPU has no memory for is to be known before training
 
     def align(self, model: FlatModel) -> None:
         """Lay the last shared model out as ``model`` is, where other parameters are trained than before."""
@@ -275,7 +277,9 @@ class SharedModel:
         parameters, state = self._outer.step(self._last(model), mean[:size], self._outer_state)
         return torch.cat((parameters, mean[size:])), state
 
-    def following(self, model: FlatModel, facts: MeanFacts | None, changes: bool = True) -> NewShared:
+    def following(
+        self, model: FlatModel, facts: MeanFacts | None, changes: bool = True, absent: bool = False
+    ) -> NewShared:
         """The shared model that follows from a mean that is in the buffer, on all ranks. Collective over the data
         center.
 
@@ -283,12 +287,13 @@ class SharedModel:
             model: of the module; it stays as it is.
             facts: what this rank knows of the mean.
             changes: the mean is another model than was trained.
+            absent: this data center sits the round out, and has left its process group.
         """
         means, vector, outer_state = self._place.means, self.buffer(model), None
         if means.carries:
             vector, outer_state = self.stepped(model, vector)
         if changes or means.sharded:
-            facts = means.spread(vector, facts)
+            facts = means.spread(vector, facts, through_host=absent)
         if changes:
             model.round_(vector)
         return NewShared(self, model, vector, facts, outer_state, self.in_shards(model, vector))

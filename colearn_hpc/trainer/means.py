@@ -122,12 +122,13 @@ class Means:
             self._under_way.abandon(stall_watch(names, self._patience))
             self._under_way = None
 
-    def spread(self, vector: Tensor, facts: MeanFacts | None) -> MeanFacts | None:
+    def spread(self, vector: Tensor, facts: MeanFacts | None, through_host: bool = False) -> MeanFacts | None:
         """Put the carriers' parts of the mean into every rank's vector, in place. Collective over the data center.
 
         Args:
             vector: the mean, shape ``(n,)``; on carriers their part is there.
             facts: what carriers know of theirs.
+            through_host: the data center has no process group, for it has left that; equal on all its ranks.
 
         Returns:
             On the leader what is known of all of it, elsewhere ``facts``.
@@ -137,12 +138,14 @@ class Means:
         lanes = len(self._site.carriers)
         found: Sequence[MeanFacts | None] | None = self._site.gather(facts) if lanes > 1 else None
         parts = parts_of(len(vector), lanes)
-        if self._on_device and not self.sharded:
+        if self._on_device and not self.sharded and not through_host:
             # By the data center's own process group, which is DDP's: NCCL on GPUs.
             self._site.bcast(None)  # who is early waits politely, and nobody's code runs from here on
             for carrier, part in zip(self._site.carriers, parts, strict=True):
                 if len(vector[part]):
                     distributed.broadcast(vector[part], carrier)
         elif not self.sharded:
-            self._site.spread(vector, parts)
+            self._site.spread(host := vector.cpu(), parts)
+            if host is not vector:
+                vector.copy_(host)
         return facts if found is None else functools.reduce(operator.add, filter(None, found))

@@ -332,7 +332,7 @@ STEPS = (
     Step("lost-gpu", lost_gpu, 60),
     Step("restart-in-nccl", restart_in_nccl, 90),
     Step("nccl-mixed", nccl_mixed, 60),
-    Step("device", device, 60),
+    Step("device", device, 120),
     Step("exchange", exchange, 60),
     Step("pace", pace, 60),
 )

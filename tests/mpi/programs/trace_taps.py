@@ -46,8 +46,8 @@ def tap(meeting: Callable[[dict[str, Any]], None], mean: Callable[[Tensor], None
             meeting({"kind": kind, "round": outcome.topic.round, "present": list(here), "brought": brought})
         return attendance
 
-    def tapped_spread(self, vector, facts):
-        facts = spread(self, vector, facts)
+    def tapped_spread(self, vector, facts, **how):
+        facts = spread(self, vector, facts, **how)
         mean(vector)
         return facts
 
