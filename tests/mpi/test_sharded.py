@@ -19,6 +19,7 @@ RUNS = {
     "whole, outer": {"shards": False, "outer": True},
     "shards, outer": {"shards": True, "outer": True},
     "int8": {"shards": True, "exchange": {"codec": "int8"}},
+    "device": {"shards": True, "exchange": {"device": True}},
     "plain": {"shards": False, "plain": True},
     "tensor": {"shards": True, "tensor": True},
     "tensor, stopped": STOP | {"tensor": True, "folder": "tensor-stopped"},
@@ -57,6 +58,12 @@ def test_fsdp2_has_the_bits_of_ddp(found, whole, shards):
     assert found[shards]["changes"] == pytest.approx(found[whole]["changes"], rel=1e-12), "eq. 4: other summands"
     for mine, theirs in zip(found[shards]["divergences"], found[whole]["divergences"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6)
+
+
+def test_from_device_to_device(found):
+    """Each rank is a lane, and sends its shard from where it lies."""
+    assert found["device"]["bits"] == found["shards"]["bits"]
+    assert found["device"]["changes"] == found["shards"]["changes"]
 
 
 def test_tensor_parallelism(found):
