@@ -83,7 +83,7 @@ DEVICE = {
     "stopped-in-mid-epoch": scenario({"stops": (3, 1)}, {}, **ON_DEVICE),
     "2-ranks": scenario(ranks=2, exchange={"lanes": 1, "device": True}),
     "2-ranks-2-lanes": scenario(ranks=2, exchange={"lanes": 2, "device": True}),
-    "2-ranks-restart-in-mid-round": scenario(ranks=2, exchange={"device": True}, fails=("dc1", 3, "1", 1)),
+    "2-ranks-restart-in-mid-round": scenario(ranks=2, exchange={"lanes": 2, "device": True}, fails=("dc1", 3, "1", 1)),
     "one-of-3-leaves": scenario(centers=3, leaves=("dc2", 2, "1"), **ON_DEVICE),
     "2-ranks-sits-out": scenario(ranks=2, fails=("dc1", 2, "1", 9), on_failure="continue_without", **ON_DEVICE),
 }
