@@ -131,10 +131,8 @@ class Participant:
 
         self.place = place or Place.of(DataCenter.join(), device=device)
         self.report = CenterReport(self.place.center.name)
-        chosen, hiding = (
-            Settings(schedule=None, rule=None, codec=codec_of(codec), device=device is not None, **settings),
-            None,
-        )
+        hiding = None
+        chosen = Settings(schedule=None, rule=None, codec=codec_of(codec), device=device is not None, **settings)
         if chosen.secure:
             assert folder is not None, "with secure"
             hiding = SecureSums(self.place, chosen, folder)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,13 @@ def changes(rounds: dict[str, list[dict[str, Any]]], epsilon: float) -> str:
         return alone(picture(figure, "choosing", title))
 
 
-def arms(name: str, title: str, rows: list[dict[str, Any]]) -> str:
+def arms(name: str, title: str, rows: list[dict[str, Any]], ticks: Sequence[float]) -> str:
     """Every arm of a study: the accuracy of each seed's run, and the bytes that it sent.
 
     Args:
         name, title: of the picture.
         rows: runs, as in ``bench_digits.json``.
+        ticks: of the bytes, MB.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
     height = {name: number for number, name in enumerate(names)}
@@ -135,8 +137,7 @@ def arms(name: str, title: str, rows: list[dict[str, Any]]) -> str:
         accuracy.set_yticks(range(len(names)), [label(name) for name in names])
         accuracy.invert_yaxis()
         sent.set(xlabel="MB sent (log scale); no dot: none", xscale="log")
-        most = max(row["bytes_sent"] for row in rows) / 1e6
-        sent.set_xticks(ticks := [0.05, 0.2, 1, 3] if most < 10 else [15, 30, 75], [f"{tick:g}" for tick in ticks])
+        sent.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         sent.minorticks_off()
         figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         return alone(picture(figure, name, title))
@@ -175,9 +176,12 @@ def main() -> None:
             (chosen.pictures / f"{name}.svg").write_text(draw(json.loads(path.read_text())["rows"]))
     if (path := chosen.results / "growth.json").exists():
         (chosen.pictures / "growth.svg").write_text(growth(json.loads(path.read_text())))
-    for name, what in (("bench_digits", "handwritten digits"), ("bench_cifar10", "CIFAR-10")):
+    for name, what, ticks in (
+        ("bench_digits", "handwritten digits", (0.05, 0.2, 1, 3)),
+        ("bench_cifar10", "CIFAR-10", (15, 30, 75)),
+    ):
         if (path := chosen.results / f"{name}.json").exists():
-            drawn = arms(name, f"All arms on {what}", json.loads(path.read_text())["rows"])
+            drawn = arms(name, f"All arms on {what}", json.loads(path.read_text())["rows"], ticks)
             (chosen.pictures / f"{name}.svg").write_text(drawn)
     if (path := chosen.results / "quickstart.json").exists():
         (chosen.pictures / "quickstart.svg").write_text(overview(json.loads(path.read_text())))

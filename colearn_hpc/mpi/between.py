@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -210,9 +210,7 @@ class MpiBetween:
                 self._wire_of(self.roster)
         except RuntimeError as error:
             said = f"in {center.name}: {str(error).splitlines()[0]}"
-        found = site.gather(said)
-        everyone = None if center.leaders is None or found is None else allgather_plain(center.leaders, found)
-        if texts := [text for of_center in site.bcast(everyone) or () for text in of_center if text]:
+        if texts := [text for of_center in _from_all(center, site, said) for text in of_center if text]:
             raise ConfigurationError(
                 f"exchange: device=True: the leaders' devices cannot talk ({texts[0]}); NCCL_DEBUG=INFO says more. "
                 "Leave device out, or mend that"
@@ -233,9 +231,7 @@ def _agreed(
     center: DataCenter, site: MpiSite, lanes: int | None, sharded: bool, failed: str, device: torch.device | None
 ) -> tuple[list[list[int]], list[DeviceWay]]:
     """World ranks of each lane, and how its models travel where they do so from devices. Collective over the world."""
-    wanted = site.gather(["a model in shards" if sharded else lanes, failed, device_facts(device)])
-    everyone = None if center.leaders is None or wanted is None else allgather_plain(center.leaders, wanted)
-    by_center = site.bcast(everyone) or []
+    by_center = _from_all(center, site, ["a model in shards" if sharded else lanes, failed, device_facts(device)])
     brought = [one for of_center in by_center for one in of_center]
     if failures := [text for _, text, _ in brought if text]:
         raise PeerError(failures[0])
@@ -253,6 +249,14 @@ def _agreed(
         return dealt, [choose_way([facts[rank] for rank in lane]) for lane in dealt]
     except ConfigurationError as error:
         raise error.on_all_ranks() from None
+
+
+def _from_all(center: DataCenter, site: MpiSite, content: Any) -> list[list[Any]]:
+    """What each rank brings, plain data, by data center and place in it. Collective over the world; waits politely
+    inside a data center."""
+    found = site.gather(content)
+    everyone = None if center.leaders is None or found is None else allgather_plain(center.leaders, found)
+    return site.bcast(everyone) or []
 
 
 def _check_alike(what: str, said: Sequence[object]) -> None:

@@ -13,6 +13,14 @@ _LIBRARY = re.compile(r"/lib(pmpi|mpi|mpich|mpi_[a-z\d_]+)\.so[.\d]*$")
 _SWITCHES = {"MPICH_GPU_SUPPORT_ENABLED": "Cray", "I_MPI_OFFLOAD": "Intel", "MV2_USE_CUDA": "MVAPICH"}
 
 
+def mpi_name() -> str:
+    """Vendor of the MPI, with its version. Starts MPI."""
+    from mpi4py import MPI
+
+    vendor, version = MPI.get_vendor()
+    return f"{vendor} {'.'.join(map(str, version))}"
+
+
 def cuda_aware(vendor: str, known: str, environ: Mapping[str, str] = os.environ) -> str:
     """A word (yes, no, unknown), and what to do about it. MPI must have been started.
 

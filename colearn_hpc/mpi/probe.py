@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from colearn_hpc.mpi.cuda_aware import mpi_name
 from colearn_hpc.mpi.wire import allgather_plain
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def describe_mpi() -> dict[str, str]:
         MPI.THREAD_SERIALIZED: "serialized",
         MPI.THREAD_MULTIPLE: "multiple",
     }
-    vendor, version = MPI.get_vendor()
+    vendor, _ = MPI.get_vendor()
     return {
-        "vendor": f"{vendor} {'.'.join(map(str, version))}",
+        "vendor": mpi_name(),
         "standard": ".".join(map(str, MPI.Get_version())),
         "mpi4py": mpi4py.__version__,
         "threads": levels[MPI.Query_thread()],

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, distributed
 
 from colearn_hpc.errors import ConfigurationError
-from colearn_hpc.mpi.cuda_aware import cuda_aware
+from colearn_hpc.mpi.cuda_aware import cuda_aware, mpi_name
 from colearn_hpc.mpi.wire import allgather_plain
 
 if TYPE_CHECKING:
@@ -237,16 +237,12 @@ def device_facts(device: torch.device | None) -> list[str] | None:
     """
     if device is None:
         return None
-    from mpi4py import MPI
-
-    vendor, version = MPI.get_vendor()
-    aware = cuda_aware(f"{vendor} {'.'.join(map(str, version))}", "unknown")
     name = ""
     if device.type == "cuda":
         name = f"{socket.gethostname()} {getattr(torch.cuda.get_device_properties(device), 'uuid', device.index)}"
     # Before 2.6 torch's NCCL did not raise where a message was lost.
     usable = distributed.is_nccl_available() and hasattr(distributed.ProcessGroupNCCL, "shutdown")
-    return [device.type, aware, "NCCL" if usable else "", name]
+    return [device.type, cuda_aware(mpi_name(), "unknown"), "NCCL" if usable else "", name]
 
 
 def choose_way(facts: Sequence[tuple[str, Sequence[str]]]) -> DeviceWay:

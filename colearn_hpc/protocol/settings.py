@@ -251,17 +251,22 @@ _LEFT_OUT = (
 _BETWEEN_SITES = ("bf16", "fp16", "int8")  # codecs that a coordinator knows too
 _NOT_BETWEEN_SITES = "{} works inside one MPI world, and not yet between the sites of a federation; leave it out"
 
-# With exchange: {device: true}: (whether it holds, what is said).
+# What goes with no exchange: {device: true}: (whether it is there, what is said).
 _NOT_ON_DEVICES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
-    (lambda s: s.device and s.codec is not None, 'codec="{s.codec.name}" is written for CPUs'),
-    (lambda s: s.device and s.whole_numbers, "sums={s.sums} are written for CPUs"),
-    (lambda s: s.device and s.combiner is not None, "combine={s.combiner} is written for CPUs"),
-    (lambda s: s.device and _with_predictions(s), 'with combine="predictions" no model travels'),
-    (lambda s: s.device and _with_correction(s), "local_correction={correction} keeps its vectors in host memory"),
-    (lambda s: s.device and _with_kept(s), "kept_model={kept} keeps its vectors in host memory"),
-    (lambda s: s.device and s.overlap, "with overlap=True its sums would wait in the GPU's queue behind training's"),
-    (lambda s: s.device and _in_fragments(s), "fragments={s.fragments} are kept in host memory"),
+    (lambda s: s.codec is not None, 'codec="{s.codec.name}" is written for CPUs'),
+    (lambda s: s.whole_numbers, "sums={s.sums} are written for CPUs"),
+    (lambda s: s.combiner is not None, "combine={s.combiner} is written for CPUs"),
+    (_with_predictions, 'with combine="predictions" no model travels'),
+    (_with_correction, "local_correction={correction} keeps its vectors in host memory"),
+    (_with_kept, "kept_model={kept} keeps its vectors in host memory"),
+    (lambda s: s.overlap, "with overlap=True its sums would wait in the GPU's queue behind training's"),
+    (_in_fragments, "fragments={s.fragments} are kept in host memory"),
 )
+
+
+def _and_on_device(holds: Callable[[Settings], bool]) -> Callable[[Settings], bool]:
+    return lambda s: s.device and holds(s)
+
 
 # What cannot be had together: (whether it holds, what is said). In the text, `s` is the Settings.
 CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
@@ -496,7 +501,10 @@ CLASHES: tuple[tuple[Callable[[Settings], bool], str], ...] = (
         _NOT_BETWEEN_SITES.format("exchange: device=True"),
     ),
     *(
-        (holds, f"exchange: device=True takes the mean of eq. 2 in the GPU's memory, and {text}. Drop one of the two")
+        (
+            _and_on_device(holds),
+            f"exchange: device=True takes the mean of eq. 2 in the GPU's memory, and {text}. Drop one of the two",
+        )
         for holds, text in _NOT_ON_DEVICES
     ),
 )
