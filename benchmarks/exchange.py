@@ -99,7 +99,7 @@ def periodic_averager(module: torch.nn.Module) -> Callable[[], None]:
 def watch(spent: dict[str, list[float]]) -> None:
     """Book wall time by stage, on this rank. It includes the time in which another rank has the core."""
     from colearn_hpc.algorithm import shared_model, slice_sums
-    from colearn_hpc.mpi import pipeline
+    from colearn_hpc.mpi import pipeline, tensor_wire
     from colearn_hpc.trainer import averaging, round_end
 
     def timed(owner: Any, name: str, label: str) -> None:
@@ -128,7 +128,7 @@ def watch(spent: dict[str, list[float]]) -> None:
     timed(slice_sums.SliceSums, "mean", "sum")
     timed(slice_sums.SliceSums, "squares", "norm")
     timed(slice_sums.SliceSums, "distances", "divergence")
-    timed(pipeline.Pipeline, "_send", "send")
+    timed(tensor_wire.MpiWire, "exchange", "send")
     timed(pipeline.Pipeline, "run", PIPELINE)
     timed(shared_model.FlatModel, "unpack", "commit")
 

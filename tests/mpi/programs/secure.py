@@ -25,6 +25,7 @@ from colearn_hpc import CoLearning, DataCenter
 from colearn_hpc.algorithm import slices
 from colearn_hpc.mpi import pipeline
 from colearn_hpc.mpi.pipeline import Pipeline
+from colearn_hpc.mpi.tensor_wire import MpiWire
 from colearn_hpc.trainer.sums import WholeSums
 
 
@@ -36,16 +37,20 @@ class Normed(toy.Toy):
         self.net = torch.nn.Sequential(torch.nn.BatchNorm1d(toy.FEATURES), net)
 
 
-SEND, PREPARE = Pipeline._send, WholeSums.prepare
+EXCHANGE, PREPARE = MpiWire.exchange, WholeSums.prepare
 
 
 def record(out: Path, rank: int) -> None:
     """Write down what leaves this leader, and what it must not show."""
 
-    def tapped_send(self, number, message, k, tag):
+    def tapped(sends):
         with (out / f"sent-{rank}.bin").open("ab") as file:
-            file.write(message.numpy().tobytes() if tag == pipeline._TO_OWNER else b"")
-        SEND(self, number, message, k, tag)
+            for k, message in sends:
+                file.write(message.numpy().tobytes())
+                yield k, message
+
+    def tapped_exchange(self, tag, receives, sends):
+        return EXCHANGE(self, tag, receives, tapped(sends) if tag == pipeline._TO_OWNER else sends)
 
     def tapped_prepare(self, mean):
         found = PREPARE(self, mean)
@@ -53,7 +58,7 @@ def record(out: Path, rank: int) -> None:
             file.write(found.source.vector.numpy().tobytes() + mean.model.pack().numpy().tobytes())
         return found
 
-    Pipeline._send, WholeSums.prepare = tapped_send, tapped_prepare
+    MpiWire.exchange, WholeSums.prepare = tapped_exchange, tapped_prepare
 
 
 def kill(colearning: CoLearning, place: str) -> None:
