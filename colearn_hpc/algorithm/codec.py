@@ -52,9 +52,24 @@ class Codec(Protocol):
     def nbytes(self, count: int) -> int:
         """Length of the message for ``count`` values, in bytes."""
 
-    def encode(self, values: Tensor, out: Tensor, lacking: Tensor | None = None) -> None:
-        """Write ``values``, float32 of shape ``(n,)``, into ``out``, uint8 of shape ``(nbytes(n),)``; and into
-        ``lacking``, of the values' shape and elsewhere, what the message could not say."""
+    def encode(
+        self,
+        values: Tensor,
+        out: Tensor,
+        lacking: Tensor | None = None,
+        *,
+        base: Tensor | None = None,
+        lacked: Tensor | None = None,
+    ) -> None:
+        """Write a message.
+
+        Args:
+            values: float32, shape ``(n,)``.
+            out: where to, uint8 of shape ``(nbytes(n),)``.
+            lacking: where to write what the message could not say, shape ``(n,)``, memory of its own.
+            base: is taken from the values first, as ``decode`` adds it, shape ``(n,)``.
+            lacked: of earlier messages, is added to the values then, shape ``(n,)``.
+        """
 
     def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
         """Write the values of a message into ``out``, float32 of shape ``(n,)``; added to ``base``, if given."""
@@ -63,7 +78,17 @@ class Codec(Protocol):
 class _InTorch:
     """What codecs have in common that are written with torch."""
 
-    def encode(self, values: Tensor, out: Tensor, lacking: Tensor | None = None) -> None:
+    def encode(
+        self,
+        values: Tensor,
+        out: Tensor,
+        lacking: Tensor | None = None,
+        *,
+        base: Tensor | None = None,
+        lacked: Tensor | None = None,
+    ) -> None:
+        values = values if base is None else values - base
+        values = values if lacked is None else values + lacked
         self._encode(values, out)
         if lacking is not None:
             self._decode(out, lacking)
@@ -86,14 +111,22 @@ class _Compiled(_InTorch):
 
     name: str
 
-    def encode(self, values: Tensor, out: Tensor, lacking: Tensor | None = None) -> None:
+    def encode(
+        self,
+        values: Tensor,
+        out: Tensor,
+        lacking: Tensor | None = None,
+        *,
+        base: Tensor | None = None,
+        lacked: Tensor | None = None,
+    ) -> None:
         kernels = compiled.kernels(self.name)
         if kernels is None:
-            super().encode(values, out, lacking)
+            super().encode(values, out, lacking, base=base, lacked=lacked)
             return
         steps, scales = self._parts(out, len(values))
-        rest = _NOTHING if lacking is None else lacking.numpy()
-        kernels.encode(values.numpy(), steps.numpy(), scales.numpy(), rest, BLOCK)
+        given = [_NOTHING if tensor is None else tensor.numpy() for tensor in (base, lacked, lacking)]
+        kernels.encode(values.numpy(), *given[:2], steps.numpy(), scales.numpy(), given[2], BLOCK)
 
     def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
         kernels = compiled.kernels(self.name)

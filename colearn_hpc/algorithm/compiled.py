@@ -1,8 +1,9 @@
-"""The loops of the codecs in machine code, where numba is installed (``pip install 'colearn_hpc[speed]'``).
+"""The loops of the codecs and of sums in machine code, where numba is installed (``pip install 'colearn_hpc[speed]'``).
 
-Written with torch, a codec goes over a slice once for each operation, and each call takes as long as a thousand values.
-Here one loop does all operations on a block while it is in the core's cache. Both ways carry out the same operations on
-each value, so their messages have the same bits, and data centers with numba and without may be mixed.
+Written with torch, a codec or a sum goes over a slice once for each operation, and each call takes as long as a
+thousand values. Here one loop does all operations on a block while it is in the core's cache. Both ways carry out the
+same operations on each value, so messages and means have the same bits, and data centers with numba and without may be
+mixed.
 
 Machine code is made for the processor before a run's first exchange, and kept in numba's cache.
 """
@@ -26,8 +27,9 @@ class Kernels:
     float32; the last block may be shorter.
 
     Attributes:
-        encode: values, whole numbers, scales, lacking, block; writes whole numbers and scales, and into
-            ``lacking``, where it is not empty, the values less what the message says.
+        encode: values, base, lacked, whole numbers, scales, lacking, block; takes ``base`` from the values and adds
+            what earlier messages ``lacked``, where these are not empty; writes whole numbers and scales, and into
+            ``lacking``, where that is not empty, what the message does not say.
         decode: whole numbers, scales, values, base, block; writes values, added to ``base`` where that is not empty.
     """
 
@@ -35,11 +37,27 @@ class Kernels:
     decode: Callable[..., None]
 
 
-WORTH = 1 << 23  # values of a vector from which on a run earns back the half second that numba's import takes
+@dataclass(frozen=True)
+class Sums:
+    """The loops of :class:`~colearn_hpc.algorithm.slice_sums.SliceSums` for so many rows, float32 of shape ``(n,)``.
+
+    Attributes:
+        mean: rows, weights, total, out; the weighted mean in float64, summed in the order of the rows. The weights must
+            be float32's numbers: then float64 holds each product exactly, as torch does, which adds it unrounded.
+        distances: rows, mean, squares; each row's ``‖w_k - w̄‖²``, summed in float64.
+    """
+
+    mean: Callable[..., None]
+    distances: Callable[..., None]
+
+
+# Values of a vector from which on a run earns back the half second that numba's import takes; with a codec, without.
+WORTH, SUMS_WORTH = 1 << 23, 1 << 25
 
 _IN_PAIRS = 7  # whole numbers up to this one lie two in a byte
 _CODECS = {"int8": (127, "int8"), "int4": (_IN_PAIRS, "uint8")}  # levels, and dtype of what holds whole numbers
 _made: dict[str, Kernels] = {}
+_sums: dict[int, Sums | None] = {}  # by rows; None: numba does not work
 
 
 def prepare(codec: str) -> None:
@@ -57,22 +75,52 @@ def kernels(codec: str) -> Kernels | None:
     return _made.get(codec)
 
 
+def prepare_sums(rows: int) -> None:
+    """Compile the sums of so many rows, where numba is installed and works; once in a process."""
+    if rows < 2 or rows in _sums or find_spec("numba") is None:
+        return
+    try:
+        _sums[rows] = _compile_sums(rows)
+    except Exception as error:
+        _sums[rows] = None
+        log.warning("sums go without numba, which does not work here: %s", error)
+
+
+def sums(rows: int) -> Sums | None:
+    """The compiled sums of so many rows; None where none were prepared."""
+    return _sums.get(rows)
+
+
 def _compile(codec: str) -> Kernels:
     import numba
 
     levels, unit = _CODECS[codec]
-    values, steps = numba.float32[::1], getattr(numba, unit)[::1]
-
-    def compiled(loop: Callable[..., None], *arrays: Any) -> Callable[..., None]:
-        # The types are named, so that all is compiled now and none of it in a round.
-        signature = numba.void(*arrays, numba.int64)
-        try:
-            return numba.njit(signature, error_model="numpy", cache=True)(loop)
-        except RuntimeError:  # no folder where it may keep machine code
-            return numba.njit(signature, error_model="numpy")(loop)
-
+    values, steps, block = numba.float32[::1], getattr(numba, unit)[::1], numba.int64
     encode, decode = _loops(levels)
-    return Kernels(compiled(encode, values, steps, values, values), compiled(decode, steps, values, values, values))
+    return Kernels(
+        _compiled(encode, values, values, values, steps, values, values, block),
+        _compiled(decode, steps, values, values, values, block),
+    )
+
+
+def _compile_sums(rows: int) -> Sums:
+    import numba
+
+    values, doubles = numba.float32[::1], numba.float64[::1]
+    given = numba.types.UniTuple(values, rows)
+    return Sums(_compiled(_mean, given, doubles, numba.float64, values), _compiled(_distances, given, values, doubles))
+
+
+def _compiled(loop: Callable[..., None], *types: Any) -> Callable[..., None]:
+    """The types are named, so that all is compiled now and none of it in the middle of a mean."""
+    import numba
+
+    signature = numba.void(*types)
+    try:
+        found: Callable[..., None] = numba.njit(signature, error_model="numpy", cache=True)(loop)
+    except RuntimeError:  # no folder where it may keep machine code
+        found = numba.njit(signature, error_model="numpy")(loop)
+    return found
 
 
 # What follows is numba's Python: loops over single values, which it makes vector instructions of.
@@ -82,12 +130,23 @@ def _loops(levels: int) -> tuple[Callable[..., None], Callable[..., None]]:
     """Encoder and decoder of whole numbers from -levels to levels, for which both are made: a constant is faster than
     an argument. Those of int4 lie in pairs, of which each half is the number plus 8."""
 
-    def encode(values: Any, written: Any, scales: Any, lacking: Any, block: int) -> None:
-        sizes, largest = values.view(np.uint32), np.zeros(1, np.uint32)
-        largest_value, steps = largest.view(np.float32), np.zeros(block + 1, np.int32)
+    def encode(values: Any, base: Any, lacked: Any, written: Any, scales: Any, lacking: Any, block: int) -> None:
+        work, largest = np.zeros(block, np.float32), np.zeros(1, np.uint32)
+        sizes, largest_value, steps = work.view(np.uint32), largest.view(np.float32), np.zeros(block + 1, np.int32)
         for b in range(len(scales)):
             first, last = b * block, min((b + 1) * block, len(values))
-            numbers, bits = values[first:last], sizes[first:last]
+            numbers, bits, given = work[: last - first], sizes[: last - first], values[first:last]
+            if len(base):
+                start = base[first:last]
+                for i in range(len(given)):
+                    numbers[i] = given[i] - start[i]
+            else:
+                for i in range(len(given)):
+                    numbers[i] = given[i]
+            if len(lacked):
+                owed = lacked[first:last]
+                for i in range(len(numbers)):
+                    numbers[i] += owed[i]
             # Sizes of floats are ordered as their bits are, NaN above all; and whole numbers are compared faster.
             top = np.uint32(0)
             for i in range(len(bits)):
@@ -140,3 +199,34 @@ def _loops(levels: int) -> tuple[Callable[..., None], Callable[..., None]]:
                     out[i] = np.float32(steps[i]) * scale
 
     return encode, decode
+
+
+def _mean(rows: Any, weights: Any, total: float, out: Any) -> None:
+    sums = np.zeros(1024, np.float64)
+    for first in range(0, len(out), len(sums)):
+        last = min(first + len(sums), len(out))
+        some, row, weight = sums[: last - first], rows[0][first:last], weights[0]
+        for i in range(len(some)):
+            some[i] = np.float64(row[i]) * weight
+        for k in range(1, len(rows)):
+            row, weight = rows[k][first:last], weights[k]
+            for i in range(len(some)):
+                some[i] += np.float64(row[i]) * weight
+        means = out[first:last]
+        for i in range(len(some)):
+            means[i] = np.float32(some[i] / total)
+
+
+def _distances(rows: Any, mean: Any, squares: Any) -> None:
+    lanes = np.zeros(128, np.float64)  # sums side by side, which vector instructions can add to
+    for k in range(len(rows)):
+        lanes[:] = 0
+        for first in range(0, len(mean), len(lanes)):
+            last = min(first + len(lanes), len(mean))
+            row, middle = rows[k][first:last], mean[first:last]
+            for i in range(len(row)):
+                apart = np.float64(row[i] - middle[i])
+                lanes[i] += apart * apart
+        squares[k] = 0.0
+        for i in range(len(lanes)):
+            squares[k] += lanes[i]

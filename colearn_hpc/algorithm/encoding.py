@@ -54,6 +54,14 @@ class Ground:
     def __post_init__(self) -> None:
         self.sums, self.apart = SliceSums(self.width, self.result.device), [0.0] * len(self.weights)
 
+    def combine(self, combiner: Combine | None) -> Any:
+        """How the rows of a slice become one, see :meth:`SliceSums.mean`; None: eq. 2."""
+        if combiner is not None:
+            return combiner.combine
+        if len(self.result) >= compiled.SUMS_WORTH and not self.result.is_cuda:
+            compiled.prepare_sums(len(self.weights))
+        return self.sums.mean
+
     def measure(self, rows: Sequence[Tensor], mean: Tensor) -> None:
         """How far each row of a slice is from its mean, while both are in cache."""
         for index, distance in enumerate(self.sums.distances(rows, mean)):
@@ -186,7 +194,7 @@ class Plain(_Forgetful):
         return "mean" if self.combiner is None else None
 
     def begin(self, ground: Ground) -> tuple[Slices, Slices]:
-        combine = ground.sums.mean if self.combiner is None else self.combiner.combine
+        combine = ground.combine(self.combiner)
         return PlainSlices(ground, combine, ground.previous is not None), PlainSlices(ground, combine, False)
 
     def part(self, place: slice) -> Encoding:
@@ -303,7 +311,7 @@ class CodedSlices:
     def __init__(self, coded: Coded, ground: Ground) -> None:
         assert ground.previous is not None, "Coded.begin has looked"
         self._coded, self._codec, self._ground, self._previous = coded, coded.codec, ground, ground.previous
-        self._combine = ground.sums.mean if coded.combiner is None else coded.combiner.combine
+        self._combine = ground.combine(coded.combiner)
         # One for each row, one for their mean.
         self._decoded = torch.empty((len(ground.weights) + 1, ground.width))
 
@@ -312,13 +320,10 @@ class CodedSlices:
 
     def write(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
         """This leader's step since the last shared model, and what earlier messages lacked."""
-        coded = self._coded
-        step = self._step(values, place, self._decoded[-1])
-        if coded.residual is not None:
-            step.add_(coded.residual[place])
-        message = room[: self._codec.nbytes(len(step))]
-        self._codec.encode(step, message, None if coded.pending is None else coded.pending[place])
-        return message
+        base: Tensor | None = self._previous[place]
+        if values.dtype != torch.float32 or self._previous.dtype != torch.float32:
+            values, base = self._step(values, place, self._decoded[-1]), None
+        return self._encoded(values, place, room, base)
 
     def skip(self, place: slice) -> None:
         """Whoever gives nothing sends nothing, so what its messages lacked before is lacking still."""
@@ -328,7 +333,7 @@ class CodedSlices:
 
     def mean(self, rows: Sequence[Tensor], mine: int, place: slice, room: Tensor) -> Tensor:
         """The mean step: applied here, and as the message with which the others do the same."""
-        coded, length = self._coded, place.stop - place.start
+        length = place.stop - place.start
         steps = []
         for index, row in enumerate(rows):
             step = self._decoded[index, :length]
@@ -339,10 +344,7 @@ class CodedSlices:
             steps.append(step)
         mean = self._combine(steps, self._ground.weights, self._decoded[-1, :length])
         self._ground.measure(steps, mean)
-        if coded.residual is not None:
-            mean.add_(coded.residual[place])
-        message = room[: self._codec.nbytes(length)]
-        self._codec.encode(mean, message, None if coded.pending is None else coded.pending[place])
+        message = self._encoded(mean, place, room)
         self.read(message, place)
         return message
 
@@ -364,6 +366,13 @@ class CodedSlices:
 
     def measure(self, place: slice) -> float | None:
         return None
+
+    def _encoded(self, values: Tensor, place: slice, room: Tensor, base: Tensor | None = None) -> Tensor:
+        """The message of ``values`` less ``base``, and of what earlier messages lacked."""
+        message = room[: self._codec.nbytes(len(values))]
+        lacked, lacking = (None if r is None else r[place] for r in (self._coded.residual, self._coded.pending))
+        self._codec.encode(values, message, lacking, base=base, lacked=lacked)
+        return message
 
     def _step(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
         step, previous = room[: len(values)], self._previous[place]

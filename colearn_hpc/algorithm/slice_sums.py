@@ -9,8 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from colearn_hpc.algorithm import compiled
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class SliceSums:
             ``out``.
         """
         total = float(sum(weights))
+        loops = self._loops(rows, out)
+        if loops is not None and all(float(np.float32(w)) == w for w in weights):
+            loops.mean(tuple(row.numpy() for row in rows), np.array(weights, np.float64), total, out.numpy())
+            return out
         accumulated = self._first[: len(out)].copy_(rows[0])
         if weights[0] != 1:
             accumulated.mul_(weights[0])
@@ -105,14 +112,24 @@ class SliceSums:
         return Squares(float(torch.dot(fresh, fresh)), before, after)
 
     def distances(self, rows: Sequence[Tensor], mean: Tensor) -> list[float]:
-        """``‖w_k - w̄‖²`` of each row, a figure for people: summed in the rows' own precision.
+        """``‖w_k - w̄‖²`` of each row, a figure for people: its last digits may differ where machine code sums them.
 
         Args:
             rows: of w_k, each of shape ``(n,)``.
             mean: of w̄, shape ``(n,)``.
         """
+        if loops := self._loops(rows, mean):
+            squares = np.empty(len(rows))
+            loops.distances(tuple(row.numpy() for row in rows), mean.numpy(), squares)
+            return [float(square) for square in squares]
         step = self._first.view(mean.dtype)[: len(mean)]
         return [_square(torch.sub(row, mean, out=step)) for row in rows]
+
+    def _loops(self, rows: Sequence[Tensor], out: Tensor) -> compiled.Sums | None:
+        """Machine code for these, where there is some."""
+        loops = compiled.sums(len(rows))
+        fits = loops and not out.is_cuda and all(t.dtype == torch.float32 for t in (*rows, out))
+        return loops if fits else None
 
 
 def _square(vector: Tensor) -> float:

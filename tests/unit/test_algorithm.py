@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from colearn_hpc.algorithm import compiled
+from colearn_hpc.algorithm.encoding import Ground, Plain
 from colearn_hpc.algorithm.learning_rate import ConstantLR, CyclicalLR, EpochPosition, ExponentialLR
 from colearn_hpc.algorithm.local_epochs import FixedEpochs, IncreasingEpochs, RoundOutcome
 from colearn_hpc.algorithm.shared_model import (
@@ -222,3 +224,58 @@ def test_distances_of_slices(n, dtype, seed):
     )
     exact = [float((row.double() - mean.double()).square().sum()) for row in rows]
     assert SliceSums(n + 1).distances(list(rows), mean) == pytest.approx(exact, rel=1e-4)
+
+
+# --- sums in machine code -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled_sums(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(compiled, "_sums", {})
+    return compiled.prepare_sums
+
+
+@pytest.mark.parametrize("n", [0, 1, 127, 128, 1024, 1025, 40_001])
+@pytest.mark.parametrize("weights", [[1.0] * 5, [1.0] * 8, [3.0, 1.0], [9001.0, 8999.0, 7.0], [0.1, 1 / 3, 0.7]])
+@pytest.mark.parametrize("size", [1e-42, 1.0, 1e38])
+def test_compiled_sums_have_the_same_bits(n, weights, size, compiled_sums):
+    """With weights that are no float32's numbers too, which go by torch: it adds their products unrounded."""
+    rows = torch.randn((len(weights), n), generator=torch.Generator().manual_seed(n)).mul_(size).clamp_(-3e38, 3e38)
+    if n > 1:
+        rows[0, 0], rows[-1, 1], rows[0, -1] = math.inf, math.nan, -0.0
+    plain = SliceSums(n + 1).mean(list(rows), weights, torch.empty(n))
+    apart = SliceSums(n + 1).distances(list(rows[:, 2:]), plain[2:])
+    compiled_sums(len(weights))
+    assert compiled.sums(len(weights)), "not torch twice"
+    fast = SliceSums(n + 1).mean(list(rows), weights, torch.empty(n))
+    assert torch.equal(fast.view(torch.int32), plain.view(torch.int32))
+    assert SliceSums(n + 1).distances(list(rows[:, 2:]), plain[2:]) == pytest.approx(apart, rel=1e-5)
+    into = rows.clone()
+    assert torch.equal(SliceSums(n + 1).mean(list(into), weights, into[1]).view(torch.int32), plain.view(torch.int32))
+
+
+def test_compiled_sums_are_for_float32_on_the_processor(compiled_sums):
+    compiled_sums(2)
+    rows, sums = torch.randn((2, 50), dtype=torch.float64), SliceSums(50)
+    mean = sums.mean(list(rows), [1.0, 1.0], torch.empty(50, dtype=torch.float64))
+    assert torch.equal(mean, (rows[0] + rows[1]) / 2)
+    assert sums.distances(list(rows), mean) == pytest.approx([float((row - mean).square().sum()) for row in rows])
+
+
+def test_sums_for_which_numba_does_not_work_go_by_torch(compiled_sums, monkeypatch, caplog):
+    monkeypatch.setattr(compiled, "_compile_sums", lambda rows: 1 / 0)
+    compiled_sums(2)
+    compiled_sums(2)
+    assert compiled.sums(2) is None and caplog.text.count("sums go without numba") == 1
+    rows = torch.ones((2, 3))
+    assert torch.equal(SliceSums(3).mean(list(rows), [1.0, 1.0], torch.empty(3)), rows[0])
+
+
+@pytest.mark.parametrize(("size", "prepared"), [(1000, []), (5000, [3])])
+def test_small_vectors_do_not_wait_for_numba(monkeypatch, size, prepared):
+    found = []
+    monkeypatch.setattr(compiled, "SUMS_WORTH", 5000)
+    monkeypatch.setattr(compiled, "prepare_sums", found.append)
+    Plain().begin(Ground(torch.empty(size), None, [1.0] * 3, 10))
+    assert sorted(set(found)) == prepared

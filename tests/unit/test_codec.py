@@ -139,7 +139,8 @@ def test_compiled_loops_write_the_same_bits(name, size, count, monkeypatch):
     pytest.importorskip("numba")
     generator = torch.Generator().manual_seed(count)
     values = torch.randn(count, generator=generator).mul_(size).clamp_(-3e38, 3e38)
-    base, codec, found = torch.randn(count, generator=generator), codec_of(name), []
+    base, lacked = torch.randn((2, count), generator=generator)
+    codec, found = codec_of(name), []
     monkeypatch.setattr(compiled, "_made", {})
     for prepares in (False, True):
         if prepares:
@@ -150,8 +151,20 @@ def test_compiled_loops_write_the_same_bits(name, size, count, monkeypatch):
         codec.encode(values, message, lacking)
         codec.decode(message, decoded)
         codec.decode(message, added, base)
-        found.append([message.view(torch.uint8), lacking, decoded, added])
+        found.append([message.clone(), lacking.clone(), decoded, added])
+        for more in ({"base": base}, {"lacked": lacked}, {"base": base, "lacked": lacked}):
+            codec.encode(values, message, lacking, **more)
+            found[-1] += [message.clone(), lacking.clone()]
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_what_is_written_is_values_less_base_and_what_lacked(name):
+    codec, (values, base, lacked) = codec_of(name), torch.randn((3, 5000), generator=torch.Generator().manual_seed(1))
+    messages, lacking = [torch.empty(codec.nbytes(5000), dtype=torch.uint8) for _ in range(2)], torch.empty((2, 5000))
+    codec.encode(values, messages[0], lacking[0], base=base, lacked=lacked)
+    codec.encode(values - base + lacked, messages[1], lacking[1])
+    assert torch.equal(messages[0], messages[1]) and torch.equal(lacking[0], lacking[1])
 
 
 def test_where_numba_does_not_work_one_line_says_so(monkeypatch, caplog):
