@@ -122,8 +122,9 @@ def test_a_study_as_json_has_its_finished_runs(study_folder, tmp_path):
     shutil.rmtree(study_folder / "runs" / "vanilla-s1")
     write_study_report(study_folder)
     script, written = REPOSITORY / "benchmarks" / "study_rows.py", tmp_path / "out.json"
-    subprocess.run([sys.executable, script, study_folder, "--json", written], check=True)
+    subprocess.run([sys.executable, script, study_folder, "--curve", "val_acc", "--json", written], check=True)
     found = json.loads(written.read_text())
+    assert all(row["val_acc"][-1] == [row["epochs"], row["final_val_acc"]] for row in found["rows"])
     assert len(found["rows"]) == 5 and found["rows"][0]["final_val_acc"] == 0.95
     assert found["command"] == f"colearn-hpc study run configs/studies/{study_folder.name}.yaml"
 
