@@ -15,6 +15,9 @@ from colearn_hpc.studies.charts import alone, canvas, picture
 from colearn_hpc.studies.methods import label
 
 Row = tuple[str, list[tuple[str, float]]]
+RATES = {"rate02": "rate 0.2", "rate002": "rate 0.02"}
+ARMS_OF_LENGTH = {"fedavg": "FedAvg, five data centers", "synchronous": "synchronous SGD"}
+SPLITS = {"iid": "classes at random", "dir1": "Dirichlet(1)", "dir01": "Dirichlet(0.1)"}
 
 
 def bars(name: str, title: str, rows: list[Row], unit: str, note: str) -> str:
@@ -143,6 +146,59 @@ def arms(name: str, title: str, rows: list[dict[str, Any]], ticks: Sequence[floa
         return alone(picture(figure, name, title))
 
 
+def length(rows: list[dict[str, Any]], passes: float) -> str:
+    """Accuracy against the length of the training, a panel for each rate, a line for each run.
+
+    Args:
+        rows: runs, as in ``long_cifar10.json``: with the curve of ``val_acc`` over local epochs.
+        passes: over all images, in one local epoch.
+    """
+    rates = list(dict.fromkeys(row["model"] for row in rows))
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    title = "Local steps need long training: CIFAR-10, 160 images a step of all together"
+    with canvas(height=3.4, width=7.5) as figure:
+        axes = figure.subplots(1, len(rates), sharey=True)
+        for row in rows:
+            axis, epochs = axes[rates.index(row["model"])], [at for at, _ in row["val_acc"]]
+            again = row["seed"] != rows[0]["seed"]
+            axis.plot(
+                [passes * at for at in epochs],
+                [100 * value for _, value in row["val_acc"]],
+                color=f"C{arms.index(row['arm'])}",
+                linestyle="--" if again else "-",
+                label=None if again else ARMS_OF_LENGTH[row["arm"]],
+            )
+        for axis, rate in zip(axes, rates, strict=True):
+            axis.set(title=RATES[rate], xlabel="passes over the images", ylim=(35, None))
+        axes[0].set(ylabel="test accuracy, %")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        return alone(picture(figure, "long_cifar10", title))
+
+
+def sites(rows: list[dict[str, Any]]) -> str:
+    """How arms fare where data centers hold different classes: on average over them, and at the worst one.
+
+    Args:
+        rows: runs, as in ``bench_digits_sites.json``, with the accuracy at each data center.
+    """
+    splits, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("data", "arm"))
+    title = "Handwritten digits over five data centers"
+    with canvas(height=1.5 + 0.24 * len(names), width=7.5) as figure:
+        axes = figure.subplots(1, len(splits), sharey=True, sharex=True)
+        for axis, split in zip(axes, splits, strict=True):
+            runs = [row for row in rows if row["data"] == split]
+            at = [names.index(row["arm"]) for row in runs]
+            markers = {"linestyle": "none", "markersize": 4, "alpha": 0.6}
+            means = [100 * sum(row["sites"]) / len(row["sites"]) for row in runs]
+            axis.plot(means, at, marker="o", label="mean over data centers", **markers)
+            axis.plot([100 * min(row["sites"]) for row in runs], at, marker="x", label="worst one", **markers)
+            axis.set(title=SPLITS[split], xlabel="accuracy, %")
+        axes[0].set_yticks(range(len(names)), [label(name) for name in names])
+        axes[0].invert_yaxis()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        return alone(picture(figure, "bench_digits_sites", title))
+
+
 def overview(lines: list[dict[str, Any]]) -> str:
     """A whole run: accuracy of the shared model, local epochs of every round, and the rate, over local epochs.
 
@@ -183,6 +239,11 @@ def main() -> None:
         if (path := chosen.results / f"{name}.json").exists():
             drawn = arms(name, f"All arms on {what}", json.loads(path.read_text())["rows"], ticks)
             (chosen.pictures / f"{name}.svg").write_text(drawn)
+    if (path := chosen.results / "long_cifar10.json").exists():
+        drawn = length(json.loads(path.read_text())["rows"], passes=0.2)
+        (chosen.pictures / "long_cifar10.svg").write_text(drawn)
+    if (path := chosen.results / "bench_digits_sites.json").exists():
+        (chosen.pictures / "bench_digits_sites.svg").write_text(sites(json.loads(path.read_text())["rows"]))
     if (path := chosen.results / "quickstart.json").exists():
         (chosen.pictures / "quickstart.svg").write_text(overview(json.loads(path.read_text())))
     if (path := chosen.results / "choosing.json").exists():

@@ -198,16 +198,18 @@ class DelayedNesterov:
         new, held = torch.empty_like(previous), previous.new_zeros(2 * size + 1) if state is None else state.clone()
         momentum, waiting, number = held[:size], held[size : 2 * size], held[2 * size :]
         renewed = int(number) + 1 == self.every
+        # A tensor: on a GPU torch divides by a number as it multiplies by its reciprocal, which is rounded.
+        every = previous.new_full((), self.every, dtype=torch.float64)
         active = (1 - self.activation * self.every + self.activation if renewed else self.activation) * self.momentum
         for block in _blocks(previous):
             before = previous[block].double()
             gradient = before - mean[block].double()
             total, moved = waiting[block].double() + gradient, momentum[block].double()
             if renewed:
-                moved = moved * self.momentum + total / self.every
+                moved = moved * self.momentum + total / every
                 momentum[block] = moved
             waiting[block] = 0 if renewed else total
-            new[block] = before - (moved * active + gradient / self.every) * self.learning_rate
+            new[block] = before - (moved * active + gradient / every) * self.learning_rate
         number.fill_(0 if renewed else int(number) + 1)
         return new, held
 
