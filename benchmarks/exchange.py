@@ -28,6 +28,7 @@ MODELS = {"resnet": "ResNet-152's tensors, with BatchNorm buffers", "one": "one 
 def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: bool) -> dict[str, Any]:
     """On every rank; the figures of the first."""
     from mpi4py import MPI
+    from torch import distributed
 
     from colearn_hpc.algorithm.shared_model import FlatModel
 
@@ -53,6 +54,8 @@ def measure(parameters: int, tensors: str, rounds: int, codec: str, profile: boo
     raw = functools.partial(world.Allreduce, MPI.IN_PLACE, vector.numpy())
     steps = {"ours": participant.average, "packed": packed, "raw": raw, "averager": periodic_averager(module)}
     seconds = repeated(rounds, steps, world.Barrier)
+    steps.clear()
+    distributed.destroy_process_group()  # or gloo's threads may outlive Python, and abort the process
     figures = {name: median(values) for name, values in seconds.items()}
     parts = {f"{name} (s)": median(values[1:]) for name, values in spent.items()}
     if profile and world.size > 1:
@@ -147,12 +150,15 @@ def main() -> None:
     options.add_argument("--slice", type=int, default=0, help="slices.SLICE, elements (default: the package's)")
     options.add_argument("--ahead", type=int, default=0, help="pipeline.GATHERING, chunks (default: the package's)")
     options.add_argument("--profile", action="store_true", help="also wall seconds by stage, on the first rank")
+    options.add_argument("--torch", action="store_true", help="codecs and sums by torch, as where numba is not")
     chosen = options.parse_args()
     if chosen.worker:
         torch.set_num_threads(1)
-        from colearn_hpc.algorithm import slices
+        from colearn_hpc.algorithm import compiled, slices
         from colearn_hpc.mpi import pipeline
 
+        if chosen.torch:
+            compiled.WORTH = compiled.SUMS_WORTH = 1 << 62
         slices.SLICE = chosen.slice or slices.SLICE
         pipeline.GATHERING = chosen.ahead or pipeline.GATHERING
         answer(measure(chosen.parameters[0], chosen.tensors[0], chosen.rounds, chosen.codec[0], chosen.profile))
@@ -165,6 +171,7 @@ def main() -> None:
                     arguments = ["--parameters", parameters, "--tensors", tensors, "--codec", codec]
                     arguments += ["--rounds", chosen.rounds, *(["--profile"] if chosen.profile else [])]
                     arguments += ["--slice", chosen.slice, "--ahead", chosen.ahead]
+                    arguments += ["--torch"] if chosen.torch else []
                     rows.append(ranks(count, __file__, *arguments, mpirun=chosen.mpirun.split()))
     report(rows, chosen)
 

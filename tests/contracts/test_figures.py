@@ -9,9 +9,12 @@ from typing import Any
 import yaml
 
 from colearn_hpc.studies.methods import label
+from colearn_hpc.studies.statistics import paired
 
 ROOT = Path(__file__).parents[2]
 BENCH = json.loads((ROOT / "benchmarks" / "results" / "bench_digits.json").read_text())
+LONG = json.loads((ROOT / "benchmarks" / "results" / "long_cifar10.json").read_text())
+SITES = json.loads((ROOT / "benchmarks" / "results" / "bench_digits_sites.json").read_text())
 CIFAR = json.loads((ROOT / "benchmarks" / "results" / "bench_cifar10.json").read_text())
 
 
@@ -88,3 +91,63 @@ def test_what_tuning_chose_on_cifar10_is_its_json() -> None:
         for search in CIFAR["tuning"]["searches"]
     ]
     assert table("measurements/studies.md", "All methods on CIFAR-10") == expected
+
+
+def test_the_table_of_long_training_is_its_json() -> None:
+    """Accuracy of each seed after a third, two thirds and all of it; and FedAvg less synchronous SGD, their mean."""
+    expected = []
+    for rate in ("rate02", "rate002"):
+        at = {}
+        for arm, name in (("fedavg", "FedAvg"), ("synchronous", "synchronous SGD")):
+            runs = [row for row in LONG["rows"] if (row["model"], row["arm"]) == (rate, arm)]
+            curves = [{epochs: 100 * value for epochs, value in run["val_acc"]} for run in runs]
+            at[arm] = [[curve[epochs] for curve in curves] for epochs in (48, 96, 144)]
+            loss = mean(run["final_val_loss"] for run in runs)
+            shown = [", ".join(f"{value:.2f}" for value in values) for values in at[arm]]
+            expected.append([rate.replace("rate0", "0."), name, *shown, f"{loss:.3f}"])
+        pairs = zip(at["fedavg"], at["synchronous"], strict=True)
+        gaps = [mean(f - s for f, s in zip(*pair, strict=True)) for pair in pairs]
+        shown = [f"{gap:+.2f}".replace("-", "−") for gap in gaps]
+        expected.append([rate.replace("rate0", "0."), "FedAvg − synchronous SGD, mean", *shown, ""])
+    assert table("results.md", "Small rates and long training") == expected
+
+
+def test_the_table_of_sites_that_differ_is_its_json() -> None:
+    """Accuracy on the common test examples, the difference to co-learning, and how the data centers fare."""
+    expected = []
+    for split, name in (("iid", "at random"), ("dir1", "Dirichlet(1)"), ("dir01", "Dirichlet(0.1)")):
+        runs = [row for row in SITES["rows"] if row["data"] == split]
+        arms = list(dict.fromkeys(row["arm"] for row in runs))
+        by_arm = {arm: {row["seed"]: row for row in runs if row["arm"] == arm} for arm in arms}
+        accuracy = {arm: {seed: 100 * run["final_val_acc"] for seed, run in by_arm[arm].items()} for arm in arms}
+        for arm, found in by_arm.items():
+            gap = paired(accuracy["clr+ile"], accuracy[arm])
+            low, high = gap.interval
+            difference = f"{gap.mean:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
+            places = [run["sites"] for run in found.values()]
+            expected.append(
+                [
+                    name,
+                    label(arm),
+                    f"{mean(accuracy[arm].values()):.2f} ± {stdev(accuracy[arm].values()):.2f}",
+                    "" if arm == "clr+ile" else difference,
+                    f"{100 * mean(mean(at) for at in places):.2f}",
+                    f"{100 * mean(min(at) for at in places):.2f}",
+                    f"{100 * mean(max(at) - min(at) for at in places):.2f}",
+                ]
+            )
+    assert table("results.md", "Data centers that hold different classes") == expected
+
+
+def test_what_tuning_chose_for_sites_that_differ_is_its_json() -> None:
+    names = {"iid": "at random", "dir1": "Dirichlet(1)", "dir01": "Dirichlet(0.1)"}
+    expected = [
+        [
+            names[search["data"]],
+            label(search["arm"]),
+            ", ".join(f"{value:g}" for value in search["trials"][search["chosen"]]["settings"].values()),
+            ", ".join(f"{100 * trial['scores'][0]:.2f}" for trial in search["trials"]),
+        ]
+        for search in SITES["tuning"]["searches"]
+    ]
+    assert table("measurements/studies.md", "Data centers that hold different classes") == expected
