@@ -75,39 +75,8 @@ class Codec(Protocol):
         """Write the values of a message into ``out``, float32 of shape ``(n,)``; added to ``base``, if given."""
 
 
-class _InTorch:
-    """What codecs have in common that are written with torch."""
-
-    def encode(
-        self,
-        values: Tensor,
-        out: Tensor,
-        lacking: Tensor | None = None,
-        *,
-        base: Tensor | None = None,
-        lacked: Tensor | None = None,
-    ) -> None:
-        values = values if base is None else values - base
-        values = values if lacked is None else values + lacked
-        self._encode(values, out)
-        if lacking is not None:
-            self._decode(out, lacking)
-            torch.sub(values, lacking, out=lacking)
-
-    def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
-        self._decode(message, out)
-        if base is not None:
-            out.add_(base)
-
-    def _encode(self, values: Tensor, out: Tensor) -> None:
-        raise NotImplementedError
-
-    def _decode(self, message: Tensor, out: Tensor) -> None:
-        raise NotImplementedError
-
-
-class _Compiled(_InTorch):
-    """What codecs have in common whose loops are compiled too, for where numba is."""
+class _Written:
+    """What codecs have in common: written with torch, and where their loops are compiled too, those are taken."""
 
     name: str
 
@@ -120,29 +89,40 @@ class _Compiled(_InTorch):
         base: Tensor | None = None,
         lacked: Tensor | None = None,
     ) -> None:
-        kernels = compiled.kernels(self.name)
-        if kernels is None:
-            super().encode(values, out, lacking, base=base, lacked=lacked)
+        if kernels := compiled.kernels(self.name):
+            steps, scales = self._parts(out, len(values))
+            given = [_NOTHING if tensor is None else tensor.numpy() for tensor in (base, lacked, lacking)]
+            kernels.encode(values.numpy(), *given[:2], steps.numpy(), scales.numpy(), given[2], BLOCK)
             return
-        steps, scales = self._parts(out, len(values))
-        given = [_NOTHING if tensor is None else tensor.numpy() for tensor in (base, lacked, lacking)]
-        kernels.encode(values.numpy(), *given[:2], steps.numpy(), scales.numpy(), given[2], BLOCK)
+        values = values if base is None else values - base
+        values = values if lacked is None else values + lacked
+        self._encode(values, out)
+        if lacking is not None:
+            self._decode(out, lacking)
+            torch.sub(values, lacking, out=lacking)
 
     def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
-        kernels = compiled.kernels(self.name)
-        if kernels is None:
-            super().decode(message, out, base)
+        if kernels := compiled.kernels(self.name):
+            steps, scales = self._parts(message, len(out))
+            start = _NOTHING if base is None else base.numpy()
+            kernels.decode(steps.numpy(), scales.numpy(), out.numpy(), start, BLOCK)
             return
-        steps, scales = self._parts(message, len(out))
-        start = _NOTHING if base is None else base.numpy()
-        kernels.decode(steps.numpy(), scales.numpy(), out.numpy(), start, BLOCK)
+        self._decode(message, out)
+        if base is not None:
+            out.add_(base)
+
+    def _encode(self, values: Tensor, out: Tensor) -> None:
+        raise NotImplementedError
+
+    def _decode(self, message: Tensor, out: Tensor) -> None:
+        raise NotImplementedError
 
     def _parts(self, message: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """A message's whole numbers, and its scales."""
+        """A message's whole numbers, and its scales; of codecs with compiled loops."""
         raise NotImplementedError
 
 
-class BFloat16(_InTorch):
+class BFloat16(_Written):
     """float32 without its last 16 bits, rounded to nearest."""
 
     name, feedback = "bf16", False
@@ -157,7 +137,7 @@ class BFloat16(_InTorch):
         out.copy_(message.view(torch.bfloat16))
 
 
-class Float16(_InTorch):
+class Float16(_Written):
     """IEEE half precision of values divided by a power of two, one per block; so the range is float32's."""
 
     name, feedback = "fp16", False
@@ -186,7 +166,7 @@ class Float16(_InTorch):
         return message[: 2 * count].view(torch.float16), message[2 * count :].view(torch.int16)
 
 
-class Int8(_Compiled):
+class Int8(_Written):
     """Whole numbers from -127 to 127, times a float32 scale per block."""
 
     name, feedback = "int8", True
@@ -216,7 +196,7 @@ class Int8(_Compiled):
         return message[scales:].view(torch.int8), message[:scales].view(torch.float32)
 
 
-class Int4(_Compiled):
+class Int4(_Written):
     """Whole numbers from -7 to 7, two in a byte, times a float32 scale per block."""
 
     name, feedback = "int4", True
@@ -246,7 +226,7 @@ class Int4(_Compiled):
         return message[scales:], message[:scales].view(torch.float32)
 
 
-class TopK(_InTorch):
+class TopK(_Written):
     """The values of largest size in each chunk, as whole numbers from -7 to 7 times its scale, and their places.
 
     A kept value is one 16-bit number, 4096 times the whole number plus its place in the chunk.
