@@ -86,6 +86,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--val-fraction", type=float, metavar="F", help="share of each class of the rest for validation (val.h5)"
     )
     parser.add_argument("--split-list", metavar="FILE", help="lines NAME train|val|test; all others are for training")
+    parser.add_argument("--group-list", metavar="FILE", help="lines NAME GROUP, for --partition by-group")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at an unreadable example")
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
 
@@ -99,7 +100,7 @@ def _make(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> Request:
-    from colearn_hpc.data.arrange import Wishes, read_classes, read_split_list
+    from colearn_hpc.data.arrange import Wishes, read_classes, read_group_list, read_split_list
     from colearn_hpc.data.pack import Request
 
     names = tuple(name.strip() for name in options.names.split(",")) if options.names else None
@@ -116,6 +117,7 @@ def _request(options: argparse.Namespace) -> Request:
             test_fraction=options.test_fraction,
             val_fraction=options.val_fraction,
             split_list=read_split_list(options.split_list) if options.split_list is not None else None,
+            group_list=read_group_list(options.group_list) if options.group_list is not None else None,
         ),
         rule=options.partition,
         seed=options.seed,
@@ -137,10 +139,13 @@ def _report(packed: Packed, out: str) -> None:
             _say(f"  {item.name}: {item.reason}")
         if len(packed.skipped) > 10:
             print(f"  … and {len(packed.skipped) - 10} more, listed in dataset.json")
-    rows: list[tuple[str, ...]] = [("file", "examples", "per class")]
-    for entry in manifest["centers"] + manifest["evaluation"]:
-        rows.append((entry["file"], str(entry["examples"]), _counts(entry["class_counts"])))
-    _table(rows)
+    entries = manifest["centers"] + manifest["evaluation"]
+    rows: list[tuple[str, ...]] = [("file", "examples", "groups", "per class")]
+    for entry in entries:
+        counts = _counts(entry["class_counts"])
+        rows.append((entry["file"], str(entry["examples"]), str(entry.get("groups", "")), counts))
+    grouped = any("groups" in entry for entry in entries)
+    _table(rows if grouped else [(file, examples, per_class) for file, examples, _, per_class in rows])
     rule = manifest["partition"]["rule"]
     print(f"{len(manifest['classes'])} classes, {manifest['task']}, partition {rule}, in {out}")
 

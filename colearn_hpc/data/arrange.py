@@ -1,7 +1,7 @@
-"""What the user asks of classes and splits, applied to the contents of any source.
+"""What the user asks of groups, splits and classes, applied to the contents of any source.
 
-Sources say what the data say (:class:`colearn_hpc.data.sources.base.Contents`). Here ``--split-list``,
-``--test-fraction`` and ``--classes`` change that, in this order.
+Sources say what the data say (:class:`colearn_hpc.data.sources.base.Contents`). Here ``--group-list``,
+``--split-list``, ``--test-fraction``, ``--val-fraction`` and ``--classes`` change that, in this order.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from colearn_hpc.data.sources.base import SPLITS, Contents, Item, check_class
 from colearn_hpc.errors import DataError
 
 _LISTED = 5  # names in a message
-_SPLIT_LINE = re.compile(r"(.*[^\s,;])[\t ,;]+(train|val|test)", re.DOTALL)
+_LINE = re.compile(r"(.*[^\s,;])[\t ,;]+([^\t ,;]+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asks of classes and splits; ``None`` leaves what the data say.
+    """What the user asks of classes, splits and groups; ``None`` leaves what the data say.
 
     Attributes:
         classes: in the order of their numbers. The data may lack some of them, and may hold no others.
         test_fraction: share of each class that becomes the test set.
         split_list: name of an example → ``train``, ``val`` or ``test``; all others are for training.
         val_fraction: share of each class that becomes the validation set, of what is left for training.
+        group_list: name of an example → its group; every training example needs one.
     """
 
     classes: tuple[str, ...] | None = None
     test_fraction: float | None = None
     split_list: Mapping[str, str] | None = None
     val_fraction: float | None = None
+    group_list: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ def arrange(contents: Contents, wishes: Wishes, test_fraction: float, where: obj
     Raises:
         DataError: a wish contradicts the data; the message names the class or the example.
     """
+    if wishes.group_list is not None:
+        names = _names(contents, wishes.group_list, "--group-list", where)
+        # Only examples for training need a group, and which are for training is not known yet: "" is none.
+        groups = {split: [wishes.group_list.get(name, "") for name in own] for split, own in names.items()}
+        contents = replace(contents, names=names, groups=groups)
     contents, moved = _split(contents, wishes, test_fraction, where)
     columns = None
     if wishes.classes is not None:
@@ -126,18 +133,29 @@ def read_split_list(text: str) -> dict[str, str]:
     Raises:
         DataError: the file is missing, or a line has another form or contradicts one before it.
     """
-    path = expanded(text, "--split-list")
+    return _pairs(text, "--split-list", "one of train, val, test", SPLITS)
+
+
+def read_group_list(text: str) -> dict[str, str]:
+    """The groups of ``--group-list``: a line ``NAME GROUP`` for an example, parted like those of a list of splits.
+
+    Raises:
+        DataError: the file is missing, or a line has another form or contradicts one before it.
+    """
+    return _pairs(text, "--group-list", "a group")
+
+
+def _pairs(text: str, option: str, what: str, allowed: Sequence[str] | None = None) -> dict[str, str]:
+    path = expanded(text, option)
     found: dict[str, str] = {}
-    for number, line in enumerate(_lines(path, "--split-list"), start=1):
-        match = _SPLIT_LINE.fullmatch(line.strip())
-        if match is None:
-            raise DataError(
-                f"--split-list: line {number} of {path} is {line[:60]!r}; NAME and one of train, val, test expected."
-            )
+    for number, line in enumerate(_lines(path, option), start=1):
+        match = _LINE.fullmatch(line.strip())
+        if match is None or (allowed is not None and match[2] not in allowed):
+            raise DataError(f"{option}: line {number} of {path} is {line[:60]!r}; NAME and {what} expected.")
         if found.setdefault(match[1], match[2]) != match[2]:
-            raise DataError(f"--split-list: {path} gives {match[1]} to {found[match[1]]} and to {match[2]}.")
+            raise DataError(f"{option}: {path} gives {match[1]} to {found[match[1]]} and to {match[2]}.")
     if not found:
-        raise DataError(f"--split-list: {path} is empty; a line NAME SPLIT for each example is expected.")
+        raise DataError(f"{option}: {path} is empty; a line with NAME and {what} for each example is expected.")
     return found
 
 
@@ -196,16 +214,22 @@ def _check_val_fraction(contents: Contents, wishes: Wishes, where: object) -> No
         raise DataError(f"--val-fraction: {where} has more labels than fit into memory; it keeps its own split.")
 
 
-def _listed(contents: Contents, split_of: Mapping[str, str], where: object) -> dict[str, NDArray[np.int8]]:
+def _names(contents: Contents, listed: Mapping[str, str], option: str, where: object) -> Mapping[str, Sequence[str]]:
+    """Per split the names of all examples; a list may hold no others."""
     if any(isinstance(labels, int) for labels in contents.labels.values()):
-        raise DataError(f"--split-list: {where} has more labels than fit into memory; it keeps its own split.")
+        raise DataError(f"{option}: {where} has more labels than fit into memory; leave the option out.")
     names = contents.names or {
         split: [f"{split}/{number}" for number in range(_count(labels))] for split, labels in contents.labels.items()
     }
-    unknown = set(split_of).difference(*names.values())
+    unknown = set(listed).difference(*names.values())
     if unknown:
         example = names["train"][0]
-        raise DataError(f"--split-list: {where} has no example {_some(unknown)}; examples are named as in {example!r}.")
+        raise DataError(f"{option}: {where} has no example {_some(unknown)}; examples are named as in {example!r}.")
+    return names
+
+
+def _listed(contents: Contents, split_of: Mapping[str, str], where: object) -> dict[str, NDArray[np.int8]]:
+    names = _names(contents, split_of, "--split-list", where)
     return {
         split: np.array([SPLITS.index(split_of.get(name, "train")) for name in own], dtype=np.int8)
         for split, own in names.items()
@@ -217,6 +241,7 @@ def _moved(
 ) -> tuple[Contents, dict[str, tuple[NDArray[np.int8], NDArray[np.int64]]]]:
     labels: dict[str, Any] = {}
     names: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     positions = {split: np.empty(len(target), dtype=np.int64) for split, target in targets.items()}
     for code, split in enumerate(SPLITS):
         chosen = {old: target == code for old, target in targets.items()}
@@ -227,8 +252,10 @@ def _moved(
         if first:
             labels[split] = np.concatenate([np.asarray(contents.labels[old])[mask] for old, mask in chosen.items()])
             names[split] = [n for old, mask in chosen.items() for n in compress(contents.names.get(old, ()), mask)]
+            groups[split] = [g for old, mask in chosen.items() for g in compress(contents.groups.get(old, ()), mask)]
     moved = {split: (target, positions[split]) for split, target in targets.items()}
-    return replace(contents, labels=labels, names=names if contents.names else {}), moved
+    named, grouped = names if contents.names else {}, groups if contents.groups else {}
+    return replace(contents, labels=labels, names=named, groups=grouped), moved
 
 
 def _with_classes(contents: Contents, wanted: tuple[str, ...], where: object) -> tuple[Contents, NDArray[np.int64]]:

@@ -22,7 +22,7 @@ from colearn_hpc.data.partition import iid, partition
 from colearn_hpc.data.paths import is_center_name
 from colearn_hpc.data.shard_info import read_info
 from colearn_hpc.data.shard_writer import ShardWriter, remove_leftovers, write_atomically
-from colearn_hpc.data.sources.base import Item, Source, Unreadable
+from colearn_hpc.data.sources.base import Contents, Item, Source, Unreadable
 from colearn_hpc.data.tallies import ChannelMoments, Twins
 from colearn_hpc.errors import DataError
 
@@ -40,7 +40,7 @@ class Request:
         out: folder for the shards.
         names: of the data centers.
         wishes: what is asked of classes and splits.
-        rule: ``iid``, ``dirichlet`` or ``by-class``.
+        rule: one of :data:`colearn_hpc.data.partition.PARTITIONS`.
         seed: of the partition.
         alpha: for ``dirichlet``.
         on_error: ``stop`` at an unreadable example, or ``skip`` it.
@@ -100,7 +100,7 @@ def pack(
     labels = arranged.contents.labels
     if not _count(labels.get("train", 0)):
         raise DataError(f"{source.name}: has no training examples; there is nothing to share out.")
-    parts = _parts(labels["train"], request)
+    parts = _parts(arranged.contents, request)
     request.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(request.out)
     attributes, notes = source.learn(lambda split, position: arranged.place(split, position)[0] == "train")
@@ -239,6 +239,11 @@ def _write(
             "class_counts": counts[id(shard)].tolist(),
         }
 
+    own: list[dict[str, Any]] = [{"name": name} for name in request.names]
+    if request.rule == "by-group":  # how many, not which: a group may be a patient
+        groups = np.asarray(contents.groups["train"])
+        own = [held | {"groups": len(np.unique(groups[part]))} for held, part in zip(own, parts, strict=True)]
+
     manifest = {
         "format": MANIFEST_FORMAT,
         "version": 1,
@@ -256,7 +261,7 @@ def _write(
         "kind": contents.kind,
         "encoding": contents.encoding,
         "classes": list(contents.classes),
-        "centers": [entry(shard, name=name) for name, shard in zip(request.names, centers, strict=True)],
+        "centers": [entry(shard, **held) for held, shard in zip(own, centers, strict=True)],
         "evaluation": [entry(shard, split=split) for split, shard in others.items()],
         "sidecars": sorted(sidecars),
         "skipped": {"count": len(skipped), "items": [list(item) for item in skipped[:_LISTED]]},
@@ -275,14 +280,18 @@ def _count(labels: NDArray[Any] | int) -> int:
     return labels if isinstance(labels, int) else len(labels)
 
 
-def _parts(labels: NDArray[Any] | int, request: Request) -> list[NDArray[np.int64]]:
+def _parts(contents: Contents, request: Request) -> list[NDArray[np.int64]]:
+    labels, groups = contents.labels["train"], contents.groups.get("train")
     if isinstance(labels, int):
         if request.rule != "iid":
             raise DataError(
                 f"--partition: {request.rule} needs one class per example, which this source has not; use iid."
             )
         return iid(labels, len(request.names), request.seed)
-    return partition(request.rule, labels, len(request.names), request.seed, request.alpha)
+    if request.rule == "by-group" and groups is not None and "" in groups:
+        name = contents.names["train"][groups.index("")]
+        raise DataError(f"--group-list: {name} is for training and has no group; add a line for it.")
+    return partition(request.rule, labels, request.names, request.seed, request.alpha, groups)
 
 
 def _refuse_or_note(item: Unreadable, request: Request, skipped: list[Unreadable]) -> None:
@@ -307,6 +316,8 @@ def _identity(source: Source, request: Request) -> str:
     }
     if request.wishes.val_fraction is not None:  # otherwise folders of earlier versions are still this data set
         what["val_fraction"] = request.wishes.val_fraction
+    if request.wishes.group_list is not None:
+        what["group_list"] = request.wishes.group_list
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

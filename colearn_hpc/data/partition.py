@@ -9,6 +9,7 @@ its neighbour's examples).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from colearn_hpc.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-PARTITIONS = ("by-class", "dirichlet", "iid")
+PARTITIONS = ("by-class", "by-group", "dirichlet", "iid")
 
 
 def iid(n: int, centers: int, seed: int) -> list[NDArray[np.int64]]:
@@ -101,6 +102,34 @@ def by_class(labels: ArrayLike, centers: int, seed: int) -> list[NDArray[np.int6
     return _sorted_parts([np.flatnonzero(np.isin(classes, dealt[k::centers])) for k in range(centers)], classes.size)
 
 
+def by_group(groups: Sequence[str], names: Sequence[str], seed: int) -> list[NDArray[np.int64]]:
+    """Data that come from somebody: all examples of a speaker, a patient or a hospital sit in one data center.
+
+    A group that is called like a data center is that data center's own. The others are shuffled and dealt, each to the
+    first of those that have the fewest groups. The field calls this the natural partition (LEAF, Caldas et al., 2018,
+    arXiv:1812.01097); it is not in the paper.
+
+    Args:
+        groups: N names, the group of each example.
+        names: of the K data centers.
+        seed: of the shuffle, 0 … 2³²−1.
+
+    Returns:
+        K sorted index arrays.
+
+    Raises:
+        DataError: fewer groups than data centers.
+    """
+    present, group_of = np.unique(list(groups), return_inverse=True)
+    _require_enough(present.size, len(names), "groups")
+    place = {name: k for k, name in enumerate(names)}
+    center_of = np.array([place.get(str(group), -1) for group in present])
+    for group in _rng(seed).permutation(np.flatnonzero(center_of < 0)):
+        held = np.bincount(center_of[center_of >= 0], minlength=len(names))
+        center_of[group] = int(np.argmin(held))
+    return _sorted_parts([np.flatnonzero(center_of[group_of] == k) for k in range(len(names))], group_of.size)
+
+
 def held_out(labels: ArrayLike, fraction: float) -> NDArray[np.bool_]:
     """A share of each class, for test. It follows no seed of the user's, so that results share one test set.
 
@@ -123,20 +152,27 @@ def held_out(labels: ArrayLike, fraction: float) -> NDArray[np.bool_]:
 
 
 def partition(
-    rule: str, labels: ArrayLike, centers: int, seed: int, alpha: float | None = None
+    rule: str,
+    labels: ArrayLike,
+    names: Sequence[str],
+    seed: int,
+    alpha: float | None = None,
+    groups: Sequence[str] | None = None,
 ) -> list[NDArray[np.int64]]:
     """Partition by the name that the command line uses.
 
     Args:
-        rule: ``iid``, ``dirichlet`` or ``by-class``.
-        labels: (N,) classes, or (N, L) for several labels an example (``iid`` only).
-        centers: number of data centers, K.
+        rule: one of :data:`PARTITIONS`.
+        labels: (N,) classes, or (N, L) for several labels an example (``iid`` and ``by-group`` only).
+        names: of the K data centers.
         seed: 0 … 2³²−1.
         alpha: for ``dirichlet``.
+        groups: N names, for ``by-group``.
 
     Raises:
         DataError: an unknown rule, or the rule cannot be followed.
     """
+    centers = len(names)
     if rule == "iid":
         return iid(len(np.asarray(labels)), centers, seed)
     if rule == "dirichlet":
@@ -145,6 +181,13 @@ def partition(
         return dirichlet(labels, centers, alpha, seed)
     if rule == "by-class":
         return by_class(labels, centers, seed)
+    if rule == "by-group":
+        if groups is None:
+            raise DataError(
+                "partition by-group: nothing tells which examples belong together; set --group-list FILE, or "
+                "--group-by where the source has it."
+            )
+        return by_group(groups, names, seed)
     raise DataError(f"partition: {rule!r} is not known; choose one of {', '.join(PARTITIONS)}.")
 
 
@@ -168,7 +211,8 @@ def _single_labels(labels: ArrayLike, rule: str) -> NDArray[np.int64]:
     classes = np.asarray(labels)
     if classes.ndim != 1:
         raise DataError(
-            f"partition {rule}: needs one class per example, found labels of shape {classes.shape}; use iid."
+            f"partition {rule}: needs one class per example, found labels of shape {classes.shape}; use iid or "
+            "by-group."
         )
     return classes
 

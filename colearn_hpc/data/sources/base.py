@@ -38,6 +38,8 @@ class Contents:
         names: per split, what a list of splits calls its examples, in the order of the labels; empty where examples
             have no names: they are then called ``train/0``, ``train/1``, ….
         unsplit: the data tell no split, and all examples are in ``train``.
+        groups: per split, who each example comes from (a speaker, a patient), in the order of the labels; empty where
+            the data do not tell. ``by-group`` parts by them.
     """
 
     task: str
@@ -49,6 +51,7 @@ class Contents:
     notes: tuple[str, ...] = ()
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unsplit: bool = False
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Unreadable(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +23,13 @@ class Members(NamedTuple):
         splits: split → (name, class) of its clips.
         notes: what a user should know.
         unsplit: the names tell no split, and all clips are in ``train``.
+        groups: name → who speaks; empty where the names do not tell.
     """
 
     splits: dict[str, list[tuple[str, str]]]
     notes: tuple[str, ...] = ()
     unsplit: bool = False
+    groups: Mapping[str, str] = {}
 
 
 class ClipSource(Source):
@@ -86,6 +88,7 @@ class ClipSource(Source):
             notes=members.notes,
             names=names,
             unsplit=members.unsplit,
+            groups={s: [members.groups[n] for n in own] for s, own in names.items()} if members.groups else {},
         )
 
     def read(self) -> Iterator[Item]:

@@ -28,6 +28,7 @@ class CsvText(TextSource):
         labels: names of the label columns.
         test: CSV of the test rows.
         val: CSV of the validation rows.
+        group_by: name of the column that tells who a row comes from, such as ``hospital``.
         form: how the files are written.
         **options: see :class:`TextSource`.
     """
@@ -47,6 +48,7 @@ class CsvText(TextSource):
         )
         parser.add_argument("--test", metavar="FILE", help="CSV with the test rows")
         parser.add_argument("--val", metavar="FILE", help="CSV with the validation rows")
+        parser.add_argument("--group-by", metavar="COLUMN", help="column for --partition by-group, such as hospital")
         parser.add_argument("--delimiter", default=",", help="between the columns; \\t for tab (default: %(default)s)")
         parser.add_argument(
             "--quoting", choices=QUOTINGS, help="whether fields may stand in double quotes (default: none for tabs)"
@@ -66,7 +68,9 @@ class CsvText(TextSource):
             set_by_options=True,
         )
         texts, labels, files = _names(options.text), _names(options.labels), {"test": options.test, "val": options.val}
-        return cls(options.src, texts, labels, form=form, **files, **cls.text_options(options))
+        return cls(
+            options.src, texts, labels, form=form, group_by=options.group_by, **files, **cls.text_options(options)
+        )
 
     def __init__(
         self,
@@ -75,15 +79,18 @@ class CsvText(TextSource):
         labels: tuple[str, ...],
         test: str | None = None,
         val: str | None = None,
+        group_by: str | None = None,
         form: CsvForm = CsvForm(),  # noqa: B008 (frozen)
         **options: Any,
     ) -> None:
         super().__init__(**options)
         texts = (text,) if isinstance(text, str) else text
-        self._columns = (*texts, *labels)
-        if not (texts and labels and all(self._columns)) or len(set(self._columns)) < len(self._columns):
+        columns = (*texts, *labels)
+        if not (texts and labels and all(columns)) or len(set(columns)) < len(columns):
             raise DataError(f"--labels: {', '.join(labels)} and --text {', '.join(texts)} must be different columns.")
-        self._texts = len(texts)
+        self._texts, self._labels, self._group_by = texts, labels, group_by
+        # A group may be a class or a text as well.
+        self._columns = columns if group_by in (None, *columns) else (*columns, str(group_by))
         self._form = form
         given = {"train": (path, "SRC"), "val": (val, "--val"), "test": (test, "--test")}
         self._files = {
@@ -97,10 +104,12 @@ class CsvText(TextSource):
 
     def parameters(self) -> dict[str, Any]:
         """Columns, form, and what the texts' own are."""
-        columns = {"columns": list(self._columns), "text_columns": self._texts}
+        columns = {"columns": [*self._texts, *self._labels], "text_columns": len(self._texts)}
         form = asdict(self._form)
         del form["set_by_options"]
-        return super().parameters() | columns | {"form": form}
+        # Only where it is set: folders of earlier versions are still this data set.
+        grouped = {"group_by": self._group_by} if self._group_by is not None else {}
+        return super().parameters() | columns | {"form": form} | grouped
 
     def fingerprint(self) -> str:
         """Of all files."""
@@ -109,21 +118,36 @@ class CsvText(TextSource):
     def scan(self) -> Contents:
         """Classes and labels of all rows; a row that cannot be read gets any label, it never arrives."""
         notes: list[str] = []
-        raw = {split: self._raw_labels(file, notes) for split, file in self._files.items()}
-        unsplit = "test" not in raw
-        names = self._columns[self._texts :]
+        found = {split: self._found(file, notes) for split, file in self._files.items()}
+        raw = {split: [label for label, _ in rows] for split, rows in found.items()}
+        groups: dict[str, list[str]] = {}
+        if self._group_by is not None:
+            anyone = next((group for _, group in found["train"] if group), "")
+            groups = {split: [group or anyone for _, group in rows] for split, rows in found.items()}
+        names = self._labels
         if len(names) > 1:
-            labels = {split: np.array(rows, dtype=np.int8).reshape(-1, len(names)) for split, rows in raw.items()}
-            return Contents(
-                "multilabel", "tokens", names, labels, encoding="tokens", notes=tuple(notes), unsplit=unsplit
-            )
-        known = sorted({value for value in raw["train"] if value is not None})
-        if not 1 <= len(known) <= MOST_CLASSES:
-            raise DataError(f"{self._files['train']}: column {names[0]} has {len(known)} classes; is it the right one?")
-        filled = {split: [known[0] if value is None else value for value in rows] for split, rows in raw.items()}
-        classes, numbers = number_classes(filled, self._files["train"])
+            task, classes = "multilabel", names
+            labels: dict[str, Any] = {
+                split: np.array(rows, dtype=np.int8).reshape(-1, len(names)) for split, rows in raw.items()
+            }
+        else:
+            task = "classification"
+            known = sorted({value for value in raw["train"] if value is not None})
+            if not 1 <= len(known) <= MOST_CLASSES:
+                raise DataError(
+                    f"{self._files['train']}: column {names[0]} has {len(known)} classes; is it the right one?"
+                )
+            filled = {split: [known[0] if value is None else value for value in rows] for split, rows in raw.items()}
+            classes, labels = number_classes(filled, self._files["train"])
         return Contents(
-            "classification", "tokens", classes, numbers, encoding="tokens", notes=tuple(notes), unsplit=unsplit
+            task,
+            "tokens",
+            classes,
+            labels,
+            encoding="tokens",
+            notes=tuple(notes),
+            unsplit="test" not in raw,
+            groups=groups,
         )
 
     def texts(self) -> Iterator[tuple[str, int, str | Unreadable]]:
@@ -133,16 +157,18 @@ class CsvText(TextSource):
                 text: str | Unreadable
                 if isinstance(values, Unreadable):
                     text = values
-                elif self._label(values[self._texts :]) is None:
-                    labels = ", ".join(values[self._texts :])[:60]
+                elif self._label(values) is None:
+                    labels = ", ".join(self._label_fields(values))[:60]
                     text = Unreadable(f"{file}, line {line}", f"has the labels {labels!r}")
+                elif self._group(values) == "":
+                    text = Unreadable(f"{file}, line {line}", f"has no {self._group_by}")
                 else:
-                    text = " ".join(values[: self._texts])
+                    text = " ".join(values[: len(self._texts)])
                 yield split, row, text
 
-    def _raw_labels(self, file: CsvFile, notes: list[str]) -> list[Any]:
-        several = len(self._columns) - self._texts > 1
-        filler = [0] * (len(self._columns) - self._texts) if several else None
+    def _found(self, file: CsvFile, notes: list[str]) -> list[tuple[Any, str | None]]:
+        """Label and group of every row."""
+        filler = [0] * len(self._labels) if len(self._labels) > 1 else None
         found = []
         before = 0
         first_fault: Unreadable | None = None
@@ -152,8 +178,10 @@ class CsvText(TextSource):
                 first_fault = first_fault or values
             else:
                 readable = True
-            label = None if isinstance(values, Unreadable) else self._label(values[self._texts :])
-            found.append(filler if label is None else label)
+            label, group = (
+                (None, None) if isinstance(values, Unreadable) else (self._label(values), self._group(values))
+            )
+            found.append((filler if label is None else label, group))
             # A text may hold line ends. Where quotes are no quotes, two of them swallow all rows between.
             if line - before > _LONG_ROW:
                 notes.append(
@@ -167,7 +195,14 @@ class CsvText(TextSource):
             raise DataError(f"{first_fault.name}: {first_fault.reason}; no row of the file can be read.")
         return found
 
-    def _label(self, values: list[str]) -> Any:
+    def _label_fields(self, values: list[str]) -> list[str]:
+        return values[len(self._texts) : len(self._texts) + len(self._labels)]
+
+    def _group(self, values: list[str]) -> str | None:
+        return None if self._group_by is None else values[self._columns.index(self._group_by)].strip()
+
+    def _label(self, row: list[str]) -> Any:
+        values = self._label_fields(row)
         if len(values) == 1:
             return values[0].strip() or None
         numbers = {"0": 0, "1": 1, "-1": -1, "0.0": 0, "1.0": 1, "-1.0": -1}

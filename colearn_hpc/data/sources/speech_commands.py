@@ -35,7 +35,7 @@ class SpeechCommands(ClipSource):
     Training, validation and test follow ``validation_list.txt`` and ``testing_list.txt``; without both lists, the
     SHA-1 rule that made them. Clips shorter than a second are filled with zeros. The recordings in
     ``_background_noise_`` are no examples; they are put end to end into ``noise.npy``, (samples,) int16, for
-    augmentation.
+    augmentation. Who speaks is in the name of a clip, so ``by-group`` deals out the speakers.
 
     Source: Warden 2018 (arXiv:1804.03209).
 
@@ -86,7 +86,8 @@ class SpeechCommands(ClipSource):
                 splits[split_of("/".join(name.split("/")[-2:]))].append((name, word))
         if not self._noise_names:
             notes.append(f"there is no {NOISE_FOLDER}, so no {NOISE_FILE} is written")
-        return Members(splits, tuple(notes))
+        groups = {name: _speaker(name) for pairs in splits.values() for name, _ in pairs}
+        return Members(splits, tuple(notes), groups=groups)
 
     def other_names(self) -> list[str]:
         """The noise."""
@@ -157,9 +158,12 @@ def sha1_split(clip: str, validation_percent: float = 10.0, test_percent: float 
     Returns:
         ``train``, ``val`` or ``test``.
     """
-    speaker = re.sub(r"_nohash_.*$", "", clip.split("/")[-1])
-    number = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % (_MOST_CLIPS + 1)
+    number = int(hashlib.sha1(_speaker(clip).encode()).hexdigest(), 16) % (_MOST_CLIPS + 1)
     percent = number * (100.0 / _MOST_CLIPS)
     if percent < validation_percent:
         return "val"
     return "test" if percent < validation_percent + test_percent else "train"
+
+
+def _speaker(clip: str) -> str:
+    return re.sub(r"_nohash_.*$", "", clip.split("/")[-1])

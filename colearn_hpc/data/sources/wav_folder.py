@@ -24,6 +24,7 @@ class WavFolder(ClipSource):
         pattern: of the file name, such as ``{label}_{speaker}_{n}.wav``; ``None``: the folder is the class.
         test_where: ``FIELD=VALUE,VALUE``; a value may be a range of whole numbers, ``0-4``.
         val_where: the same for validation.
+        group_by: the field of the pattern that tells who an example comes from, such as ``speaker``.
         rate: samples per second of the clips.
         seconds: their length.
     """
@@ -39,6 +40,9 @@ class WavFolder(ClipSource):
         )
         parser.add_argument("--test-where", metavar="FIELD=V,…", help="test clips by a field of the pattern: n=0-4")
         parser.add_argument("--val-where", metavar="FIELD=V,…", help="validation clips likewise")
+        parser.add_argument(
+            "--group-by", metavar="FIELD", help="field of the pattern for --partition by-group: speaker"
+        )
 
     @classmethod
     def from_arguments(cls, options: argparse.Namespace) -> WavFolder:
@@ -48,6 +52,7 @@ class WavFolder(ClipSource):
             pattern=options.pattern,
             test_where=options.test_where,
             val_where=options.val_where,
+            group_by=options.group_by,
             rate=options.rate,
             seconds=options.seconds,
         )
@@ -58,6 +63,7 @@ class WavFolder(ClipSource):
         pattern: str | None = None,
         test_where: str | None = None,
         val_where: str | None = None,
+        group_by: str | None = None,
         rate: int = 16000,
         seconds: float = 1.0,
     ) -> None:
@@ -70,10 +76,15 @@ class WavFolder(ClipSource):
             if where is not None
         }
         self._texts = {"test_where": test_where, "val_where": val_where}
+        if group_by is not None and group_by not in (known := _known(self._expression)):
+            raise DataError(f"--group-by: {group_by!r} is no field of the pattern; it has {', '.join(known)}.")
+        self._group_by = group_by
 
     def parameters(self) -> dict[str, Any]:
         """All options."""
-        return super().parameters() | self._texts | {"pattern": self._pattern}
+        # Only where it is set: folders of earlier versions are still this data set.
+        grouped = {"group_by": self._group_by} if self._group_by is not None else {}
+        return super().parameters() | self._texts | {"pattern": self._pattern} | grouped
 
     def members(self, names: list[str]) -> Members:
         """By pattern or folder."""
@@ -88,7 +99,8 @@ class WavFolder(ClipSource):
         notes = left_out(names, clips, "are no .wav")
         if not splits["train"]:
             raise DataError(f"{self._tree.path}: no clip is left for training; change --test-where or --val-where.")
-        return Members(splits, notes, unsplit=not split_of)
+        groups = {name: fields[name][self._group_by] for name in clips} if self._group_by is not None else {}
+        return Members(splits, notes, unsplit=not split_of, groups=groups)
 
     def _fields(self, name: str) -> dict[str, str]:
         parts = name.split("/")
@@ -130,9 +142,14 @@ def _expression(pattern: str) -> re.Pattern[str]:
     return re.compile(text, re.IGNORECASE)
 
 
+def _known(expression: re.Pattern[str] | None) -> tuple[str, ...]:
+    """The fields that a name tells; a folder tells the class alone."""
+    return tuple(expression.groupindex) if expression is not None else ("label",)
+
+
 def _condition(where: str, option: str, expression: re.Pattern[str] | None) -> tuple[str, frozenset[str]]:
     field, equals, text = where.partition("=")
-    known = expression.groupindex if expression is not None else {"label": 1}
+    known = _known(expression)
     if not equals or field not in known or not text:
         raise DataError(f"{option}: {where!r} should be FIELD=VALUE,… with a field of the pattern: {', '.join(known)}.")
     values: set[str] = set()

@@ -293,6 +293,47 @@ def test_bad_lists_of_splits(tmp_path, capsys, what):
     assert code == 1 and message in said.err
 
 
+def test_a_list_file_gives_the_groups(tmp_path, capsys):
+    source = write_folder(
+        tmp_path / "in", {f"{c}/{i}.png": grey(LEVELS[c] + i) for c in ("cat", "dog") for i in range(6)}
+    )
+    lines = [f"{c}/{i}.png, patient-{i % 3}" for c in ("cat", "dog") for i in range(5)]
+    arguments = ("imagefolder", source, "--out", tmp_path / "out", "--names", "oslo,patient-1", "--test-fraction", 0)
+    arguments = (*arguments, "--partition", "by-group", "--group-list", tmp_path / "g.txt")
+    (tmp_path / "g.txt").write_text("\n".join(lines))
+    code, said = run(capsys, *arguments)
+    assert code == 1 and "cat/5.png is for training and has no group" in said.err
+    (tmp_path / "g.txt").write_text("\n".join([*lines, "cat/5.png,patient-1", "dog/5.png,patient-1"]))
+    code, said = run(capsys, *arguments)
+    assert code == 0, said.err
+    levels = {name: sorted(int(i.mean()) for i in held(tmp_path / "out", name)[0]) for name in ("oslo", "patient-1")}
+    assert levels == {"oslo": [20, 22, 23, 120, 122, 123], "patient-1": [21, 24, 25, 121, 124, 125]}
+    table = [line.split()[:3] for line in said.out.splitlines()]
+    assert ["file", "examples", "groups"] in table and ["oslo.h5", "6", "2"] in table
+    # What is not for training needs no group.
+    (tmp_path / "g.txt").write_text("\n".join(lines))
+    (tmp_path / "s.txt").write_text("cat/5.png test\ndog/5.png test\n")
+    code, said = run(capsys, *arguments[:-4], "--overwrite", *arguments[-4:], "--split-list", tmp_path / "s.txt")
+    assert code == 1 and "--split-list and --test-fraction" in said.err
+    arguments = [a for a in arguments if a not in ("--test-fraction", 0)]
+    code, said = run(capsys, *arguments, "--overwrite", "--split-list", tmp_path / "s.txt")
+    assert code == 0, said.err
+    assert len(held(tmp_path / "out", "test")[1]) == 2 and len(held(tmp_path / "out", "oslo")[1]) == 6
+    (tmp_path / "g.txt").write_text("cat/0.png\n")
+    code, said = run(capsys, *arguments)
+    assert code == 1 and "NAME and a group expected" in said.err
+
+
+def test_groups_of_examples_without_names(tmp_path, capsys):
+    (tmp_path / "g.txt").write_text("".join(f"train/{i} g{i % 4}\n" for i in range(1797)))
+    arguments = ("digits", "--out", tmp_path / "out", "--centers", 2, "--partition", "by-group")
+    arguments = (*arguments, "--group-list", tmp_path / "g.txt")
+    assert run(capsys, *arguments)[0] == 0
+    (tmp_path / "g.txt").write_text("".join(f"train/{i} g{i % 4}\n" for i in range(1700)))
+    code, said = run(capsys, *arguments, "--overwrite")
+    assert code == 1 and "train/1700 is for training and has no group" in said.err
+
+
 def test_examples_without_names_are_called_by_their_number(tmp_path, capsys):
     rows = [["text", "mood"], *([f"word{i}", ("no", "yes")[i % 2]] for i in range(20))]
     source = write_folder(tmp_path / "in", {"a.csv": csv_bytes(rows)}) / "a.csv"

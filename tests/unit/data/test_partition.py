@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colearn_hpc.data.partition import by_class, dirichlet, iid, partition
+from colearn_hpc.data.partition import PARTITIONS, by_class, by_group, dirichlet, iid, partition
 from colearn_hpc.errors import DataError
 
 seeds = st.integers(0, 2**32 - 1)
@@ -49,6 +49,18 @@ def test_by_class_keeps_every_class_in_one_center(labels, seed, data):
     assert max(map(len, classes)) - min(map(len, classes)) <= 1
 
 
+@given(groups=st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=80), seed=seeds, data=st.data())
+def test_by_group_keeps_every_group_in_one_center(groups, seed, data):
+    present = set(groups)
+    names = data.draw(st.lists(st.sampled_from("abcdefxyz"), min_size=1, max_size=min(len(present), 9), unique=True))
+    parts = by_group(groups, names, seed)
+    assert_partition(parts, len(groups), len(names))
+    held = [{groups[i] for i in part} for part in parts]
+    assert sum(len(own) for own in held) == len(present)
+    assert max(map(len, held)) - min(map(len, held)) <= 1
+    assert all(name in own for name, own in zip(names, held, strict=True) if name in present)
+
+
 def test_dirichlet_skew_grows_as_alpha_falls():
     labels = np.repeat(np.arange(10), 500)
 
@@ -61,8 +73,8 @@ def test_dirichlet_skew_grows_as_alpha_falls():
 
 def test_the_seed_decides():
     labels = np.arange(100) % 7
-    for rule in ("iid", "dirichlet", "by-class"):
-        first, again, other = (partition(rule, labels, 3, seed, alpha=1.0) for seed in (1, 1, 2))
+    for rule in PARTITIONS:
+        first, again, other = (partition(rule, labels, "xyz", seed, 1.0, labels.astype(str)) for seed in (1, 1, 2))
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
         assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -77,6 +89,7 @@ def test_the_draws_are_those_of_every_numpy_version():
     assert [part.tolist() for part in iid(10, 3, 0)] == [[2, 4, 8, 9], [1, 6, 7], [0, 3, 5]]
     assert digest(dirichlet(labels, 5, 0.5, 3)) == "4ef8a6641aaff171"
     assert digest(by_class(labels, 5, 3)) == "3d04438df3cd5f1d"
+    assert digest(by_group([f"g{i}" for i in labels], "vwxyz", 3)) == "3d04438df3cd5f1d"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +104,10 @@ def test_the_draws_are_those_of_every_numpy_version():
         (lambda: dirichlet([0, 1, 2], 3, float("nan"), 0), "positive"),
         (lambda: dirichlet(np.zeros((4, 2)), 2, 1.0, 0), "one class per example"),
         (lambda: by_class(np.zeros((4, 2)), 2, 0), "one class per example"),
-        (lambda: partition("dirichlet", [0, 1], 1, 0), "alpha is not set"),
-        (lambda: partition("uniform", [0, 1], 1, 0), "'uniform' is not known"),
+        (lambda: by_group("aab", "xyz", 0), "centers: 3 was set, but there are only 2 groups"),
+        (lambda: partition("dirichlet", [0, 1], "x", 0), "alpha is not set"),
+        (lambda: partition("by-group", [0, 1], "x", 0), "nothing tells which examples belong together"),
+        (lambda: partition("uniform", [0, 1], "x", 0), "'uniform' is not known"),
     ],
 )
 def test_impossible_partitions_say_why(call, message):
@@ -101,4 +116,5 @@ def test_impossible_partitions_say_why(call, message):
 
 
 def test_iid_takes_several_labels_per_example():
-    assert_partition(partition("iid", np.zeros((9, 4)), 2, 0), 9, 2)
+    assert_partition(partition("iid", np.zeros((9, 4)), "xy", 0), 9, 2)
+    assert_partition(partition("by-group", np.zeros((9, 4)), "xy", 0, groups="abcabcabc"), 9, 2)

@@ -242,6 +242,24 @@ def test_whole_speakers_can_be_held_out(tmp_path):
     assert manifest["evaluation"][0]["examples"] == 100
 
 
+def test_every_speaker_has_a_data_center(tmp_path):
+    source = str(write_folder(tmp_path / "in", spoken_digits_files(("anna", "b", "cem"), takes=4)))
+    options = {"rule": "by-group", "seed": 1}
+    result = packed(WavFolder(source, PATTERN, test_where="n=0", group_by="speaker"), tmp_path / "out", **options)
+    # b's examples go to data center b, and the others to the first that has the fewest groups.
+    assert [entry["groups"] for entry in result.manifest["centers"]] == [2, 1]
+    assert [entry["examples"] for entry in result.manifest["centers"]] == [60, 30]
+    alone = packed(WavFolder(source, PATTERN, test_where="speaker=anna,cem"), tmp_path / "b", rule="by-class")
+    assert alone.manifest["evaluation"][0]["examples"] == 80
+    b = np.concatenate([held(tmp_path / "b", name)[0] for name in NAMES])
+    own = held(tmp_path / "out", "b")[0]
+    assert {row.tobytes() for row in own} < {row.tobytes() for row in b}
+    assert "anna" not in (tmp_path / "out" / "dataset.json").read_text()  # a group may be a patient
+    assert packed(WavFolder(source, PATTERN, "n=0", group_by="speaker"), tmp_path / "out", **options).already_there
+    with pytest.raises(DataError, match="holds another data set"):
+        packed(WavFolder(source, PATTERN, "n=0", group_by="n"), tmp_path / "out", **options)
+
+
 def test_folders_tell_class_and_split(tmp_path):
     files = {f"{split}/{c}/{i}.wav": GOOD for split in ("train", "testing") for c in "xy" for i in range(3)}
     manifest = packed(WavFolder(str(write_folder(tmp_path / "in", files))), tmp_path / "out").manifest
@@ -273,6 +291,8 @@ IMPOSSIBLE = {
     "all are test": ({"pattern": PATTERN, "test_where": "n=0-99"}, "no clip is left"),
     "both test and val": ({"pattern": PATTERN, "test_where": "n=0", "val_where": "speaker=anna"}, "both"),
     "a class only in test": ({"pattern": PATTERN, "test_where": "label=3"}, "training examples have not: '3'"),
+    "no such group": ({"pattern": PATTERN, "group_by": "voice"}, "--group-by: 'voice' is no field of the pattern"),
+    "groups without a pattern": ({"group_by": "speaker"}, "--group-by: .* it has label"),
     "rate": ({"rate": 0}, "--rate"),
     "seconds": ({"seconds": 0.0}, "--seconds"),
     "endless": ({"seconds": 1e9}, "--seconds"),
@@ -316,6 +336,14 @@ def test_speech_commands_by_its_lists(tmp_path, form):
     noise = np.load(tmp_path / "out" / "noise.npy")
     assert noise.dtype == np.int16 and noise.shape == (40000,) and abs(noise).max() <= 3277
     assert result.manifest["sidecars"] == ["noise.npy"]
+
+
+def test_the_speakers_of_speech_commands_are_groups(tmp_path):
+    source = speech_commands(tmp_path / "in", speakers=12, lists=False)
+    spoken = [name for name in speech_commands_files(speakers=12) if "_nohash_" in name]
+    speakers = {name.split("/")[1].split("_")[0] for name in spoken if sha1_split(name) == "train"}
+    manifest = packed(SpeechCommands(str(source)), tmp_path / "out", rule="by-group").manifest
+    assert sum(entry["groups"] for entry in manifest["centers"]) == len(speakers) > 2
 
 
 def test_without_lists_the_rule_of_the_readme(tmp_path):

@@ -21,6 +21,7 @@ from miniatures import (
 )
 
 from colearn_hpc.cli.data import main
+from colearn_hpc.data.arrange import Wishes
 from colearn_hpc.data.pack import Request, pack
 from colearn_hpc.data.shards import ShardDataset, check_shard
 from colearn_hpc.data.sources import vocabulary as vocabulary_module
@@ -286,6 +287,29 @@ def test_several_label_columns_own_test_file_and_tabs(tmp_path):
     assert {e["split"]: e["examples"] for e in manifest["evaluation"]} == {"val": 20, "test": 20}
     y = held(tmp_path / "out", "test")[1]
     assert y.tolist() == [[i % 2, -1 if i % 5 == 0 else 1] for i in range(20)]
+
+
+def test_a_column_tells_who_a_row_comes_from(tmp_path):
+    rows = [["text", "hospital", "p", "q"], *([f"word{i}", ("a", "b", "oslo")[i % 3], i % 2, 1] for i in range(30))]
+    rows += [["cut"], ["nobody's", " ", 1, 1]]
+    path = str(write_folder(tmp_path, {"a.csv": csv_bytes(rows)}) / "a.csv")
+    options = {"text": "text", "least_count": 1, "group_by": "hospital"}
+    request = {"rule": "by-group", "wishes": Wishes(test_fraction=0.0), "on_error": "skip"}
+    for labels in (("p", "q"), ("p",), ("hospital",)):
+        folder = tmp_path / labels[-1]
+        result = packed(CsvText(path, labels=labels, **options), folder, **request)
+        texts = {name: {words_of(folder, row)[0] for row in held(folder, name)[0]} for name in NAMES}
+        # Groups a and b are the data centers a and b; oslo's rows go to one of them.
+        assert texts["a"] >= {f"word{i}" for i in range(0, 30, 3)}
+        assert texts["b"] >= {f"word{i}" for i in range(1, 30, 3)}
+        assert sorted(map(len, texts.values())) == [10, 20]
+        nobody = "has the labels ' '" if labels == ("hospital",) else "has no hospital"
+        assert [item.reason for item in result.skipped] == ["has 1 columns, 4 expected", nobody]
+    (tmp_path / "a.csv").write_bytes(csv_bytes([row for row in rows if row != ["cut"]]))
+    with pytest.raises(DataError, match="line 32: has no hospital"):
+        packed(CsvText(path, labels=("p",), **options), tmp_path / "out", **request | {"on_error": "stop"})
+    with pytest.raises(DataError, match="has no column ward"):
+        packed(CsvText(path, labels=("p",), **options | {"group_by": "ward"}), tmp_path / "out", **request)
 
 
 BAD_CSV = {
