@@ -56,18 +56,15 @@ WORTH, SUMS_WORTH = 1 << 23, 1 << 25
 
 _IN_PAIRS = 7  # whole numbers up to this one lie two in a byte
 _CODECS = {"int8": (127, "int8"), "int4": (_IN_PAIRS, "uint8")}  # levels, and dtype of what holds whole numbers
-_made: dict[str, Kernels] = {}
-_sums: dict[int, Sums | None] = {}  # by rows; None: numba does not work
+# By codec, and by rows. None: numba does not work here, which has been said.
+_made: dict[str, Kernels | None] = {}
+_sums: dict[int, Sums | None] = {}
 
 
 def prepare(codec: str) -> None:
     """Compile the loops of ``"int8"`` or ``"int4"``, where numba is installed and works; once in a process."""
-    if codec in _made or codec not in _CODECS or find_spec("numba") is None:
-        return
-    try:
-        _made[codec] = _compile(codec)
-    except Exception as error:  # another NumPy than numba knows, a processor that it does not know
-        log.warning("codec %s goes without numba, which does not work here: %s", codec, error)
+    if codec in _CODECS:
+        _prepare(_made, codec, f"codec {codec} goes", _compile)
 
 
 def kernels(codec: str) -> Kernels | None:
@@ -77,18 +74,23 @@ def kernels(codec: str) -> Kernels | None:
 
 def prepare_sums(rows: int) -> None:
     """Compile the sums of so many rows, where numba is installed and works; once in a process."""
-    if rows < 2 or rows in _sums or find_spec("numba") is None:
-        return
-    try:
-        _sums[rows] = _compile_sums(rows)
-    except Exception as error:
-        _sums[rows] = None
-        log.warning("sums go without numba, which does not work here: %s", error)
+    if rows > 1:
+        _prepare(_sums, rows, "sums go", _compile_sums)
 
 
 def sums(rows: int) -> Sums | None:
     """The compiled sums of so many rows; None where none were prepared."""
     return _sums.get(rows)
+
+
+def _prepare(made: dict[Any, Any], key: Any, goes: str, compiled: Callable[[Any], Any]) -> None:
+    if key in made or find_spec("numba") is None:
+        return
+    try:
+        made[key] = compiled(key)
+    except Exception as error:  # another NumPy than numba knows, a processor that it does not know
+        made[key] = None
+        log.warning("%s without numba, which does not work here: %s", goes, error)
 
 
 def _compile(codec: str) -> Kernels:

@@ -171,8 +171,9 @@ def test_where_numba_does_not_work_one_line_says_so(monkeypatch, caplog):
     pytest.importorskip("numba")
     monkeypatch.setattr(compiled, "_made", {})
     monkeypatch.setattr(compiled, "_compile", lambda codec: 1 / 0)
-    compiled.prepare("int8")
-    assert compiled.kernels("int8") is None and "codec int8 goes without numba" in caplog.text
+    for _ in range(2):
+        compiled.prepare("int8")
+    assert compiled.kernels("int8") is None and caplog.text.count("codec int8 goes without numba") == 1
 
 
 @pytest.mark.parametrize(("parameters", "prepared"), [(1000, []), (compiled.WORTH, ["int8"])])
