@@ -18,7 +18,7 @@ from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.protocol.messages import describe_error
 from colearn_hpc.studies.grid import RunPlan, expand
 from colearn_hpc.studies.launchers import Launcher, make_mpirun_launcher
-from colearn_hpc.studies.progress import GridProgress
+from colearn_hpc.studies.progress import GridProgress, drawing
 from colearn_hpc.studies.report import write_study_report
 from colearn_hpc.studies.runner import GridRunner, write_plan
 from colearn_hpc.studies.slurm_launcher import SlurmLauncher
@@ -136,6 +136,6 @@ def _chosen_trials(tuning: list[RunPlan], only: list[str] | None) -> list[RunPla
 
 
 def _report(folder: Path) -> int:
-    page = write_study_report(folder)
+    page = write_study_report(folder, drawing)
     print(f"report: {page}")
     return 0

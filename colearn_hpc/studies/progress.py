@@ -1,18 +1,29 @@
-"""Progress over the grid: a bar on a terminal, a line per finished run elsewhere."""
+"""Progress over the grid and over the report's runs: a bar on a terminal, and lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 from rich.text import Text
 
 from colearn_hpc.studies.grid import RunPlan
 from colearn_hpc.studies.run_folder import read_run
 from colearn_hpc.studies.runner import Attempt, GridRunner
 from colearn_hpc.studies.words import printable
+
+Item = TypeVar("Item")
 
 _INTERVAL = 2.0  # s: a look reads a file of every run under way, and on Slurm there may be a hundred
 
@@ -53,3 +64,12 @@ class GridProgress:
 
     def close(self) -> None:
         self._bar.stop()
+
+
+def drawing(runs: Sequence[Item]) -> Iterator[Item]:
+    """The runs of a report, one after the other: the pictures of each take a second or more."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    what = f"report: drawing {len(runs)} runs"
+    if not console.is_terminal:
+        console.print(Text(what))
+    yield from track(runs, what, console=console, transient=True, disable=not console.is_terminal)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,26 @@ from colearn_hpc.studies.blocks import Block, Heading, Paragraph, figures_of
 from colearn_hpc.studies.charts import alone
 from colearn_hpc.studies.files import write_atomically
 from colearn_hpc.studies.pages import markdown, page
-from colearn_hpc.studies.results import read_results
+from colearn_hpc.studies.results import Result, read_results
 from colearn_hpc.studies.run_folder import RunFolder, read_run
 from colearn_hpc.studies.run_report import run_blocks
 from colearn_hpc.studies.study_report import study_blocks
 from colearn_hpc.studies.words import printable
 
 
-def write_study_report(folder: Path) -> Path:
+def write_study_report(folder: Path, drawing: Callable[[Sequence[Result]], Iterable[Result]] = iter) -> Path:
     """Write the report of a study's folder; returns the page.
+
+    Args:
+        folder: of the study.
+        drawing: goes over its runs, and may show how far it has come.
 
     Raises:
         ConfigurationError: it is no study's folder. Missing and damaged runs are named in the report instead.
     """
     study = read_results(folder)
     title = str(study.study.get("title") or study.study.get("name") or folder.name)
-    blocks = [*study_blocks(study, title), Paragraph(_made_by())]
+    blocks = [*study_blocks(study, title, drawing), Paragraph(_made_by())]
     runs = [(r.name, {"arm": r.arm, "model": r.model, "data": r.data, "seed": r.seed}, r.run) for r in study.results]
     return _write(folder, title, blocks, runs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 
 from colearn_hpc.studies import axes, sites, tables
 from colearn_hpc.studies.blocks import Block, Details, Fact, Facts, Heading, Notice, Numbers, Paragraph, Table
@@ -19,8 +20,10 @@ from colearn_hpc.studies.words import date, duration, times, value
 _ABLATION = ("clr+ile", "clr+fle", "elr+ile", "elr+fle")
 
 
-def study_blocks(study: StudyResults, title: str) -> list[Block]:
-    """What the report of a study says."""
+def study_blocks(
+    study: StudyResults, title: str, drawing: Callable[[Sequence[Result]], Iterable[Result]] = iter
+) -> list[Block]:
+    """What the report of a study says; ``drawing`` goes over its runs and may show how far it has come."""
     done = [r for r in study.results if r.finished]
     facts = study.study
     blocks: list[Block] = [
@@ -48,7 +51,7 @@ def study_blocks(study: StudyResults, title: str) -> list[Block]:
     for group in study.groups:
         blocks += _group_blocks(study, group)
     blocks.append(Heading("Every run"))
-    for result in study.results:
+    for result in drawing(study.results):
         if result.run.rounds:
             inside = run_blocks(result.run, result.name, f"runs/{result.name}/")
             blocks.append(Details(_run_summary(result, study.metric), inside))

@@ -393,6 +393,9 @@ def test_the_command_says_what_is_not_there(tmp_path, capsys, study_folder):
     assert "it is a study" in capsys.readouterr().err
     assert main(["study", "report", str(write_run(tmp_path / "run"))]) == 2
     assert "colearn-hpc report" in capsys.readouterr().err
+    assert main(["study", "report", str(study_folder)]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"^report: drawing \d+ runs$", said.err, re.MULTILINE) and "report.html" in said.out
     (study_folder / "plan.json").write_text('{"study": {}}')
     with pytest.raises(ConfigurationError, match=r"plan\.json is damaged"):
         write_study_report(study_folder)
