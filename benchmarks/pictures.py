@@ -17,7 +17,13 @@ from colearn_hpc.studies.methods import label
 Row = tuple[str, list[tuple[str, float]]]
 RATES = {"rate02": "rate 0.2", "rate002": "rate 0.02"}
 ARMS_OF_LENGTH = {"fedavg": "FedAvg, five data centers", "synchronous": "synchronous SGD"}
-SPLITS = {"iid": "classes at random", "dir1": "Dirichlet(1)", "dir01": "Dirichlet(0.1)"}
+SPLITS = {
+    "iid": "classes at random",
+    "dir1": "Dirichlet(1)",
+    "dir01": "Dirichlet(0.1)",
+    "random": "clips at random",
+    "own": "a speaker each",
+}
 
 
 def bars(name: str, title: str, rows: list[Row], unit: str, note: str) -> str:
@@ -175,14 +181,14 @@ def length(rows: list[dict[str, Any]], passes: float) -> str:
         return alone(picture(figure, "long_cifar10", title))
 
 
-def sites(rows: list[dict[str, Any]]) -> str:
-    """How arms fare where data centers hold different classes: on average over them, and at the worst one.
+def sites(name: str, title: str, rows: list[dict[str, Any]]) -> str:
+    """How arms fare where data centers hold different data: on average over them, and at the worst one.
 
     Args:
+        name, title: of the picture.
         rows: runs, as in ``bench_digits_sites.json``, with the accuracy at each data center.
     """
     splits, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("data", "arm"))
-    title = "Handwritten digits over five data centers"
     with canvas(height=1.5 + 0.24 * len(names), width=7.5) as figure:
         axes = figure.subplots(1, len(splits), sharey=True, sharex=True)
         for axis, split in zip(axes, splits, strict=True):
@@ -196,7 +202,7 @@ def sites(rows: list[dict[str, Any]]) -> str:
         axes[0].set_yticks(range(len(names)), [label(name) for name in names])
         axes[0].invert_yaxis()
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        return alone(picture(figure, "bench_digits_sites", title))
+        return alone(picture(figure, name, title))
 
 
 def overview(lines: list[dict[str, Any]]) -> str:
@@ -242,8 +248,12 @@ def main() -> None:
     if (path := chosen.results / "long_cifar10.json").exists():
         drawn = length(json.loads(path.read_text())["rows"], passes=0.2)
         (chosen.pictures / "long_cifar10.svg").write_text(drawn)
-    if (path := chosen.results / "bench_digits_sites.json").exists():
-        (chosen.pictures / "bench_digits_sites.svg").write_text(sites(json.loads(path.read_text())["rows"]))
+    for name, title in (
+        ("bench_digits_sites", "Handwritten digits over five data centers"),
+        ("bench_spoken_speakers", "Spoken digits over six data centers"),
+    ):
+        if (path := chosen.results / f"{name}.json").exists():
+            (chosen.pictures / f"{name}.svg").write_text(sites(name, title, json.loads(path.read_text())["rows"]))
     if (path := chosen.results / "quickstart.json").exists():
         (chosen.pictures / "quickstart.svg").write_text(overview(json.loads(path.read_text())))
     if (path := chosen.results / "choosing.json").exists():

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import pytest
 import yaml
 
 from colearn_hpc.studies.methods import label
@@ -13,8 +14,19 @@ from colearn_hpc.studies.statistics import paired
 
 ROOT = Path(__file__).parents[2]
 BENCH = json.loads((ROOT / "benchmarks" / "results" / "bench_digits.json").read_text())
+BENCH_TABLE = "measurements/studies.md", "All methods on digits"
 LONG = json.loads((ROOT / "benchmarks" / "results" / "long_cifar10.json").read_text())
-SITES = json.loads((ROOT / "benchmarks" / "results" / "bench_digits_sites.json").read_text())
+SITES = {
+    "Data centers that hold different classes": "bench_digits_sites",
+    "Data centers that hear different speakers": "bench_spoken_speakers",
+}
+SPLITS = {
+    "iid": "at random",
+    "dir1": "Dirichlet(1)",
+    "dir01": "Dirichlet(0.1)",
+    "random": "at random",
+    "own": "a speaker each",
+}
 CIFAR = json.loads((ROOT / "benchmarks" / "results" / "bench_cifar10.json").read_text())
 
 
@@ -25,6 +37,11 @@ def table(page, heading):
     assert section
     lines = [line for line in section[0].splitlines() if line[:2] == "| "]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if not line.startswith("| :--")][1:]
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
 def test_the_bench_has_all_arms_of_its_study() -> None:
@@ -46,13 +63,19 @@ def test_the_table_of_the_bench_is_its_json() -> None:
                 label(search["arm"]),
                 f"{list(search['trials'][search['chosen']]['settings'].values())[-1]}",
                 ", ".join(f"{100 * trial['scores'][0]:.2f}" for trial in search["trials"]),
-                ", ".join(f"{100 * run['final_val_acc']:.2f}" for run in runs),
-                ", ".join(f"{run['final_val_loss']:.4f}" for run in runs),
+                spread([100 * run["final_val_acc"] for run in runs]),
+                f"{mean(run['final_val_loss'] for run in runs):.4f}",
                 f"{sum(run['rounds'] for run in runs) / len(runs):g}",
                 f"{megabytes:.2f}" if megabytes else "0",
             ]
         )
-    assert table("measurements/studies.md", "All methods on digits") == expected
+    assert table(*BENCH_TABLE) == expected
+
+
+def test_the_short_table_of_the_bench_is_part_of_the_long_one() -> None:
+    short = table("results.md", "All methods, equally tuned")
+    long = {name: [name, accuracy, loss, sent] for name, _, _, accuracy, loss, _, sent in table(*BENCH_TABLE)}
+    assert len(short) > 5 and short == [long[row[0]] for row in short]
 
 
 def test_the_table_of_cifar10_is_its_json() -> None:
@@ -67,7 +90,7 @@ def test_the_table_of_cifar10_is_its_json() -> None:
         expected.append(
             [
                 label(arm),
-                f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f} ({len(runs)})",
+                f"{spread(accuracies)} ({len(runs)})",
                 f"{mean(run['final_val_loss'] for run in runs.values()):.3f}",
                 "" if arm == "clr+ile" else ", ".join(f"{gap:+.2f}".replace("-", "−") for gap in gaps),
                 f"{mean(run['rounds'] for run in runs.values()):g}",
@@ -112,11 +135,18 @@ def test_the_table_of_long_training_is_its_json() -> None:
     assert table("results.md", "Small rates and long training") == expected
 
 
-def test_the_table_of_sites_that_differ_is_its_json() -> None:
+def sites(heading: str) -> dict[str, Any]:
+    """The JSON of a study with data centers that differ."""
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{SITES[heading]}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("heading", SITES)
+def test_the_table_of_sites_that_differ_is_its_json(heading: str) -> None:
     """Accuracy on the common test examples, the difference to co-learning, and how the data centers fare."""
-    expected = []
-    for split, name in (("iid", "at random"), ("dir1", "Dirichlet(1)"), ("dir01", "Dirichlet(0.1)")):
-        runs = [row for row in SITES["rows"] if row["data"] == split]
+    rows, expected = sites(heading)["rows"], []
+    for split in dict.fromkeys(row["data"] for row in rows):
+        runs = [row for row in rows if row["data"] == split]
         arms = list(dict.fromkeys(row["arm"] for row in runs))
         by_arm = {arm: {row["seed"]: row for row in runs if row["arm"] == arm} for arm in arms}
         accuracy = {arm: {seed: 100 * run["final_val_acc"] for seed, run in by_arm[arm].items()} for arm in arms}
@@ -127,27 +157,27 @@ def test_the_table_of_sites_that_differ_is_its_json() -> None:
             places = [run["sites"] for run in found.values()]
             expected.append(
                 [
-                    name,
+                    SPLITS[split],
                     label(arm),
-                    f"{mean(accuracy[arm].values()):.2f} ± {stdev(accuracy[arm].values()):.2f}",
+                    spread(list(accuracy[arm].values())),
                     "" if arm == "clr+ile" else difference,
                     f"{100 * mean(mean(at) for at in places):.2f}",
                     f"{100 * mean(min(at) for at in places):.2f}",
                     f"{100 * mean(max(at) - min(at) for at in places):.2f}",
                 ]
             )
-    assert table("results.md", "Data centers that hold different classes") == expected
+    assert table("results.md", heading) == expected
 
 
-def test_what_tuning_chose_for_sites_that_differ_is_its_json() -> None:
-    names = {"iid": "at random", "dir1": "Dirichlet(1)", "dir01": "Dirichlet(0.1)"}
+@pytest.mark.parametrize("heading", SITES)
+def test_what_tuning_chose_for_sites_that_differ_is_its_json(heading: str) -> None:
     expected = [
         [
-            names[search["data"]],
+            SPLITS[search["data"]],
             label(search["arm"]),
             ", ".join(f"{value:g}" for value in search["trials"][search["chosen"]]["settings"].values()),
             ", ".join(f"{100 * trial['scores'][0]:.2f}" for trial in search["trials"]),
         ]
-        for search in SITES["tuning"]["searches"]
+        for search in sites(heading)["tuning"]["searches"]
     ]
-    assert table("measurements/studies.md", "Data centers that hold different classes") == expected
+    assert table("measurements/studies.md", heading) == expected
