@@ -181,3 +181,95 @@ def test_what_tuning_chose_for_sites_that_differ_is_its_json(heading: str) -> No
         for search in sites(heading)["tuning"]["searches"]
     ]
     assert table("measurements/studies.md", heading) == expected
+
+
+def trials(name: str, axis: str = "arm") -> dict[str, dict[int, dict[str, Any]]]:
+    """Arm (or model) -> seed -> run, of a study that has several of these alone."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]:
+        found.setdefault(row[axis], {})[row["seed"]] = row
+    return found
+
+
+def accuracies(runs: dict[int, dict[str, Any]]) -> list[float]:
+    return [100 * runs[seed]["final_val_acc"] for seed in sorted(runs)]
+
+
+def losses(runs: dict[int, dict[str, Any]]) -> list[float]:
+    return [runs[seed]["final_val_loss"] for seed in sorted(runs)]
+
+
+def less(values: list[float], others: list[float]) -> list[float]:
+    """Differences within a trial, rid of the noise that makes an equal one unequal."""
+    return [round(value - other, 9) for value, other in zip(values, others, strict=True)]
+
+
+def signed(values: list[float], digits: int, error: float) -> str:
+    return f"{mean(values):+.{digits}f} ± {error:.{digits}f}".replace("-", "−")
+
+
+def ablation(name: str) -> list[list[str]]:
+    """Accuracy, loss, and co-learning less each arm, with its standard error."""
+    found = trials(name)
+    ours, expected = accuracies(found["clr+ile"]), []
+    for arm, runs in found.items():
+        loss, gaps = losses(runs), less(ours, accuracies(runs))
+        won = [sum(gap > 0 for gap in gaps), sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps)]
+        expected.append(
+            [
+                label(arm),
+                f"{spread(accuracies(runs))} ({len(runs)})",
+                f"{mean(loss):.4f} ± {stdev(loss):.4f}",
+                "" if arm == "clr+ile" else signed(gaps, 2, stdev(gaps) / len(gaps) ** 0.5),
+                "" if arm == "clr+ile" else " / ".join(map(str, won)),
+            ]
+        )
+    return expected
+
+
+def test_the_table_of_the_ablation_is_its_json() -> None:
+    found = trials("ablation_digits")
+    for line, runs in zip(expected := ablation("ablation_digits"), found.values(), strict=True):
+        megabytes = mean(run["bytes_sent"] for run in runs.values()) / 1e6
+        line += [f"{mean(run['rounds'] for run in runs.values()):g}", f"{megabytes:.2f}" if megabytes else "0"]
+    shown = table("results.md", "Ablation on handwritten digits")
+    assert [[cell.strip("*") for cell in line] for line in shown] == expected
+
+
+def test_the_tables_of_a_quarter_of_the_digits_are_their_json() -> None:
+    few, rates = trials("ablation_digits_few"), trials("rates_digits_few")
+    expected = ablation("ablation_digits_few")
+    head = ["arm", "test loss at 0.05", "test loss at 0.15", "accuracy at 0.15, %"]
+    higher = [
+        [label(arm), f"{mean(losses(few[arm])):.3f}", f"{mean(losses(runs)):.3f}", f"{spread(accuracies(runs))} (3)"]
+        for arm, runs in rates.items()
+    ]
+    shown = table("measurements/studies.md", "Why CLR\\+ILE does not win there")
+    assert [[cell.strip("*") for cell in line] for line in shown] == [*expected, head, *higher]
+
+
+def test_the_table_of_overlap_is_its_json() -> None:
+    found = trials("overlap_digits", "model")
+    expected = []
+    for waits, overlaps, steps in (("waits", "overlaps", 3), ("waits-1", "overlaps-1", 1)):
+        one, other = found[waits], found[overlaps]
+        rounds = f"{mean(run['rounds'] for run in one.values()):g}"
+        gaps, worse = less(accuracies(other), accuracies(one)), less(losses(other), losses(one))
+        points = signed(gaps, 2, stdev(gaps)), signed(worse, 4, stdev(worse))
+        for name, runs, differences in (
+            (f"waits, T_0 = {steps} ({rounds} rounds)", one, ("", "")),
+            (f"overlaps, T_0 = {steps}", other, points),
+        ):
+            loss = losses(runs)
+            expected.append([name, spread(accuracies(runs)), f"{mean(loss):.4f} ± {stdev(loss):.4f}", *differences])
+    shown = table("measurements/exchange.md", "Overlap")
+    assert [line for line in shown if re.match("waits|overlaps", line[0])] == expected
+
+
+def test_the_digits_of_the_codecs_are_their_json() -> None:
+    expected = [
+        [name, spread(accuracies(runs)), f"{mean(losses(runs)):.4f}"]
+        for name, runs in trials("codecs_digits", "model").items()
+    ]
+    shown = table("measurements/exchange.md", "Fewer bytes")
+    assert [line[:3] for line in shown] == expected
