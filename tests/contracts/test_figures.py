@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -39,7 +40,7 @@ def table(page, heading):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if not line.startswith("| :--")][1:]
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Collection[float]) -> str:
     """Mean and standard deviation."""
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
@@ -159,7 +160,7 @@ def test_the_table_of_sites_that_differ_is_its_json(heading: str) -> None:
                 [
                     SPLITS[split],
                     label(arm),
-                    spread(list(accuracy[arm].values())),
+                    spread(accuracy[arm].values()),
                     "" if arm == "clr+ile" else difference,
                     f"{100 * mean(mean(at) for at in places):.2f}",
                     f"{100 * mean(min(at) for at in places):.2f}",
@@ -191,37 +192,30 @@ def trials(name: str, axis: str = "arm") -> dict[str, dict[int, dict[str, Any]]]
     return found
 
 
-def accuracies(runs: dict[int, dict[str, Any]]) -> list[float]:
-    return [100 * runs[seed]["final_val_acc"] for seed in sorted(runs)]
+def accuracies(runs: dict[int, dict[str, Any]]) -> dict[int, float]:
+    return {seed: 100 * run["final_val_acc"] for seed, run in runs.items()}
 
 
-def losses(runs: dict[int, dict[str, Any]]) -> list[float]:
-    return [runs[seed]["final_val_loss"] for seed in sorted(runs)]
+def losses(runs: dict[int, dict[str, Any]]) -> dict[int, float]:
+    return {seed: run["final_val_loss"] for seed, run in runs.items()}
 
 
-def less(values: list[float], others: list[float]) -> list[float]:
-    """Differences within a trial, rid of the noise that makes an equal one unequal."""
-    return [round(value - other, 9) for value, other in zip(values, others, strict=True)]
-
-
-def signed(values: list[float], digits: int, error: float) -> str:
-    return f"{mean(values):+.{digits}f} ± {error:.{digits}f}".replace("-", "−")
+def signed(value: float, error: float, digits: int) -> str:
+    return f"{value:+.{digits}f} ± {error:.{digits}f}".replace("-", "−")
 
 
 def ablation(name: str) -> list[list[str]]:
     """Accuracy, loss, and co-learning less each arm, with its standard error."""
-    found = trials(name)
-    ours, expected = accuracies(found["clr+ile"]), []
+    found, expected = trials(name), []
     for arm, runs in found.items():
-        loss, gaps = losses(runs), less(ours, accuracies(runs))
-        won = [sum(gap > 0 for gap in gaps), sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps)]
+        loss, gap = losses(runs).values(), paired(accuracies(found["clr+ile"]), accuracies(runs))
         expected.append(
             [
                 label(arm),
-                f"{spread(accuracies(runs))} ({len(runs)})",
+                f"{spread(accuracies(runs).values())} ({len(runs)})",
                 f"{mean(loss):.4f} ± {stdev(loss):.4f}",
-                "" if arm == "clr+ile" else signed(gaps, 2, stdev(gaps) / len(gaps) ** 0.5),
-                "" if arm == "clr+ile" else " / ".join(map(str, won)),
+                "" if arm == "clr+ile" else signed(gap.mean, gap.error, 2),
+                "" if arm == "clr+ile" else f"{gap.won} / {gap.tied} / {gap.lost}",
             ]
         )
     return expected
@@ -241,7 +235,12 @@ def test_the_tables_of_a_quarter_of_the_digits_are_their_json() -> None:
     expected = ablation("ablation_digits_few")
     head = ["arm", "test loss at 0.05", "test loss at 0.15", "accuracy at 0.15, %"]
     higher = [
-        [label(arm), f"{mean(losses(few[arm])):.3f}", f"{mean(losses(runs)):.3f}", f"{spread(accuracies(runs))} (3)"]
+        [
+            label(arm),
+            f"{mean(losses(few[arm]).values()):.3f}",
+            f"{mean(losses(runs).values()):.3f}",
+            f"{spread(accuracies(runs).values())} (3)",
+        ]
         for arm, runs in rates.items()
     ]
     shown = table("measurements/studies.md", "Why CLR\\+ILE does not win there")
@@ -254,21 +253,23 @@ def test_the_table_of_overlap_is_its_json() -> None:
     for waits, overlaps, steps in (("waits", "overlaps", 3), ("waits-1", "overlaps-1", 1)):
         one, other = found[waits], found[overlaps]
         rounds = f"{mean(run['rounds'] for run in one.values()):g}"
-        gaps, worse = less(accuracies(other), accuracies(one)), less(losses(other), losses(one))
-        points = signed(gaps, 2, stdev(gaps)), signed(worse, 4, stdev(worse))
+        gap, worse = paired(accuracies(other), accuracies(one)), paired(losses(other), losses(one))
+        points = [signed(d.mean, d.error * d.count**0.5, digits) for d, digits in ((gap, 2), (worse, 4))]
         for name, runs, differences in (
             (f"waits, T_0 = {steps} ({rounds} rounds)", one, ("", "")),
             (f"overlaps, T_0 = {steps}", other, points),
         ):
-            loss = losses(runs)
-            expected.append([name, spread(accuracies(runs)), f"{mean(loss):.4f} ± {stdev(loss):.4f}", *differences])
+            loss = losses(runs).values()
+            expected.append(
+                [name, spread(accuracies(runs).values()), f"{mean(loss):.4f} ± {stdev(loss):.4f}", *differences]
+            )
     shown = table("measurements/exchange.md", "Overlap")
     assert [line for line in shown if re.match("waits|overlaps", line[0])] == expected
 
 
 def test_the_digits_of_the_codecs_are_their_json() -> None:
     expected = [
-        [name, spread(accuracies(runs)), f"{mean(losses(runs)):.4f}"]
+        [name, spread(accuracies(runs).values()), f"{mean(losses(runs).values()):.4f}"]
         for name, runs in trials("codecs_digits", "model").items()
     ]
     shown = table("measurements/exchange.md", "Fewer bytes")
