@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from colearn_hpc.cli.interrupts import terminated_like_interrupted
 from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.data.paths import expanded
 from colearn_hpc.data.sources import SOURCES, source_class
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from colearn_hpc.data.shard_info import ShardInfo
 
 EXIT_INTERRUPTED = 130
+_ALPHA = 0.5
+# What only one rule of --partition reads.
+_ONLY_FOR = {"alpha": "dirichlet", "group_by": "by-group", "group_list": "by-group"}
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
     """
     options = _parser(argv).parse_args(argv)
     try:
-        with _terminate_like_ctrl_c():
+        with terminated_like_interrupted():
             if options.command in _READERS:
                 return _READERS[options.command](expanded(options.folder, "DIR"))
             return _make(options)
@@ -76,7 +78,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--centers", type=int, metavar="K", help="number of data centers (default: 5, or as --names)")
     parser.add_argument("--names", metavar="A,B,…", help="names of the data centers (default: dc0,dc1,…)")
     parser.add_argument("--partition", choices=PARTITIONS, default="iid", help="who gets what (default: %(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.5, help="of --partition dirichlet (default: %(default)s)")
+    parser.add_argument("--alpha", type=float, help=f"of --partition dirichlet (default: {_ALPHA})")
     parser.add_argument("--seed", type=int, default=0, help="of the partition (default: %(default)s)")
     parser.add_argument("--classes", metavar="A,B,…|FILE", help="classes in the order of their numbers, one a line")
     parser.add_argument(
@@ -94,7 +96,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _make(options: argparse.Namespace) -> int:
     from colearn_hpc.data.pack import pack
 
-    packed = pack(source_class(options.command).from_arguments(options), _request(options), _progress)
+    request = _request(options)
+    packed = pack(source_class(options.command).from_arguments(options), request, _progress)
     _report(packed, options.out)
     return 0
 
@@ -103,6 +106,7 @@ def _request(options: argparse.Namespace) -> Request:
     from colearn_hpc.data.arrange import Wishes, read_classes, read_group_list, read_split_list
     from colearn_hpc.data.pack import Request
 
+    _refuse_unread(options)
     names = tuple(name.strip() for name in options.names.split(",")) if options.names else None
     centers = options.centers if options.centers is not None else len(names) if names else 5
     if names is not None and len(names) != centers:
@@ -121,10 +125,24 @@ def _request(options: argparse.Namespace) -> Request:
         ),
         rule=options.partition,
         seed=options.seed,
-        alpha=options.alpha if options.partition == "dirichlet" else None,
+        alpha=(_ALPHA if options.alpha is None else options.alpha) if options.partition == "dirichlet" else None,
         on_error=options.on_error,
         overwrite=options.overwrite,
     )
+
+
+def _refuse_unread(options: argparse.Namespace) -> None:
+    """An option that changes nothing is a mistake: the shards would not be what was asked for."""
+    given = [name for name in _ONLY_FOR if getattr(options, name, None) is not None]
+    for name in given:
+        if options.partition != (rule := _ONLY_FOR[name]):
+            option = f"--{name.replace('_', '-')}"
+            raise DataError(
+                f"{option}: was set, and --partition {options.partition} does not read it; set --partition {rule}, or "
+                f"leave {option} out."
+            )
+    if {"group_by", "group_list"} <= set(given):
+        raise DataError("--group-by and --group-list both say who an example comes from; give one of them.")
 
 
 def _report(packed: Packed, out: str) -> None:
@@ -252,21 +270,3 @@ def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
     # Into a log file a line every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(items, total=total, unit=" examples", mininterval=interval, maxinterval=interval, file=sys.stderr)
-
-
-@contextmanager
-def _terminate_like_ctrl_c() -> Iterator[None]:
-    """A batch system ends a job by SIGTERM, which Python answers by dying on the spot; clean up instead."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from colearn_hpc.cli import describe
+from colearn_hpc.cli.interrupts import terminated_like_interrupted
 from colearn_hpc.cli.parsing import Parser
 from colearn_hpc.errors import ColearnError, ConfigurationError
 from colearn_hpc.protocol.messages import describe_error
@@ -52,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     report.add_argument("folder", type=Path, help="the study's folder, e.g. runs/ablation_digits")
     arguments = parser.parse_args(argv)
     try:
-        return _run(arguments) if arguments.command == "run" else _report(arguments.folder)
+        with terminated_like_interrupted():  # ends the runs in order
+            return _run(arguments) if arguments.command == "run" else _report(arguments.folder)
     except ColearnError as error:
         print(f"colearn-hpc: error: {describe_error(error)}", file=sys.stderr)
         return 2
@@ -78,8 +78,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(arguments.file, out / "study.yaml")
-    # A batch system's or a parent's SIGTERM ends the runs in order, like Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
     failed: dict[str, str] = {}
     if study.tune is not None:
         epochs = study.tune.epochs or study.epochs
@@ -111,11 +109,6 @@ def _run_all(
         return runner.run(plans).failed
     finally:
         progress.close()
-
-
-def _interrupt(*_: object) -> NoReturn:
-    # Not by way of SIGINT: a script that starts us in the background has it ignored.
-    raise KeyboardInterrupt
 
 
 def _launcher(arguments: argparse.Namespace, plans: list[RunPlan], study: Study) -> Launcher:

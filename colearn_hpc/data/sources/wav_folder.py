@@ -15,9 +15,8 @@ from colearn_hpc.errors import DataError
 class WavFolder(ClipSource):
     """WAV files as (samples,) int16; the class is the folder, or the ``{label}`` of a pattern.
 
-    The split, in this order: folders ``train/``, ``test/``, ``val/`` above the class; ``test_where`` (and
-    ``val_where``) over a field of the pattern, such as ``speaker=theo`` to test on a voice never heard; else the names
-    tell none.
+    The split, in this order: ``test_where`` (and ``val_where``) over a field of the pattern, such as ``speaker=theo``
+    to test on a voice never heard; folders ``train/``, ``test/``, ``val/`` above the class; else the names tell none.
 
     Args:
         path: folder, zip or tar.

@@ -62,6 +62,17 @@ def test_imagefolder_reports_what_it_left_out(tmp_path, capsys):
         (["digits", "--seed", "-1"], "seed"),
         (["digits", "--partition", "by-class", "--centers", "11"], "only 10 classes"),
         (["digits", "--partition", "dirichlet", "--alpha", "0"], "alpha"),
+        (["digits", "--alpha", "0.1"], "--alpha: was set, and --partition iid does not read it"),
+        (["digits", "--group-list", "g.txt"], "--group-list: was set, and --partition iid"),
+        (["digits", "--group-list", "g.txt", "--partition", "by-class"], "--partition by-class does not read it"),
+        (
+            ["csv-text", "a.csv", "--text", "t", "--labels", "l", "--group-by", "hospital"],
+            "--group-by: was set, and --partition iid does not read it; set --partition by-group, or leave",
+        ),
+        (
+            ["wav-folder", "x", "--partition", "by-group", "--group-by", "label", "--group-list", "g.txt"],
+            "--group-by and --group-list both say",
+        ),
         (["imagefolder", "nowhere"], "nowhere: does not exist"),
     ],
 )
