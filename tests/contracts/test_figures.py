@@ -267,10 +267,14 @@ def test_the_table_of_overlap_is_its_json() -> None:
     assert [line for line in shown if re.match("waits|overlaps", line[0])] == expected
 
 
-def test_the_digits_of_the_codecs_are_their_json() -> None:
-    expected = [
-        [name, spread(accuracies(runs).values()), f"{mean(losses(runs).values()):.4f}"]
-        for name, runs in trials("codecs_digits", "model").items()
-    ]
-    shown = table("measurements/exchange.md", "Fewer bytes")
-    assert [line[:3] for line in shown] == expected
+def test_the_table_of_the_codecs_is_its_json() -> None:
+    digits, images = trials("codecs_digits", "model"), trials("codecs_cifar10_small", "model")
+    exact, expected = images["fp32"], []
+    for name, runs in images.items():
+        line = [name]
+        for task in (digits[name], runs):
+            line += [spread(accuracies(task).values()), f"{mean(losses(task).values()):.4f}"]
+        gap = paired(accuracies(runs), accuracies(exact))
+        points = signed(gap.mean, gap.error * gap.count**0.5, 2) if runs is not exact else ""
+        expected.append([*line, points, f"{runs[0]['bytes_sent'] / exact[0]['bytes_sent']:.3g}"])
+    assert table("measurements/exchange.md", "Fewer bytes") == expected
