@@ -1,4 +1,4 @@
-"""Data centers as network namespaces of this machine: each node with a link, of a given bandwidth, to a common bridge.
+"""Data centers as network namespaces of this machine: each node with a link of a given bandwidth and delay to a bridge.
 
 Needs root, ip and tc (iproute2).
 """
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+
+from _long_link import MTU
 
 # mpirun starts its daemon on each "host" by this; HOST is a namespace, and gets a host name of its own.
 AGENT = """#!/bin/bash
@@ -35,6 +37,7 @@ class Namespaces:
         retries: net.ipv4.tcp_retries2 in all of them; 0: the kernel's own (15: about 15 minutes).
         congestion: TCP's congestion control on the links; empty: the machine's own.
         nodes: namespaces per data center. Between those of one, ``megabits`` do not hold.
+        round_trip: between any two of them, ms.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class Namespaces:
         retries: int = 0,
         congestion: str = "",
         nodes: int = 1,
+        round_trip: float = 0.0,
     ) -> None:
         if os.geteuid() or not all(shutil.which(tool) for tool in ("ip", "tc")):
             sys.exit("this needs root, ip and tc: it makes network namespaces")
         self.name, self.network, self.centers, self.retries = name, network, centers, retries
-        self.congestion, self.nodes = congestion, nodes
+        self.congestion, self.nodes, self.round_trip = congestion, nodes, round_trip
+        self._long_links: list[subprocess.Popen[str]] = []
         self.hosts = [f"{name}{k}" for k in range(centers * nodes)]
         self.megabits = [megabits] * len(self.hosts) if isinstance(megabits, int) else list(megabits)
         self._bridge = f"{name}-br"
@@ -66,7 +71,10 @@ class Namespaces:
         _ip(f"link set {self._bridge} up")
         for k, host in enumerate(self.hosts):
             _ip(f"netns add {host}")
-            _ip(f"link add {host}-l type veth peer name eth0 netns {host}")
+            if self.round_trip:
+                self._long_link(host)
+            else:
+                _ip(f"link add {host}-l type veth peer name eth0 netns {host}")
             _ip(f"link set {host}-l master {self._bridge} up")
             _ip(f"-n {host} link set lo up")
             _ip(f"-n {host} addr add {self.address(k)}/24 dev eth0")
@@ -75,7 +83,7 @@ class Namespaces:
                 # By route: a namespace may be forbidden to choose for all of itself.
                 _ip(f"-n {host} route replace {self.network}.0/24 dev eth0 congctl {self.congestion}")
             if self.retries:
-                _ip(f"netns exec {host} sysctl -qw net.ipv4.tcp_retries2={self.retries}")
+                _sysctl(host, f"net.ipv4.tcp_retries2={self.retries}")
             megabits = self.megabits[k]
             if megabits and self.nodes == 1:
                 limit = f"root tbf rate {megabits}mbit burst {max(128, megabits)}kb latency 100ms"
@@ -85,6 +93,17 @@ class Namespaces:
                 self._limit_outside("-n " + host, "eth0", "dst", k)
                 self._limit_outside("", f"{host}-l", "src", k)
         return self
+
+    def _long_link(self, host: str) -> None:
+        """The two devices of a link with a delay; what goes from one host to another passes two such links."""
+        program, far = Path(__file__).with_name("_long_link.py"), f"{host}-f"
+        command = [sys.executable, str(program), f"{host}-l", far, str(self.round_trip / 4)]
+        self._long_links.append(link := subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert link.stdout and link.stdout.readline() == "carrying\n"
+        _ip(f"link set {host}-l mtu {MTU}")
+        _ip(f"link set {far} mtu {MTU} name eth0 netns {host}")
+        # By Linux' own 4 MB one connection would carry 520 Mbit/s over 50 ms.
+        _sysctl(host, f"net.ipv4.tcp_wmem=4096 16384 {2**25}", f"net.ipv4.tcp_rmem=4096 131072 {2**25}")
 
     def _limit_outside(self, where: str, device: str, end: str, k: int) -> None:
         """Limit what does not stay in the data center of node ``k``."""
@@ -160,6 +179,9 @@ class Namespaces:
 
     def _down(self) -> None:
         self.kill_all()
+        while self._long_links:  # their devices go with them
+            with self._long_links.pop() as link:
+                link.kill()
         there = subprocess.run(["ip", "netns", "list"], text=True, capture_output=True).stdout.split()
         for host in self.hosts:
             if host in there:
@@ -171,6 +193,10 @@ class Namespaces:
 
 def _ip(arguments: str) -> None:
     subprocess.run(["ip", *arguments.split()], check=True)
+
+
+def _sysctl(host: str, *settings: str) -> None:
+    subprocess.run(["ip", "netns", "exec", host, "sysctl", "-qw", *settings], check=True)
 
 
 def _tc(arguments: str) -> None:

@@ -148,7 +148,9 @@ def main() -> None:
         "--mpirun", default="--oversubscribe --bind-to none", help="its options (default: %(default)s)"
     )
     options.add_argument("--slice", type=int, default=0, help="slices.SLICE, elements (default: the package's)")
-    options.add_argument("--ahead", type=int, default=0, help="pipeline.GATHERING, chunks (default: the package's)")
+    options.add_argument(
+        "--ahead", type=int, default=0, help="chunks sent before one is awaited (default: the package's)"
+    )
     options.add_argument("--profile", action="store_true", help="also wall seconds by stage, on the first rank")
     options.add_argument("--torch", action="store_true", help="codecs and sums by torch, as where numba is not")
     chosen = options.parse_args()

@@ -22,6 +22,7 @@ from mpi4py import MPI
 from colearn_hpc.algorithm.slices import chunks
 from colearn_hpc.between import Offer, Vector
 from colearn_hpc.mpi.pipeline import Pipeline
+from colearn_hpc.mpi.tensor_wire import MpiWire
 
 
 class Counting(MPI.Intracomm):
@@ -73,6 +74,7 @@ def main() -> None:
     options.add_argument("--floats", type=int, required=True)
     options.add_argument("--period", type=int, default=0)
     options.add_argument("--rounds", type=int, default=1)
+    options.add_argument("--ahead", type=int, default=0)
     chosen = options.parse_args()
     torch.set_num_threads(1)
     world = Counting(MPI.COMM_WORLD)
@@ -89,7 +91,9 @@ def main() -> None:
         world.messages, before = 0, own_memory()
         world.Barrier()
         start = time.perf_counter()
-        pipeline = Pipeline(world, Offer(Vector(own), result, [1.0] * k, size, previous), [1.0] * k)
+        pipeline = Pipeline(
+            MpiWire(world), Offer(Vector(own), result, [1.0] * k, size, previous), [1.0] * k, chosen.ahead
+        )
         pipeline.run()
         world.Barrier()
         seconds.append(time.perf_counter() - start)

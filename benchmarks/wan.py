@@ -135,6 +135,7 @@ def main() -> None:
     options.add_argument("--parameters", type=int, default=58_164_298, help="(default: %(default)s)")
     options.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     options.add_argument("--congestion", default="cubic", help="TCP's congestion control (default: %(default)s)")
+    options.add_argument("--round-trip", type=float, default=0.0, help="ms (default: that of this machine)")
     options.add_argument("--raw", action="store_true", help="also a raw Allreduce, which keeps all cores busy waiting")
     chosen: argparse.Namespace = options.parse_args()
     if chosen.worker:
@@ -146,7 +147,13 @@ def main() -> None:
         with (
             tempfile.TemporaryDirectory() as folder,
             Namespaces(
-                "colwan", NETWORK, chosen.centers, megabits, Path(folder), congestion=chosen.congestion
+                "colwan",
+                NETWORK,
+                chosen.centers,
+                megabits,
+                Path(folder),
+                congestion=chosen.congestion,
+                round_trip=chosen.round_trip,
             ) as links,
         ):
             for codec in chosen.codec:

@@ -74,8 +74,8 @@ class Offer:
         parameter_size: length of the leading part to which norms apply.
         previous: the last shared model, the same bits everywhere, shape ``(>= parameter_size,)``; None: no norms.
         encoding: how slices are written on the wire, and how they become one.
-        gathering: chunks that are sent before the first one is waited for; None: the transport's own number. More where
-            the mean is seldom moved on, for no more than these can move from one time to the next.
+        gathering: chunks, at least, that are sent before the first one is waited for; None: the transport's own number.
+            More where the mean is seldom moved on, for no more than these can move from one time to the next.
         last_model: this is not the round's mean, but the last shared model, which one data center gives to those who
             have missed it.
         follows: of a round's means this is not the first, and the vectors of those before it stay as they are.

@@ -19,6 +19,7 @@ from colearn_hpc.errors import ConfigurationError, PeerError, RoundTimeoutError,
 from colearn_hpc.mpi.copies import copy_to_all
 from colearn_hpc.mpi.lanes import deal, deal_shards, places_of
 from colearn_hpc.mpi.mean import MeanUnderWay, begin_mean
+from colearn_hpc.mpi.pipeline import LONG_LINK
 from colearn_hpc.mpi.site import MpiSite, nothing
 from colearn_hpc.mpi.tensor_wire import DeviceWay, TensorWire, choose_way, device_facts, wire_of
 from colearn_hpc.mpi.topology import DataCenter
@@ -82,6 +83,8 @@ class MpiBetween:
         self._lane = _group(center.world, self._lanes[mine[0]]) if mine else None
         self._groups: dict[tuple[int, ...], MPI.Intracomm] = {}
         self._device, self._wires = device, dict[tuple[int, ...], TensorWire]()
+        hosts = {host for one in center.topology.centers for host in one.hosts}
+        self._ahead = LONG_LINK if len(hosts) > 1 else 0  # on one host it would only be more memory to go through
         if device is not None:
             self._connect_devices(center, site)
         if center.leaders is not None:
@@ -184,7 +187,7 @@ class MpiBetween:
 
     def begin_mean(self, offer: Offer, present: tuple[int, ...]) -> MeanUnderWay:
         weights = [offer.weights[k] for k in present]
-        return begin_mean(self._lane_of(present), offer, weights, self._wire_of(present))
+        return begin_mean(self._lane_of(present), offer, weights, self._wire_of(present), self._ahead)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         assert self._lane is not None, "only carriers are called"

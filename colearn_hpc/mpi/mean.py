@@ -75,7 +75,7 @@ _under_way: set[MeanUnderWay] = set()
 
 
 def begin_mean(
-    leaders: MPI.Comm, offer: Offer, weights: Sequence[float], wire: TensorWire | None = None
+    leaders: MPI.Comm, offer: Offer, weights: Sequence[float], wire: TensorWire | None = None, ahead: int = 0
 ) -> MeanUnderWay:
     """Begin to take the mean of the leaders' vectors (eq. 2), and to measure its change (eq. 4). Collective over
     ``leaders``, but waits for nobody: :meth:`MeanUnderWay.finish` does.
@@ -93,6 +93,7 @@ def begin_mean(
         weights: n_k per rank of ``leaders``; whoever has 0 takes the mean without contributing to it, and may
             hold NaN.
         wire: of the same leaders, by which tensors go; None: by ``leaders``.
+        ahead: see :class:`Pipeline`.
 
     Raises:
         ValueError: all weights are 0, or the offer's result does not fit.
@@ -111,4 +112,4 @@ def begin_mean(
         return MeanUnderWay(leaders, None, mine, squares(result[length:], None), gave=previous is not None)
     offer.encoding.prepare(length)
     gave = previous is not None and bool(weights[leaders.Get_rank()])
-    return MeanUnderWay(leaders, Pipeline(wire or MpiWire(leaders), offer, weights), gave=gave)
+    return MeanUnderWay(leaders, Pipeline(wire or MpiWire(leaders), offer, weights, ahead), gave=gave)

@@ -1,13 +1,14 @@
 """How the mean travels: chunk after chunk, several under way at a time.
 
     post      read a chunk from the model, send each leader its slice of it
-    average   GATHERING chunks later: all rows of the own slice are here, sum them, send the result to all
-    collect   SPREADING chunks later: all slices of the mean are here
+    average   some chunks later: all rows of the own slice are here, sum them, send the result to all
+    collect   some chunks later again: all slices of the mean are here
 
-So many chunks are on the wire at a time that a link with a long delay does not run dry. What is not the result fits
-in a few slots of one chunk each: slices of the mean arrive in the result itself, and need no slot. Rows are moved and
-nothing else (``tensor_wire.py``), because a leader then sums straight from where rows arrive and sends straight from
-where weights lie; and because collectives of different MPIs sum in different orders.
+So many chunks are on the wire at a time that a link with a long delay does not run dry. Few leaders have more of them
+there than many: a chunk has a slice for each. What is not the result fits in slots of one chunk each: slices of the
+mean arrive in the result itself, and need no slot. Rows are moved and nothing else (``tensor_wire.py``), because a
+leader then sums straight from where rows arrive and sends straight from where weights lie; and because collectives of
+different MPIs sum in different orders.
 
 All memory is on the result's device. On a GPU chunks are longer: there a call costs as much as a hundred thousand
 elements.
@@ -30,8 +31,9 @@ from colearn_hpc.algorithm.slices import chunks
 from colearn_hpc.between import Awaited, Idle, Offer
 from colearn_hpc.mpi.tensor_wire import Exchange, Tagged, TensorWire
 
-GATHERING = 4  # chunks that are sent before the first one is waited for; each takes a slot's memory
-SPREADING = 8  # chunks of which the mean may be under way to all
+GATHERING = 4  # chunks, at least, that are sent before the first one is waited for; each takes a slot's memory
+SPREADING = 8  # chunks, at least, of which the mean may be under way to all
+LONG_LINK = 4 * 2**20  # bytes that are sent before a chunk is waited for, where leaders are on several hosts
 _TO_OWNER, _TO_ALL = 11, 12  # tags; not those of the leaders' meetings, which may be held while a mean is under way
 
 
@@ -55,9 +57,10 @@ class Pipeline:
         wire: between the leaders, one per data center that takes part, in the order of the data centers.
         offer: this leader's; its result may be the source's own vector, if there is no ``previous``.
         weights: n_k per leader; whoever has 0 takes the mean without contributing to it.
+        ahead: bytes that this leader sends before it waits for a chunk, if they are more than :data:`GATHERING` chunks.
     """
 
-    def __init__(self, wire: TensorWire, offer: Offer, weights: Sequence[float]) -> None:
+    def __init__(self, wire: TensorWire, offer: Offer, weights: Sequence[float], ahead: int = 0) -> None:
         source, gathering = offer.source, offer.gathering
         self._wire, self._centers, self._me = wire, wire.size, wire.rank
         # Everyone starts with another neighbour, or all would send to the first at once.
@@ -73,10 +76,11 @@ class Pipeline:
         self._ground = Ground(offer.result, offer.previous, given, self._width)
         self._sums = self._ground.sums
         self._kinds: tuple[Slices, Slices] = offer.encoding.begin(self._ground)
-        waits = any(kind.waits for kind in self._kinds)
-        self._gathering = GATHERING if gathering is None else gathering
-        self._spreading = self._gathering if waits else max(SPREADING, self._gathering)
         # A slice of the mean that has to be read waits in a slot until then.
+        waits = any(kind.waits for kind in self._kinds)
+        sent = max(1, (self._centers - 1) * self._width * offer.result.element_size() * (2 if waits else 1))
+        self._gathering = min(max(GATHERING, ahead // sent, gathering or 0), len(self._chunks))
+        self._spreading = self._gathering if waits else max(SPREADING, 2 * self._gathering)
         slots = self._gathering + 2 + (self._spreading if waits else 0)
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._under_way: dict[int, Exchange] = {}  # by chunk

@@ -47,3 +47,16 @@ def test_a_benchmark_runs(script, options, figure, tmp_path):
     rows = json.loads(file.read_text())["rows"]
     assert len(rows) == 1 and rows[0][figure] > 0
     assert figure in done.stderr, "the table"
+
+
+@pytest.mark.mpi
+def test_growth_runs(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ["--parts", "runs", "predicted", "--centers", "3", "--floats", "20000", "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "growth.py"), *options], text=True, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(file.read_text())
+    assert [row["bits"] for row in found["runs"]] == ["as a sum in float64, on all ranks"]
+    assert len(found["predicted"]) == 16

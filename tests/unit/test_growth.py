@@ -50,9 +50,23 @@ def test_the_model_of_links_is_what_was_measured(model):
         assert predicted.exchange == pytest.approx(row["ours (s)"], rel=0.02)
 
 
-def test_what_the_model_says_of_a_long_link(model):
-    """A window of chunks a delay: where that is less than the link could carry, more data centers, or chunks, help."""
-    few, many = (model.predict(10**7, centers, model.Link(1000, 0.05)) for centers in (2, 16))
-    near = model.predict(10**7, 2, model.Link(1000))
-    assert few.seconds > 2 * near.seconds and near.seconds == pytest.approx(1.06 * near.bound, rel=0.05)
-    assert many.seconds / many.bound < few.seconds / few.bound
+def test_the_model_of_long_links_is_what_was_measured(monkeypatch, model):
+    """Pipelines alone, with what is under way between hosts and with what is on one."""
+    rows = json.loads((RESULTS / "growth.json").read_text())["long"]
+    assert {row["round trip (ms)"] for row in rows} == {50, 150}
+    for ahead, column, within in (
+        (model.LONG_LINK, "measured / bound", 0.08),
+        (0, "with four chunks / bound", 0.1),
+    ):
+        monkeypatch.setattr(model, "LONG_LINK", ahead)
+        for row in rows:
+            link, host = model.Link(row["Mbit/s"], row["round trip (ms)"] / 1e3), model.Host(cores=2 / row["centers"])
+            predicted = model.predict(row["floats"], row["centers"], link, host)
+            assert predicted.seconds / predicted.bound == pytest.approx(row[column], rel=within)
+
+
+def test_what_is_under_way_between_hosts_hides_a_long_delay(monkeypatch, model):
+    near, far = (model.predict(10**8, 2, model.Link(1000, delay)) for delay in (0, 0.05))
+    assert far.seconds == pytest.approx(near.seconds, rel=0.05) == pytest.approx(1.06 * near.bound, rel=0.05)
+    monkeypatch.setattr(model, "LONG_LINK", 0)
+    assert model.predict(10**8, 2, model.Link(1000, 0.05)).seconds > 2 * near.seconds

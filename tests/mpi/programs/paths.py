@@ -33,12 +33,12 @@ COLLECTIVES = CollectiveWire(world, torch.device("cpu"))
 
 
 def begin(
-    comm, source, result, weights, parameters=None, previous=None, codec=None, gathering=None, wire=None
+    comm, source, result, weights, parameters=None, previous=None, codec=None, gathering=None, wire=None, ahead=0
 ) -> MeanUnderWay:
     """A mean over ``comm``; norms and codec apply to all of it where nothing else is said."""
     size = source.size if parameters is None else parameters
     offer = Offer(source, result, weights, size, previous, codec or Plain(), gathering)
-    return begin_mean(comm, offer, weights, wire)
+    return begin_mean(comm, offer, weights, wire, ahead)
 
 
 class Late:
@@ -99,6 +99,13 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
         under_way.advance()
     assert under_way.finish().bytes_sent == facts.bytes_sent
     assert torch.equal(passing, result), "the way is not the same"
+
+    # More under way, as over a long link: some chunks, or all of them.
+    for ahead in (slices.SLICE * 4 * K * 7, 1 << 30):
+        many = torch.full((mine.size,), math.nan, dtype=mine.dtype)
+        fresh = None if chosen is None else Coded(chosen)
+        told = begin(world, mine, many, weights, mine.parameter_size, previous, fresh, ahead=ahead).finish()
+        assert torch.equal(many, result) and repr(told) == repr(facts), "more under way is another mean"
 
     # By all-to-all, as from GPU to GPU.
     grouped = torch.full((mine.size,), math.nan, dtype=mine.dtype)
