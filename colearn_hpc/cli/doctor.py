@@ -33,6 +33,8 @@ from colearn_hpc.mpi.topology import DataCenter
 from colearn_hpc.protocol.messages import plural
 from colearn_hpc.trainer.gpus import choose
 
+_FAR = 2e-3  # s, one way: from here on what a connection may hold can be less than what is on the link
+_NEAR_MOST = 0.6  # of what a connection may hold; some of that is the kernel's own
 _SLOW_LINK = 50e6  # bytes/s: a model of 100 MB then takes seconds a round
 _FORKS_BADLY = [(3, 11, micro) for micro in range(10)]  # CPython's gh-112275
 _LITTLE_DISK = 10e9
@@ -315,12 +317,18 @@ def _links(links: Sequence[probe.Link]) -> list[Finding]:
     findings = []
     for link in links:
         text = f"{link.one} - {link.other}: {link.latency * 1e6:.0f} us, {link.bandwidth / 1e6:.0f} MB/s"
+        most = None if link.window is None or link.latency < _FAR else link.window / (2 * link.latency)
         if link.bandwidth < _SLOW_LINK:
             text += (
                 f"; a model of 100 MB takes {200e6 / link.bandwidth:.0f} s a round and more: see that MPI takes "
                 "the right interface (Open MPI: --mca btl_tcp_if_include)"
             )
-        findings.append(Finding(WARN if link.bandwidth < _SLOW_LINK else OK, "links", text))
+        if held_up := most is not None and link.bandwidth > _NEAR_MOST * most:
+            text += (
+                f"; by net.ipv4.tcp_wmem a TCP connection carries no more than {most / 1e6:.0f} MB/s so far: if the "
+                "link is faster, raise its last number on all hosts"
+            )
+        findings.append(Finding(WARN if held_up or link.bandwidth < _SLOW_LINK else OK, "links", text))
     return findings or [Finding(OK, "links", "one data center: nothing to measure")]
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from colearn_hpc.mpi.topology import DataCenter
 
 _ROUND_TRIPS = 30
-_SMALLEST, _LARGEST = 1 << 18, 1 << 24  # bytes of a message whose time is taken for bandwidth
-_LONG_ENOUGH = 0.05  # s: a longer message would not tell more, and a slow link would take minutes
+_SMALLEST, _LARGEST = 1 << 18, 1 << 26  # bytes of a message whose time is taken for bandwidth
+_LONG_ENOUGH = 0.05  # s, and ten round trips: a longer message would not tell more, and a slow link would take minutes
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Link:
     Attributes:
         one, other: their names.
         latency: s, one way, median.
-        bandwidth: bytes/s, one way, best.
+        bandwidth: bytes/s, one way, of a long message.
         skew: s by which the other's clock is ahead; None between two of which none is the first data center.
+        window: bytes that Linux lets a TCP connection of the first one hold; None where it does not tell.
     """
 
     one: str
@@ -44,6 +45,7 @@ class Link:
     latency: float
     bandwidth: float
     skew: float | None
+    window: int | None = None
 
 
 def describe_mpi() -> dict[str, str]:
@@ -102,7 +104,7 @@ def links(center: DataCenter) -> list[Link]:
     for one, other in combinations(range(leaders.Get_size()), 2):
         if me == one:
             latency, bandwidth, skew = _measure(leaders, other)
-            mine.append(Link(names[one], names[other], latency, bandwidth, skew if one == 0 else None))
+            mine.append(Link(names[one], names[other], latency, bandwidth, skew if one == 0 else None, _tcp_window()))
         elif me == other:
             _answer(leaders, one)
         wait(leaders)  # those who only watch must not take the cores of those who measure
@@ -133,21 +135,29 @@ def _measure(leaders: MPI.Comm, other: int) -> tuple[float, float, float]:
         leaders.Recv(clock, other)
         trips.append(time.perf_counter() - start)
         clocks.append((trips[-1], clock[0] - before - trips[-1] / 2))
-    best, size = 0.0, _SMALLEST
+    best, size, trip = 0.0, _SMALLEST, statistics.median(trips)
     while size <= _LARGEST:
-        payload = np.zeros(size, dtype=np.uint8)
+        payload, best = np.zeros(size, dtype=np.uint8), 0.0  # of the longest: links let short ones pass faster
         for _ in range(2):  # the first one of a size also sets up its way
             leaders.Send(np.array([size], dtype=np.int64), other)
             start = time.perf_counter()
             leaders.Send(payload, other)
             leaders.Recv(clock, other)
             seconds = time.perf_counter() - start
-            best = max(best, size / seconds)
-        if seconds > _LONG_ENOUGH:
+            # The answer's way, and the message's own delay, are no part of what the link carries in a second.
+            best = max(best, size / max(seconds - trip, seconds / 2))
+        if seconds > _LONG_ENOUGH + 10 * trip:
             break
         size *= 4
     leaders.Send(np.array([0], dtype=np.int64), other)
-    return statistics.median(trips) / 2, best, float(min(clocks)[1])
+    return trip / 2, best, float(min(clocks)[1])
+
+
+def _tcp_window() -> int | None:
+    try:
+        return int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text().split()[2])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _answer(leaders: MPI.Comm, asker: int) -> None:

@@ -34,6 +34,21 @@ def test_links(bandwidth, level):
     assert ("--mca btl_tcp_if_include" in finding.text) == (level == WARN)
 
 
+@pytest.mark.parametrize(
+    ("latency", "bandwidth", "window", "told"),
+    [
+        (25e-3, 60e6, 4 * 2**20, True),  # of 84 MB/s
+        (25e-3, 120e6, 32 * 2**20, False),
+        (25e-3, 60e6, None, False),
+        (1e-3, 1e9, 4 * 2**20, False),  # near: not a long link, and perhaps no TCP
+    ],
+)
+def test_a_connection_that_cannot_hold_what_is_on_the_link(latency, bandwidth, window, told):
+    (finding,) = doctor._links([Link("dc0", "dc1", latency, bandwidth, 0.0, window)])
+    assert finding.level == (WARN if told else OK)
+    assert ("net.ipv4.tcp_wmem" in finding.text and "84 MB/s" in finding.text) == told
+
+
 def test_clocks():
     near, far = Link("dc0", "dc1", 1e-5, 1e9, 0.3), Link("dc0", "dc2", 1e-5, 1e9, -86400.0)
     assert doctor._clocks([near, Link("dc1", "dc2", 1e-5, 1e9, None)]).level == OK
