@@ -278,3 +278,22 @@ def test_the_table_of_the_codecs_is_its_json() -> None:
         points = signed(gap.mean, gap.error * gap.count**0.5, 2) if runs is not exact else ""
         expected.append([*line, points, f"{runs[0]['bytes_sent'] / exact[0]['bytes_sent']:.3g}"])
     assert table("measurements/exchange.md", "Fewer bytes") == expected
+
+
+def test_the_tables_of_spoken_digits_are_their_json() -> None:
+    found, expected, tried = trials("table5_spoken_digits"), [], []
+    for arm, runs in found.items():
+        loss, gap = losses(runs).values(), paired(accuracies(found["clr+ile"]), accuracies(runs))
+        low, high = gap.interval
+        difference = f"{gap.mean:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
+        line = [label(arm), spread(accuracies(runs).values()), f"{mean(loss):.3f} ± {stdev(loss):.3f}"]
+        sent = f"{mean(run['bytes_sent'] for run in runs.values()) / 1e6:.0f}"
+        expected.append([*line, "" if arm == "clr+ile" else difference, sent])
+    tuning = json.loads((ROOT / "benchmarks" / "results" / "table5_spoken_digits.json").read_text())["tuning"]
+    for search in tuning["searches"]:
+        rates = [next(iter(trial["settings"].values())) for trial in search["trials"]]
+        scores = [f"{100 * trial['scores'][0]:.2f}" for trial in search["trials"]]
+        shown = "; ".join(f"{rate} → {score}" for rate, score in sorted(zip(rates, scores, strict=True)))
+        tried.append([label(search["arm"]), f"{rates[search['chosen']]}", shown])
+    assert table("results.md", "Table 5 on spoken digits") == expected
+    assert table("measurements/studies.md", "Table 5 on spoken digits") == tried
