@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from colearn_hpc.algorithm.slices import chunks
-from colearn_hpc.mpi.pipeline import GATHERING, LONG_LINK, SPREADING
+from colearn_hpc.mpi.pipeline import LONG_LINK, chunks_under_way
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def predict(floats: int, centers: int, link: Link, host: Host = Host(), itemsize
     """
     others, delay = centers - 1, link.round_trip / 2
     cut = [chunk.length(0) for chunk in chunks(floats, floats, centers)]  # of the longest slice
-    ahead = min(max(GATHERING, LONG_LINK // (others * cut[0] * itemsize)), len(cut))
-    behind = ahead + max(SPREADING, 2 * ahead)
+    gathering, spreading = chunks_under_way(len(cut), others * cut[0] * itemsize, LONG_LINK)
     now = free = 0.0  # when this leader's processor, and its link, has done all that it was given
     rows: list[float] = []  # by chunk: when all of them are here
     means: list[float] = []
@@ -97,8 +96,8 @@ def predict(floats: int, centers: int, link: Link, host: Host = Host(), itemsize
         free = max(free, now) + others * link.seconds(length * itemsize)
         return free + delay
 
-    for step in range(len(cut) + behind):
-        gathered, collected = step - ahead, step - behind
+    for step in range(len(cut) + gathering + spreading):
+        gathered, collected = step - gathering, step - gathering - spreading
         if step < len(cut):
             now += centers * cut[step] * host.read / host.cores
             rows.append(send(cut[step]))

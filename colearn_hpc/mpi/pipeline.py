@@ -37,6 +37,20 @@ LONG_LINK = 4 * 2**20  # bytes that are sent before a chunk is waited for, where
 _TO_OWNER, _TO_ALL = 11, 12  # tags; not those of the leaders' meetings, which may be held while a mean is under way
 
 
+def chunks_under_way(count: int, sent: int, ahead: int, at_least: int = 0) -> tuple[int, int]:
+    """How many of ``count`` chunks are sent before the first one is waited for, and of how many more the mean is under
+    way before it is waited for.
+
+    Args:
+        count: chunks of the vector.
+        sent: bytes that a leader sends of a chunk.
+        ahead: see :class:`Pipeline`.
+        at_least: chunks that are sent before.
+    """
+    gathering = min(max(GATHERING, ahead // max(1, sent), at_least), count)
+    return gathering, max(SPREADING, 2 * gathering)
+
+
 @dataclass
 class _Slot:
     """Memory for one chunk under way, used again and again: fresh pages cost more than what is done in them."""
@@ -78,9 +92,9 @@ class Pipeline:
         self._kinds: tuple[Slices, Slices] = offer.encoding.begin(self._ground)
         # A slice of the mean that has to be read waits in a slot until then.
         waits = any(kind.waits for kind in self._kinds)
-        sent = max(1, (self._centers - 1) * self._width * offer.result.element_size() * (2 if waits else 1))
-        self._gathering = min(max(GATHERING, ahead // sent, gathering or 0), len(self._chunks))
-        self._spreading = self._gathering if waits else max(SPREADING, 2 * self._gathering)
+        sent = (self._centers - 1) * self._width * offer.result.element_size() * (2 if waits else 1)
+        self._gathering, spreading = chunks_under_way(len(self._chunks), sent, ahead, gathering or 0)
+        self._spreading = self._gathering if waits else spreading
         slots = self._gathering + 2 + (self._spreading if waits else 0)
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._under_way: dict[int, Exchange] = {}  # by chunk
