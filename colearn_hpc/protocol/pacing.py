@@ -7,7 +7,7 @@ import time
 LONGEST_SLEEP = 0.05  # s; a waiting rank then uses well under 1 % of a core
 FIRST_REPORT, LATER_REPORTS = 10.0, 120.0  # s of waiting after which the awaited are named
 GRACE = 10.0  # s that a failed rank waits for the others before it aborts the world
-LOOK_INTERVAL = 0.05  # s between two looks at what others have told, while training
+LOOK_INTERVAL = 0.1  # s between two looks at what others have told, while training
 NEWS_INTERVAL = 10.0  # s between two unasked reports of progress
 STALL = 300.0  # s in which nothing of the mean arrives, after which it is given up: TCP may mend a cut for so long
 SILENCE = 60.0  # s after which no news is worth a word: training reports at every batch's end

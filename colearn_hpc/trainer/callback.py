@@ -375,6 +375,7 @@ class CoLearning(Callback):
         )
         ours = EpochStart | CorrectsGradients | EpochEnd
         others = [one for one in callbacks_of(trainer) if not isinstance(one, ours)]
+        self._fit.epoch_end = end
         set_callbacks(trainer, [start, *others, *corrects, end])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -482,19 +483,21 @@ class CoLearning(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        examples = batch_size(batch)
+        fit, examples = self._fit, batch_size(batch)
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if self.settings.weighting == "examples":
             check_weight(batch, examples)
-        self._fit.count(examples)
-        self._fit.losses.add(outputs, examples, trainer.accumulate_grad_batches)
+        fit.count(examples)
+        fit.losses.add(loss, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
-            self._fit.points_.settle()
+            fit.points_.settle()
             self._report_trained()
-            self._fit.averager.end_epoch(pl_module)
-            if self._fit.blocks is not None:
+            fit.averager.end_epoch(pl_module)
+            if fit.blocks is not None:
                 self._run.rate(first_rate(trainer.optimizers))
             self._follow(self._run.epoch_trained(), trainer)
-            self._fit.validation.shows(trainer, bool(self._run.state.unlogged))
+            fit.validation.shows(trainer, bool(self._run.state.unlogged))
+        fit.epoch_end.batch_done(loss, batch_idx)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":

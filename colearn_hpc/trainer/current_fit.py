@@ -9,6 +9,7 @@ from typing import Any
 import colearn_hpc._lightning as pl
 from colearn_hpc.trainer.averager import Averager
 from colearn_hpc.trainer.blocks import Blocks
+from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.joining import Joining
 from colearn_hpc.trainer.lightning_gaps import set_limits
 from colearn_hpc.trainer.losses import LossTally
@@ -37,6 +38,7 @@ class CurrentFit:
         limits: the Trainer's own.
         blocks: where steps are counted, what serves them.
         points: writes resume points.
+        epoch_end: closes local epochs after all other callbacks.
         examples: that this process has trained on since it began.
         hiding: with secure sums; it outlives attempts, for the others know its keys.
         losses: of this rank in the round.
@@ -64,6 +66,7 @@ class CurrentFit:
     limits: tuple[int | None, int] = (None, -1)
     blocks: Blocks | None = None
     points: PointWriter | None = None
+    epoch_end: EpochEnd = field(default=None)  # type: ignore[assignment]
     joining: Joining = field(default_factory=Joining)
     began: bool = False
     trains: bool = False

@@ -51,8 +51,9 @@ log = logging.getLogger("colearn_hpc")
 class EpochEnd(Checkpoint):
     """Closes a local epoch after everyone else, writes resume points, and stops the run when asked to.
 
-    A ``Checkpoint`` by class, because Lightning calls those last; added by :class:`CoLearning`. The heartbeat is called
-    from here, and is no callback of its own, for the sake of microseconds a batch.
+    A ``Checkpoint`` by class, because Lightning calls those last; added by :class:`CoLearning`. For the sake of
+    microseconds a batch the heartbeat is no callback of its own, and ``on_train_batch_end`` is there for Lightning only
+    at batches at whose end there is something to do.
 
     Args:
         place: this process's.
@@ -97,6 +98,7 @@ class EpochEnd(Checkpoint):
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
         self._constant: dict[str, torch.Tensor] = {}  # buffers that are infinite by design
         self._resumed = False
+        self._stops = False  # somebody asked the run to stop, and all ranks of this data center know it
         self._trained = False  # the epoch that is resumed is trained, and only its end is to come
         self._epochs_begun = 0  # in this fit
         pass_over_empty_hooks(self)
@@ -156,15 +158,26 @@ class EpochEnd(Checkpoint):
         self._epochs_begun += 1
         self._heartbeat.begins_epoch(trainer)
 
-    def on_train_batch_end(
+    def batch_done(self, loss: Any, batch_idx: int) -> None:
+        """A batch was trained. Called by :class:`CoLearning` in its ``on_train_batch_end``, before the one below.
+        Collective over the data center."""
+        self._heartbeat.batch_done(loss, batch_idx)
+        self._stops = self._writes and self._place.conversation.stops.agreed()
+
+    @property
+    def on_train_batch_end(self) -> Any:
+        """The hook; None where there is nothing to do, which Lightning passes over."""
+        wanted = self._stops or self._sums or self._place.conversation.stops.signal()
+        return self._end_batch if wanted else None
+
+    def _end_batch(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._heartbeat.batch_done(outputs, batch_idx)
         if self._sums:
             add_running_sums(trainer, self._sums)
-        if not self._writes or not self._place.conversation.stops.agreed():
-            return
-        if is_safe_point(trainer, batch_idx):
+        if self._place.center.size == 1:  # a callback of the user's may have been signalled; more ranks must agree
+            self._stops = self._writes and self._place.conversation.stops.agreed()
+        if self._stops and is_safe_point(trainer, batch_idx):
             self._report_trained()
             self._middle = self._where_in_epoch(trainer, batch_idx + 1)
             self._save(trainer, batch_idx + 1, at_once=True)

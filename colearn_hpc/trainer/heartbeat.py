@@ -76,14 +76,13 @@ class Heartbeat:
         self._batch = 0
         self.trains(trainer)
 
-    def batch_done(self, outputs: Any, batch_idx: int) -> None:
+    def batch_done(self, loss: Any, batch_idx: int) -> None:
         """At every batch: as little as can be."""
         self._batch = batch_idx + 1
         self._seen_batches += 1
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         # Kept as it is: to read a GPU's number here would wait for the batch.
         self._loss = loss.detach() if isinstance(loss, torch.Tensor) and loss.requires_grad else loss
-        self.progress()
+        self._place.conversation.progress(self._text)
 
     def validates(self) -> None:
         """Validation begins."""

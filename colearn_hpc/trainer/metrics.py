@@ -54,11 +54,16 @@ def batch_size(batch: Any) -> int:
     the like are therefore not counted. A list with a tensor per example counts as long as it is, where a tensor beside
     it has that length.
     """
-    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor) and batch[0].ndim:
+    if isinstance(batch, (list, tuple)):
         # Nearly always: a list of tensors of one length. This is for every batch, so it looks no further.
-        length = batch[0].shape[0]
-        if length and all(isinstance(part, Tensor) and part.ndim and part.shape[0] == length for part in batch):
-            return int(length)
+        length = 0
+        for part in batch:
+            if not isinstance(part, Tensor) or not part.ndim or part.shape[0] != (length or part.shape[0]):
+                break
+            length = part.shape[0]
+        else:
+            if length:
+                return int(length)
     said = _said(batch)
     return said if said is not None else next(iter(_most_frequent(batch)), 0)
 

@@ -29,12 +29,12 @@ def test_a_tally_is_one_sum_across_a_resume():
     losses = torch.rand(8, generator=torch.Generator().manual_seed(1))
     whole, first, second = LossTally(), LossTally(), LossTally()
     for loss in losses:
-        whole.add({"loss": loss}, 3)
+        whole.add(loss, 3)
     for loss in losses[:5]:
-        first.add({"loss": loss}, 3)
+        first.add(loss, 3)
     second.restore([first.state], 0, 1)
     for loss in losses[5:]:
-        second.add({"loss": loss}, 3)
+        second.add(loss, 3)
     assert second.state == whole.state
     assert whole.state[0] / whole.state[1] == pytest.approx(float(losses.double().mean()))
 
@@ -48,10 +48,10 @@ def test_a_tally_of_other_ranks_is_the_first_ones():
 
 def test_what_is_no_loss_is_left_out_and_accumulation_is_undone():
     tally = LossTally()
-    for outputs in (None, {}, torch.ones(2), {"loss": None}):
-        tally.add(outputs, 4)
+    for loss in (None, {}, torch.ones(2), "loss"):
+        tally.add(loss, 4)
     assert tally.state == (0.0, 0.0)
-    tally.add({"loss": torch.tensor(0.5)}, 0, accumulated=4)
+    tally.add(torch.tensor(0.5), 0, accumulated=4)
     assert tally.state == (2.0, 1.0)
 
 
