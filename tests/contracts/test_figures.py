@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from colearn_hpc.studies.methods import label
-from colearn_hpc.studies.statistics import paired
+from colearn_hpc.studies.statistics import Difference, paired
 
 ROOT = Path(__file__).parents[2]
 BENCH = json.loads((ROOT / "benchmarks" / "results" / "bench_digits.json").read_text())
@@ -43,6 +43,12 @@ def table(page, heading):
 def spread(values: Collection[float]) -> str:
     """Mean and standard deviation."""
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
+def gap_with_interval(gap: Difference) -> str:
+    """The mean of what one arm is ahead within a seed, and the 95 % interval of that mean."""
+    low, high = gap.interval
+    return f"{gap.mean:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
 
 
 def test_the_bench_has_all_arms_of_its_study() -> None:
@@ -152,9 +158,7 @@ def test_the_table_of_sites_that_differ_is_its_json(heading: str) -> None:
         by_arm = {arm: {row["seed"]: row for row in runs if row["arm"] == arm} for arm in arms}
         accuracy = {arm: {seed: 100 * run["final_val_acc"] for seed, run in by_arm[arm].items()} for arm in arms}
         for arm, found in by_arm.items():
-            gap = paired(accuracy["clr+ile"], accuracy[arm])
-            low, high = gap.interval
-            difference = f"{gap.mean:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
+            difference = gap_with_interval(paired(accuracy["clr+ile"], accuracy[arm]))
             places = [run["sites"] for run in found.values()]
             expected.append(
                 [
@@ -284,8 +288,7 @@ def test_the_tables_of_spoken_digits_are_their_json() -> None:
     found, expected, tried = trials("table5_spoken_digits"), [], []
     for arm, runs in found.items():
         loss, gap = losses(runs).values(), paired(accuracies(found["clr+ile"]), accuracies(runs))
-        low, high = gap.interval
-        difference = f"{gap.mean:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
+        difference = gap_with_interval(gap)
         line = [label(arm), spread(accuracies(runs).values()), f"{mean(loss):.3f} ± {stdev(loss):.3f}"]
         sent = f"{mean(run['bytes_sent'] for run in runs.values()) / 1e6:.0f}"
         expected.append([*line, "" if arm == "clr+ile" else difference, sent])
