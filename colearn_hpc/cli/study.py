@@ -19,7 +19,7 @@ from colearn_hpc.studies.grid import RunPlan, expand
 from colearn_hpc.studies.launchers import Launcher, make_mpirun_launcher
 from colearn_hpc.studies.progress import GridProgress, drawing
 from colearn_hpc.studies.report import write_study_report
-from colearn_hpc.studies.runner import GridRunner, write_plan
+from colearn_hpc.studies.runner import GridRunner, check_free, write_plan
 from colearn_hpc.studies.slurm_launcher import SlurmLauncher
 from colearn_hpc.studies.study_file import Study, read_study
 from colearn_hpc.studies.tuning import chosen, tuned_plans, tuning_plans, write_tuning
@@ -76,6 +76,8 @@ def _run(arguments: argparse.Namespace) -> int:
         epochs = sum(plan.settings["trainer"]["max_epochs"] for plan in (*trials, *plans))
         print(f"{len(trials)} trials and {len(plans)} runs, {epochs} local epochs in all", file=sys.stderr)
         return 0
+    check_free(out / "tuning", trials)
+    check_free(out, plans)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(arguments.file, out / "study.yaml")
     failed: dict[str, str] = {}

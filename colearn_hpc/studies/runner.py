@@ -5,6 +5,7 @@ OUT/plan.json             the study and its grid: which run folder is which arm,
 OUT/runs/NAME/            a run folder, as `fit` writes it, and beside its files
     settings.yaml           the configuration it was started with
     attempt.json            fingerprint of that configuration, how each attempt ended, and the batch system's job
+    attempt.lock            is locked by the process that works on the run
     output.txt              what it printed
 """
 
@@ -19,12 +20,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from colearn_hpc.errors import RESUME_CODE, ConfigurationError
-from colearn_hpc.studies.files import write_atomically
+from colearn_hpc.studies.files import held, write_atomically
 from colearn_hpc.studies.grid import RunPlan
 from colearn_hpc.studies.launchers import Launcher, Run
 from colearn_hpc.studies.run_folder import forget, last_error, read_run
@@ -41,7 +42,13 @@ class Attempt:
     plan: RunPlan
     number: int
     run: Run
+    lock: IO[bytes] | None = None
     started: float = field(default_factory=time.monotonic)
+
+    def leave(self) -> None:
+        """Others may work on the run."""
+        if self.lock is not None:
+            self.lock.close()
 
 
 @dataclass
@@ -121,6 +128,8 @@ class GridRunner:
                     self.tick(under_way)
         except BaseException:
             self.launcher.end([attempt.run for attempt in under_way])
+            for attempt in under_way:
+                attempt.leave()
             raise
         return self.outcome
 
@@ -145,6 +154,14 @@ class GridRunner:
     def _start(self, plan: RunPlan, number: int) -> Attempt:
         folder = self.folder(plan)
         folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        try:
+            return Attempt(plan, number, self._launched(plan, number, folder), lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    def _launched(self, plan: RunPlan, number: int, folder: Path) -> Run:
         notes = _notes(folder)
         same = notes.get("fingerprint") == plan.fingerprint
         if not same:
@@ -160,11 +177,12 @@ class GridRunner:
             output.write(f"--- attempt {number}: {' '.join(command)}\n".encode())
         run = self.launcher.start(plan, fit, folder)
         write_atomically(folder / "attempt.json", json.dumps(notes | {"job": run.id}, indent=1))
-        return Attempt(plan, number, run)
+        return run
 
     def _ended(self, attempt: Attempt, code: int) -> int | None:
         """Note how an attempt ended; the number of the next one if there is to be one."""
         plan = attempt.plan
+        attempt.leave()
         folder, seconds = self.folder(plan), time.monotonic() - attempt.started
         notes = _notes(folder)
         notes.setdefault("attempts", []).append({"exit_code": code, "seconds": round(seconds, 1)})
@@ -192,6 +210,27 @@ class GridRunner:
     def done(self) -> int:
         """Runs that are finished or given up."""
         return len(self.outcome.skipped) + len(self.outcome.finished) + len(self.outcome.failed)
+
+
+def check_free(out: Path, plans: Sequence[RunPlan]) -> None:
+    """Before anything is written: another study's files may be there.
+
+    Raises:
+        ConfigurationError: another study works on one of these runs.
+    """
+    for plan in plans:
+        if (folder := out / "runs" / plan.name).is_dir():
+            _lock(folder).close()
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    try:
+        return held(folder / "attempt.lock")
+    except BlockingIOError:  # with other settings this one would take away what the other is writing
+        raise ConfigurationError(
+            f"another `study run` works on {folder}; end it, or wait until it is done, and start this one again; or "
+            "choose another --out"
+        ) from None
 
 
 def write_plan(out: Path, study: Study, plans: Sequence[RunPlan]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.studies.grid import expand
 from colearn_hpc.studies.launchers import MpirunLauncher, ProcessLauncher
 from colearn_hpc.studies.run_folder import last_error
-from colearn_hpc.studies.runner import GridRunner, is_finished
+from colearn_hpc.studies.runner import GridRunner, check_free, is_finished
 from colearn_hpc.studies.study_file import read_study
 
 # What a run does: appends a line to `calls`, fails as told, else writes a finished folder.
@@ -27,6 +29,17 @@ if len(calls.read_text().splitlines()) <= failures:
 (folder / "config.yaml").write_text("method: colearning\\n")
 (folder / "rounds.jsonl").write_text(line + "\\n")
 (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
+"""
+
+
+HOLD = """
+import pathlib, sys
+from colearn_hpc.studies.files import held
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True)
+file = held(folder / "attempt.lock")
+print("held", flush=True)
+input()
 """
 
 
@@ -90,6 +103,26 @@ def test_a_changed_configuration_is_run_anew(tmp_path, plans, study_file):
     assert not outcome.skipped
     assert len(calls(tmp_path, plans[0].name)) == 2
     assert not point.exists(), "the other configuration's run would be continued"
+
+
+def test_a_run_that_another_study_works_on_is_left_alone(tmp_path, plans, study_file):
+    """With other settings it would be begun anew, and lose what has been trained."""
+    folder = tmp_path / "runs" / plans[0].name
+    works = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert works.stdout.readline() == "held\n"
+        (folder / "rounds.jsonl").write_text("trained\n")
+        with pytest.raises(ConfigurationError, match=re.escape(f"another `study run` works on {folder}; end it")):
+            GridRunner(tmp_path, FakeLauncher(tmp_path), 1, lambda _: None).run(plans)
+        with pytest.raises(ConfigurationError, match="another `study run`"):
+            check_free(tmp_path, plans)
+        check_free(tmp_path, plans[1:])
+        assert (folder / "rounds.jsonl").read_text() == "trained\n" and not (folder / "settings.yaml").exists()
+    finally:
+        works.communicate("\n")
+    assert plans[0].name in GridRunner(tmp_path, FakeLauncher(tmp_path), 1, lambda _: None).run(plans).finished
 
 
 def test_an_interruption_ends_the_runs_under_way(tmp_path, plans):
