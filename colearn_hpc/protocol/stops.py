@@ -67,27 +67,39 @@ class StopRequests:
     def agreed(self) -> bool:
         """Whether any rank of this data center knows a reason; once yes, always yes. Collective over the data center.
 
+        Raises:
+            CenterBrokenError: a rank of this data center failed.
+        """
+        self.confer()
+        return self.due
+
+    @property
+    def due(self) -> bool:
+        """What all ranks of this data center know; a rank that is alone looks at its own signal too."""
+        # What others have said came with the progress that is told at every batch.
+        return self._agreed or (self._site.size == 1 and bool(self.reason or (self.signal() and self.poll())))
+
+    def confer(self) -> None:
+        """Let the ranks tell each other what they know. Collective over the data center.
+
         The ranks of a data center stop at the same batch, because the next one's gradients take them all. A sum over
         them at every batch would show where cores are shared; so they agree on how many calls come in half a second,
-        and all but the last of these are answered with no.
+        and at all but the last of these nobody is asked.
 
         Raises:
             CenterBrokenError: a rank of this data center failed.
         """
-        if self._agreed:
-            return True
-        if self._site.size == 1:  # what others have said came with the progress that is told at every batch
-            return bool(self.reason or (self.signal() and self.poll()))
+        if self._agreed or self._site.size == 1:
+            return
         self._calls += 1
         if self._calls < self._asked_every:
-            return False
+            return
         now = time.monotonic()
         usual = int(0.5 * self._calls / max(now - self._asked, 1e-3))
         # Two calls may come close together, as at an epoch's end: that alone must not make them seldom.
         usual = min(usual, 2 * self._asked_every + 1, _MOST_CALLS)
         known, self._asked_every = self._site.largest(bool(self.poll()), usual)
         self._calls, self._asked, self._agreed = 0, now, bool(known)
-        return self._agreed
 
     def regrouped(self) -> None:
         """The data center begins again: its ranks count their calls from here."""

@@ -98,7 +98,6 @@ class EpochEnd(Checkpoint):
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
         self._constant: dict[str, torch.Tensor] = {}  # buffers that are infinite by design
         self._resumed = False
-        self._stops = False  # somebody asked the run to stop, and all ranks of this data center know it
         self._trained = False  # the epoch that is resumed is trained, and only its end is to come
         self._epochs_begun = 0  # in this fit
         pass_over_empty_hooks(self)
@@ -162,22 +161,24 @@ class EpochEnd(Checkpoint):
         """A batch was trained. Called by :class:`CoLearning` in its ``on_train_batch_end``, before the one below.
         Collective over the data center."""
         self._heartbeat.batch_done(loss, batch_idx)
-        self._stops = self._writes and self._place.conversation.stops.agreed()
+        if self._writes:
+            self._place.conversation.stops.confer()
 
     @property
     def on_train_batch_end(self) -> Any:
         """The hook; None where there is nothing to do, which Lightning passes over."""
-        wanted = self._stops or self._sums or self._place.conversation.stops.signal()
-        return self._end_batch if wanted else None
+        return self._end_batch if self._sums or self._stops_now else None
+
+    @property
+    def _stops_now(self) -> bool:
+        return self._writes and self._place.conversation.stops.due
 
     def _end_batch(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._sums:
             add_running_sums(trainer, self._sums)
-        if self._place.center.size == 1:  # a callback of the user's may have been signalled; more ranks must agree
-            self._stops = self._writes and self._place.conversation.stops.agreed()
-        if self._stops and is_safe_point(trainer, batch_idx):
+        if self._stops_now and is_safe_point(trainer, batch_idx):
             self._report_trained()
             self._middle = self._where_in_epoch(trainer, batch_idx + 1)
             self._save(trainer, batch_idx + 1, at_once=True)

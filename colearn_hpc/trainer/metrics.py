@@ -56,14 +56,9 @@ def batch_size(batch: Any) -> int:
     """
     if isinstance(batch, (list, tuple)):
         # Nearly always: a list of tensors of one length. This is for every batch, so it looks no further.
-        length = 0
-        for part in batch:
-            if not isinstance(part, Tensor) or not part.ndim or part.shape[0] != (length or part.shape[0]):
-                break
-            length = part.shape[0]
-        else:
-            if length:
-                return int(length)
+        lengths = {part.shape[0] if isinstance(part, Tensor) and part.ndim else 0 for part in batch}
+        if len(lengths) == 1 and (length := lengths.pop()):
+            return int(length)
     said = _said(batch)
     return said if said is not None else next(iter(_most_frequent(batch)), 0)
 

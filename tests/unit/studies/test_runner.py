@@ -105,7 +105,7 @@ def test_a_changed_configuration_is_run_anew(tmp_path, plans, study_file):
     assert not point.exists(), "the other configuration's run would be continued"
 
 
-def test_a_run_that_another_study_works_on_is_left_alone(tmp_path, plans, study_file):
+def test_a_run_that_another_study_works_on_is_left_alone(tmp_path, plans):
     """With other settings it would be begun anew, and lose what has been trained."""
     folder = tmp_path / "runs" / plans[0].name
     works = subprocess.Popen(
