@@ -69,6 +69,7 @@ class Conversation:
 
     Attributes:
         stops: who was asked to stop.
+        next_look: when :meth:`progress` next has something to do (by ``time.monotonic``), if no mean is under way.
         verdict: the agreed text of the failure that ended the run.
         waiting: this rank waits for others at a meeting. It stays so where an error ended the wait.
     """
@@ -88,7 +89,7 @@ class Conversation:
         self.waiting = False
         self.shares_tracebacks = share_tracebacks or len(between.names) == 1
         self._patience, self._may_miss, self._meanwhile = patience, may_miss, meanwhile
-        self._looked = 0.0
+        self.next_look = 0.0
         # The others count on this data center, from its arrival at a round's end until the mean is in place.
         self._counted_on = False
         site.meanwhile = between.meanwhile = self._pass_time
@@ -189,10 +190,8 @@ class Conversation:
         """Let the leaders who may be waiting know how far this data center is, now and then. Cheap enough for every
         batch: ``text`` is called only when it is to be sent."""
         self._meanwhile()
-        moment = time.monotonic()
-        if not now and moment - self._looked < pacing.LOOK_INTERVAL:
+        if not (self._look_due() or now):
             return
-        self._looked = moment
         self.stops.poll()
         if self.leads:
             self.between.tell(text, now=now)
@@ -233,8 +232,16 @@ class Conversation:
 
     def _pass_time(self) -> None:
         """What must not wait while this rank does."""
-        self.stops.poll()  # a rank that is signalled while it waits tells those who still train
+        if self._look_due():
+            self.stops.poll()  # a rank that is signalled while it waits tells those who still train
         self._meanwhile()
+
+    def _look_due(self) -> bool:
+        moment = time.monotonic()
+        if moment < self.next_look:
+            return False
+        self.next_look = moment + pacing.LOOK_INTERVAL
+        return True
 
     # --- failures ---------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from colearn_hpc.protocol import pacing
 from colearn_hpc.protocol.transport import Meetings, Site
 
 # Calls that are answered without asking the other ranks: if batches become slow, a stop must not wait for long.
@@ -31,6 +30,8 @@ class StopRequests:
     Attributes:
         signal: tells whether this process was signalled: the signal's name, or nothing.
         reason: why to stop, empty while there is no reason.
+        alone: this data center has one rank: it need not ask anybody.
+        due: all ranks of this data center know a reason; once yes, always yes.
     """
 
     def __init__(self, site: Site, between: Meetings) -> None:
@@ -38,18 +39,12 @@ class StopRequests:
         self.reason = ""
         self._site, self._between = site, between
         self._passed_on = False
-        self._looked = 0.0
-        self._calls, self._asked, self._asked_every, self._agreed = 0, time.monotonic(), 0, False
+        self.alone, self.due = site.size == 1, False
+        self._calls, self._asked, self._asked_every = 0, time.monotonic(), 0
 
     def poll(self) -> str:
-        """Why to stop, as far as this rank knows. Never blocks; passes this process's own signal on, once.
-
-        Cheap enough for every batch: words are looked for now and then.
-        """
-        signal, now = self.signal(), time.monotonic()
-        if not signal and now - self._looked < pacing.LOOK_INTERVAL:
-            return self.reason
-        self._looked = now
+        """Why to stop, as far as this rank knows. Never blocks; passes this process's own signal on, once."""
+        signal = self.signal()
         reason = f"{signal} at data center {self._site.name} ({self._site.host})" if signal else ""
         if self._site.rank:
             if reason and not self._passed_on:
@@ -62,6 +57,7 @@ class StopRequests:
             self._between.ask_to_stop(reason)
         self._between.listen()
         self.reason = self.reason or reason or self._between.stop_asked
+        self.due |= self.alone and bool(self.reason)
         return self.reason
 
     def agreed(self) -> bool:
@@ -70,17 +66,14 @@ class StopRequests:
         Raises:
             CenterBrokenError: a rank of this data center failed.
         """
-        self.confer()
+        if not self.alone:
+            self.confer()
+        elif self.signal():  # what others have said came with the progress that is told at every batch
+            self.poll()
         return self.due
 
-    @property
-    def due(self) -> bool:
-        """What all ranks of this data center know; a rank that is alone looks at its own signal too."""
-        # What others have said came with the progress that is told at every batch.
-        return self._agreed or (self._site.size == 1 and bool(self.reason or (self.signal() and self.poll())))
-
     def confer(self) -> None:
-        """Let the ranks tell each other what they know. Collective over the data center.
+        """Let several ranks tell each other what they know. Collective over the data center.
 
         The ranks of a data center stop at the same batch, because the next one's gradients take them all. A sum over
         them at every batch would show where cores are shared; so they agree on how many calls come in half a second,
@@ -89,7 +82,7 @@ class StopRequests:
         Raises:
             CenterBrokenError: a rank of this data center failed.
         """
-        if self._agreed or self._site.size == 1:
+        if self.due:
             return
         self._calls += 1
         if self._calls < self._asked_every:
@@ -99,8 +92,9 @@ class StopRequests:
         # Two calls may come close together, as at an epoch's end: that alone must not make them seldom.
         usual = min(usual, 2 * self._asked_every + 1, _MOST_CALLS)
         known, self._asked_every = self._site.largest(bool(self.poll()), usual)
-        self._calls, self._asked, self._agreed = 0, now, bool(known)
+        self._calls, self._asked, self.due = 0, now, bool(known)
 
     def regrouped(self) -> None:
         """The data center begins again: its ranks count their calls from here."""
-        self._calls, self._asked, self._asked_every, self._agreed = 0, time.monotonic(), 0, False
+        self._calls, self._asked, self._asked_every = 0, time.monotonic(), 0
+        self.due = self.alone and bool(self.reason)

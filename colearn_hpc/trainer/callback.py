@@ -106,6 +106,7 @@ from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.streaming import StreamingAverager
 from colearn_hpc.trainer.sums import WholeSums
 from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
+from colearn_hpc.trainer.tally import Tally
 from colearn_hpc.trainer.validation import Validation
 from colearn_hpc.trainer.writing import remove_leftovers
 
@@ -332,10 +333,10 @@ class CoLearning(Callback):
         state, block = RunState.new(place.center.name, first), first if in_steps else 1
         self._run = Run(state, rounds=self.settings.rounds, overlap=overlaps, block=block)
         validation = Validation(self.settings, place)
-        limits, seen, hiding = limits_of(trainer), self._fit.examples, self._fit.hiding
+        limits, tally, hiding = limits_of(trainer), Tally(self._fit.tally.examples), self._fit.hiding
         joining = self._fit.joining if restarted else Joining()
         self._fit = CurrentFit(
-            folder, self._averager_of(place), validation, limits=limits, examples=seen, hiding=hiding, joining=joining
+            folder, self._averager_of(place), validation, limits=limits, tally=tally, hiding=hiding, joining=joining
         )
         if in_steps:
             check_counts_steps(trainer)
@@ -368,7 +369,7 @@ class CoLearning(Callback):
             self._close_epoch,
             self._report_trained,
             validation.ends,
-            self._fit.losses,
+            tally,
             self._fit.points,
             self.settings.resume_points,
             self._fit.blocks,
@@ -487,8 +488,7 @@ class CoLearning(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if self.settings.weighting == "examples":
             check_weight(batch, examples)
-        fit.count(examples)
-        fit.losses.add(loss, examples, trainer.accumulate_grad_batches)
+        fit.tally.add(batch_idx + 1, loss, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
             fit.points_.settle()
             self._report_trained()
@@ -497,7 +497,7 @@ class CoLearning(Callback):
                 self._run.rate(first_rate(trainer.optimizers))
             self._follow(self._run.epoch_trained(), trainer)
             fit.validation.shows(trainer, bool(self._run.state.unlogged))
-        fit.epoch_end.batch_done(loss, batch_idx)
+        fit.epoch_end.batch_done()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -727,7 +727,7 @@ class CoLearning(Callback):
             epochs_done=state.epochs_done,
             rounds_done=state.rounds_done,
             relative_change=state.change,
-            examples=self._fit.examples,
+            examples=self._fit.tally.examples,
             shows=state.unlogged[-1].index if state.unlogged else None,
             ends_round=state.ends_round,
             stopping=state.stop is not None,
@@ -767,7 +767,7 @@ class CoLearning(Callback):
         leaving = self.settings.fragments is not None and wants_stop(trainer)
         place = run.place(self._limit(trainer), leaving)
         decide = self._decider(state.round, run.epochs_done_then)
-        losses, known = self._fit.losses.state, len(state.history)
+        losses, known = self._fit.tally.state, len(state.history)
         left = None if absent else epochs_left(trainer, self.settings.in_steps)
         more = {"absent": absent, "loss": losses, "known": known, "epochs_left": left}
         end = self._round_end(trainer, state.round.report, place, decide, **more)
@@ -779,7 +779,7 @@ class CoLearning(Callback):
         round_ = state.travelling or state.round
         place = run.place(self._limit(trainer), leaving=state.travelling is None and wants_stop(trainer))
         report, epochs_done = round_.report, round_.epochs_done or run.epochs_done_then
-        losses, known = self._fit.losses.state, len(state.history)
+        losses, known = self._fit.tally.state, len(state.history)
         if state.travelling is not None:
             losses = (0.0, 0.0) if math.isnan(report.loss) else (report.loss, 1.0)
             if not self._placed.center.is_leader:  # the leader's is the data center's sum
@@ -877,7 +877,7 @@ class CoLearning(Callback):
         run = self._run
         run.start_epoch(self._limit(trainer))
         if run.state.epoch == 0:
-            self._fit.losses.reset()
+            self._fit.tally.begin_round()
         if self._fit.blocks is not None:
             self._fit.blocks.begin(run.state.block)
         self._fit.validation.begin_epoch(trainer)
@@ -932,7 +932,7 @@ class CoLearning(Callback):
         Called between two attempts of the Trainer, as the failed one has left everything.
         """
         run = self._run
-        self._fit.uncount()
+        self._fit.tally.reported()
         text = " ".join(why.splitlines()[-2:])
         self._follow(run.miss_round(text, self._limit(trainer)), trainer, absent=text)
         run.count_epoch()
@@ -975,11 +975,12 @@ class CoLearning(Callback):
 
     def _report_trained(self) -> None:
         """Give the run what was trained since the epoch's start, or since the last call in the epoch."""
-        if self._fit.batches:
+        batches, examples = self._fit.tally.since_report()
+        if batches:
             now, steps = time.monotonic(), self._fit.steps_now()
-            self._run.trained(self._fit.batch_examples, now - self._fit.clock, steps - self._fit.steps)
+            self._run.trained(examples, now - self._fit.clock, steps - self._fit.steps)
             self._fit.clock, self._fit.steps = now, steps
-            self._fit.uncount()
+            self._fit.tally.reported()
 
     def _signed(self, report: CenterReport, trainer: pl.Trainer) -> CenterReport:
         """A round's report, with what it was trained on and what came of it."""

@@ -12,12 +12,12 @@ from colearn_hpc.trainer.blocks import Blocks
 from colearn_hpc.trainer.epoch_end import EpochEnd
 from colearn_hpc.trainer.joining import Joining
 from colearn_hpc.trainer.lightning_gaps import set_limits
-from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.metrics import MetricsSplit
 from colearn_hpc.trainer.optimizers import BaseRates
 from colearn_hpc.trainer.point_writer import PointWriter
 from colearn_hpc.trainer.run_folder import RunFolder
 from colearn_hpc.trainer.sums import Hiding
+from colearn_hpc.trainer.tally import Tally
 from colearn_hpc.trainer.validation import Validation
 
 
@@ -34,14 +34,12 @@ class CurrentFit:
         loaded: the averager's state, from a checkpoint.
         factor: of the schedule in this epoch; None without one.
         clock: when the epoch began, or when what was trained in it was last reported.
-        batches, batch_examples: trained since then.
         limits: the Trainer's own.
         blocks: where steps are counted, what serves them.
         points: writes resume points.
         epoch_end: closes local epochs after all other callbacks.
-        examples: that this process has trained on since it began.
         hiding: with secure sums; it outlives attempts, for the others know its keys.
-        losses: of this rank in the round.
+        tally: of what this rank has trained.
         steps_now, steps: the Trainer's count of optimizer steps, now and when it was last reported.
         joining: who joins the run; the same in all attempts.
         began, trains, ends, finished: how far the fit has come. With ``ends`` all ranks of the data center have trained
@@ -56,11 +54,8 @@ class CurrentFit:
     loaded: Mapping[str, Any] | None = None
     factor: float | None = None
     clock: float = 0.0
-    batches: int = 0
-    batch_examples: int = 0
-    examples: int = 0
     hiding: Hiding | None = None
-    losses: LossTally = field(default_factory=LossTally)
+    tally: Tally = field(default_factory=Tally)
     steps_now: Callable[[], int] = lambda: 0
     steps: int = 0
     limits: tuple[int | None, int] = (None, -1)
@@ -88,17 +83,7 @@ class CurrentFit:
         assert self.rates is not None, "from on_fit_start on"
         return self.rates
 
-    def count(self, examples: int) -> None:
-        """A batch was trained."""
-        self.batches += 1
-        self.batch_examples += examples
-        self.examples += examples
-
     def leave(self, trainer: pl.Trainer) -> None:
         """Leave the Trainer as it was found."""
         self.validation.end(trainer)
         set_limits(trainer, self.limits)
-
-    def uncount(self) -> None:
-        """What was counted is reported, or lost."""
-        self.batches = self.batch_examples = 0

@@ -9,6 +9,7 @@ resume_points.py knows the files.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -35,7 +36,6 @@ from colearn_hpc.trainer.lightning_gaps import (
     restart_epoch,
     when_restored,
 )
-from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.mid_epoch import epoch_metrics, is_safe_point, restore_metrics
 from colearn_hpc.trainer.optimizers import float_state
 from colearn_hpc.trainer.place import Place
@@ -44,6 +44,7 @@ from colearn_hpc.trainer.resume_points import path_of
 from colearn_hpc.trainer.run_folder import RunFolder
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.supervisor import Supervisor
+from colearn_hpc.trainer.tally import Tally
 
 log = logging.getLogger("colearn_hpc")
 
@@ -63,7 +64,7 @@ class EpochEnd(Checkpoint):
         close_epoch: closes the epoch; called in ``on_train_epoch_end``.
         report_trained: gives the run what was trained since the epoch's start, for a point in its middle.
         end_validation: what is to be done when all have seen what a validation found.
-        losses: of this rank in the round.
+        tally: of what this rank has trained.
         points: writes resume points.
         resume_points: whether they are written.
         blocks: where the run counts steps: they know the place in the data, which each point holds then.
@@ -80,7 +81,7 @@ class EpochEnd(Checkpoint):
         close_epoch: Callable[[pl.Trainer], None],
         report_trained: Callable[[], None],
         end_validation: Callable[[pl.Trainer], None],
-        losses: LossTally,
+        tally: Tally,
         points: PointWriter,
         resume_points: bool,
         blocks: Blocks | None = None,
@@ -88,11 +89,12 @@ class EpochEnd(Checkpoint):
         self._place, self._folder, self._supervisor = place, folder, supervisor
         self._standing, self._close_epoch, self._report_trained = standing, close_epoch, report_trained
         self._end_validation, self._points = end_validation, points
-        self._losses, self._writes, self._blocks = losses, resume_points, blocks
-        self._heartbeat = Heartbeat(place, standing, folder)
+        self._tally, self._writes, self._blocks = tally, resume_points, blocks
+        self._conversation, self._stops = place.conversation, place.conversation.stops
+        self._heartbeat = Heartbeat(place, standing, folder, tally)
         self._trainer: pl.Trainer | None = None
         self._saving = False  # the checkpoint that is written is a resume point
-        # Of each rank: its generators, and under "loss" its LossTally's state, under "data" its place in them.
+        # Of each rank: its generators, and under "loss" its Tally's state, under "data" its place in them.
         self._generators: list[dict[str, Any]] = []  # as they were before the epoch's data iterator was made
         self._middle: dict[str, Any] = {}  # where in the epoch, if in the middle of it
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
@@ -119,7 +121,7 @@ class EpochEnd(Checkpoint):
                 self._blocks.start_from(generators())
             self._generators = self._place.site.gather(self._of_rank()) or []
         if self._writes:
-            self._place.conversation.stops.signal = signals.received
+            self._stops.signal = signals.first
             signals.listen()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -157,28 +159,35 @@ class EpochEnd(Checkpoint):
         self._epochs_begun += 1
         self._heartbeat.begins_epoch(trainer)
 
-    def batch_done(self, loss: Any, batch_idx: int) -> None:
+    def batch_done(self) -> None:
         """A batch was trained. Called by :class:`CoLearning` in its ``on_train_batch_end``, before the one below.
         Collective over the data center."""
-        self._heartbeat.batch_done(loss, batch_idx)
-        if self._writes:
-            self._place.conversation.stops.confer()
+        self._pass_on()
+        if self._writes and not self._stops.alone:
+            self._stops.confer()
+
+    def _pass_on(self) -> None:
+        """Between two batches: let messages pass, now and then."""
+        # Asked here as well, because a call that finds nothing to do costs microseconds at every batch.
+        if self._place.means.under_way or time.monotonic() >= self._conversation.next_look:
+            self._conversation.progress(self._heartbeat.text)
 
     @property
     def on_train_batch_end(self) -> Any:
         """The hook; None where there is nothing to do, which Lightning passes over."""
-        return self._end_batch if self._sums or self._stops_now else None
-
-    @property
-    def _stops_now(self) -> bool:
-        return self._writes and self._place.conversation.stops.due
+        stops = self._writes and (self._stops.due or signals.received)
+        return self._end_batch if self._sums or stops else None
 
     def _end_batch(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._sums:
             add_running_sums(trainer, self._sums)
-        if self._stops_now and is_safe_point(trainer, batch_idx):
+        if not self._writes:
+            return
+        if signals.received:  # perhaps sent by another callback, after batch_done
+            self._stops.poll()
+        if self._stops.due and is_safe_point(trainer, batch_idx):
             self._report_trained()
             self._middle = self._where_in_epoch(trainer, batch_idx + 1)
             self._save(trainer, batch_idx + 1, at_once=True)
@@ -196,7 +205,7 @@ class EpochEnd(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._heartbeat.progress()
+        self._pass_on()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._heartbeat.trains(trainer)
@@ -214,7 +223,7 @@ class EpochEnd(Checkpoint):
         self._sums = {}
         self._save(trainer)
         # Known to all data centers alike: after the last round there is nothing left to stop.
-        if not self._standing().stopping and self._place.conversation.stops.agreed():
+        if not self._standing().stopping and self._stops.agreed():
             self._points.settle()
             self._stop()
 
@@ -226,7 +235,7 @@ class EpochEnd(Checkpoint):
         self._heartbeat.end("interrupted" if isinstance(exception, Interrupted) else "failed")
         if isinstance(exception, Interrupted):
             signals.served()
-            if self._place.conversation.presides:
+            if self._conversation.presides:
                 log.warning("%s; every data center has its resume point: start again with --resume", exception)
 
     # --- checkpoints ------------------------------------------------------------------------------------
@@ -267,7 +276,7 @@ class EpochEnd(Checkpoint):
         self._resumed = True
 
     def _of_rank(self) -> dict[str, Any]:
-        mine = generators() | {"loss": list(self._losses.state)}
+        mine = generators() | {"loss": list(self._tally.state)}
         return mine if self._blocks is None else mine | {"data": self._blocks.place}
 
     def _restore_place(self, blocks: Blocks, of_rank: dict[str, Any]) -> None:
@@ -279,7 +288,7 @@ class EpochEnd(Checkpoint):
     def _restore_losses(self, ranks: Sequence[dict[str, Any]]) -> None:
         """Go on with the losses of a point in an epoch's middle, or with those of an epoch's end."""
         states = [one["loss"] for one in ranks if "loss" in one]
-        self._losses.restore(states, self._place.center.rank, self._place.center.size)
+        self._tally.restore(states, self._place.center.rank, self._place.center.size)
 
     def _where_in_epoch(self, trainer: pl.Trainer, batches: int) -> dict[str, Any]:
         """What a point in the middle of an epoch needs. Collective over the data center."""
@@ -334,8 +343,8 @@ class EpochEnd(Checkpoint):
             )
 
     def _stop(self) -> NoReturn:
-        log.info("resume point written, leaving: %s", self._place.conversation.stops.reason)
-        self._place.conversation.stop()
+        log.info("resume point written, leaving: %s", self._stops.reason)
+        self._conversation.stop()
 
     def _take_back_signals(self) -> None:
         if self._writes:

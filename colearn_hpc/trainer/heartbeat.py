@@ -14,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import colearn_hpc._lightning as pl
 from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.run_folder import RunFolder, jsonable
 from colearn_hpc.trainer.standing import Standing
+from colearn_hpc.trainer.tally import Tally
 from colearn_hpc.trainer.writing import PRIVATE, PUBLIC, write_atomically
 
 log = logging.getLogger("colearn_hpc")
@@ -41,19 +40,17 @@ class Heartbeat:
         place: this process's.
         standing: tells how the run stands.
         folder: the run's.
+        tally: of what this rank has trained.
     """
 
-    def __init__(self, place: Place, standing: Callable[[], Standing], folder: RunFolder) -> None:
-        self._place, self._standing, self._start = place, standing, folder.start
+    def __init__(self, place: Place, standing: Callable[[], Standing], folder: RunFolder, tally: Tally) -> None:
+        self._place, self._standing, self._start, self._tally = place, standing, folder.start, tally
         self._own = folder.center_folder / "status.json"
         self._open = folder.folder / "status" / f"{place.center.name}.json"
         self._state = "starting"
-        self._batch = 0
         self._batches: int | None = None
-        self._loss: Any = None
         self._rate = 0.0  # batches per second
-        self._last = (time.monotonic(), 0, 0)  # when, examples and batches at the beat before
-        self._seen_batches = 0
+        self._last = (time.monotonic(), tally.examples, tally.batches)  # when, examples and batches at the beat before
         self._samples_rate = 0.0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -73,24 +70,12 @@ class Heartbeat:
 
     def begins_epoch(self, trainer: pl.Trainer) -> None:
         """A local epoch begins."""
-        self._batch = 0
+        self._tally.batch = 0
         self.trains(trainer)
-
-    def batch_done(self, loss: Any, batch_idx: int) -> None:
-        """At every batch: as little as can be."""
-        self._batch = batch_idx + 1
-        self._seen_batches += 1
-        # Kept as it is: to read a GPU's number here would wait for the batch.
-        self._loss = loss.detach() if isinstance(loss, torch.Tensor) and loss.requires_grad else loss
-        self._place.conversation.progress(self._text)
 
     def validates(self) -> None:
         """Validation begins."""
         self._state = "validating"
-
-    def progress(self) -> None:
-        """Let those who may be waiting know, by messages: they need not see this data center's files."""
-        self._place.conversation.progress(self._text)
 
     def end(self, state: str) -> None:
         """Write ``state``, and no more."""
@@ -107,17 +92,17 @@ class Heartbeat:
     def status(self) -> dict[str, Any]:
         """What the file says."""
         now = self._standing()
-        left = self._seconds_left(now)
+        left, loss = self._seconds_left(now), self._tally.loss
         return {
             "state": (self._place.doing if not self._over.is_set() else "") or self._state,
             "round": now.round,
             "local_epoch": min(now.epoch + now.block, now.local_epochs),
             "local_epochs": now.local_epochs,
             **({"unit": "steps"} if now.in_steps else {}),
-            "batch": self._batch,
+            "batch": self._tally.batch,
             "batches": self._batches,
             "samples_per_second": round(self._samples_rate, 1),
-            "loss": None if self._loss is None else float(self._loss),
+            "loss": None if loss is None else float(loss),
             "seconds_left": None if left is None else round(left, 1),
             "host": self._place.center.host,
             "time": round(time.time(), 1),
@@ -128,23 +113,24 @@ class Heartbeat:
         if not (self._batches and self._rate and self._state in ("training", "validating")):
             return None
         left = (now.local_epochs - now.epoch) * self._batches / max(now.block, 1)
-        return max(0.0, (left - self._batch) / self._rate)
+        return max(0.0, (left - self._tally.batch) / self._rate)
 
-    def _text(self) -> str:
+    def text(self) -> str:
+        """For those who may be waiting."""
         now = self._standing()
         left = self._seconds_left(now)
-        batch = f"batch {self._batch} of {self._batches or '?'}"
+        batch = f"batch {self._tally.batch} of {self._batches or '?'}"
         soon = "" if left is None else f", about {left:.0f} s to the round's end"
         return f"{self._state} round {now.round}, {now.epoch_text}, {batch}{soon}"
 
     def _measure(self) -> None:
         """Rates since the last beat in which a batch ended."""
         before, examples, batches = self._last
-        now, examples_now = time.monotonic(), self._standing().examples
-        if self._seen_batches > batches:
-            self._rate = (self._seen_batches - batches) / (now - before)
+        now, examples_now, batches_now = time.monotonic(), self._tally.examples, self._tally.batches
+        if batches_now > batches:
+            self._rate = (batches_now - batches) / (now - before)
             self._samples_rate = (examples_now - examples) / (now - before) * self._place.center.size
-            self._last = (now, examples_now, self._seen_batches)
+            self._last = (now, examples_now, batches_now)
         elif self._state != "training" or self._place.doing:
             self._last = (now, examples, batches)  # waiting is no training time
 

@@ -35,6 +35,7 @@ class Means:
         device: where this rank's model lies, and means are taken; None: in host memory.
 
     Attributes:
+        under_way: the mean that has begun; None: there is none.
         waiting: this rank waits for a mean.
         device: where means are taken.
     """
@@ -49,7 +50,7 @@ class Means:
     ) -> None:
         self._site, self._between, self._patience, self.sharded = site, between, patience, sharded
         self.device, self._on_device = device or torch.device("cpu"), device is not None
-        self._under_way: UnderWay | None = None
+        self.under_way: UnderWay | None = None
         self._present: tuple[int, ...] = ()
         self.waiting = False
 
@@ -60,8 +61,8 @@ class Means:
 
     def advance(self) -> None:
         """Let messages of a mean that is under way pass: some transports move nothing by themselves. Never blocks."""
-        if self._under_way is not None:
-            self._under_way.advance()
+        if self.under_way is not None:
+            self.under_way.advance()
 
     def part(self, size: int) -> slice:
         """What this carrier carries of a vector of ``size`` elements."""
@@ -87,8 +88,8 @@ class Means:
         self._present = present
         if not self.sharded:
             offer = offer.part(self.part(offer.source.size))
-        self._under_way = self._between.begin_mean(offer, present)
-        self._under_way.advance()
+        self.under_way = self._between.begin_mean(offer, present)
+        self.under_way.advance()
 
     def finish(self) -> MeanFacts:
         """Wait until this rank's part of the mean is there. Collective over the carriers, right after a meeting.
@@ -96,11 +97,11 @@ class Means:
         Raises:
             RoundTimeoutError: nothing has moved for too long.
         """
-        assert self._under_way is not None, "begin comes first"
+        assert self.under_way is not None, "begin comes first"
         self.waiting = True
         names = [self._between.names[k] for k in self._present]
-        facts = self._under_way.finish(stall_watch(names, self._patience))
-        self._under_way = None
+        facts = self.under_way.finish(stall_watch(names, self._patience))
+        self.under_way = None
         self.waiting = False
         return facts
 
@@ -117,10 +118,10 @@ class Means:
 
     def abandon(self) -> None:
         """Forget a mean that is under way, because the run is left. Collective over the carriers."""
-        if self._under_way is not None:
+        if self.under_way is not None:
             names = [self._between.names[k] for k in self._present]
-            self._under_way.abandon(stall_watch(names, self._patience))
-            self._under_way = None
+            self.under_way.abandon(stall_watch(names, self._patience))
+            self.under_way = None
 
     def spread(self, vector: Tensor, facts: MeanFacts | None, through_host: bool = False) -> MeanFacts | None:
         """Put the carriers' parts of the mean into every rank's vector, in place. Collective over the data center.

@@ -18,7 +18,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
-_received: list[str] = []
+received: list[str] = []  # names of the signals since listen()
 _previous: dict[int, Any] = {}
 _ends_workers = False
 
@@ -48,9 +48,9 @@ def _end_workers() -> None:
             child.kill()
 
 
-def received() -> str:
+def first() -> str:
     """The name of the first signal since :func:`listen`, or nothing."""
-    return _received[0] if _received else ""
+    return received[0] if received else ""
 
 
 def served() -> None:
@@ -59,7 +59,7 @@ def served() -> None:
     The launcher sends TERM to the rest as soon as the first rank has left. Lightning's teardown puts its own handlers
     back, and the interpreter takes handlers down before it ends; only "ignore", set last, stays.
     """
-    _received.clear()
+    received.clear()
     ignore()
     atexit.register(ignore)
 
@@ -77,8 +77,8 @@ def forget() -> None:
         for number, handler in _previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
     _previous.clear()
-    _received.clear()
+    received.clear()
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    _received.append(signal.Signals(number).name)
+    received.append(signal.Signals(number).name)

@@ -12,8 +12,8 @@ from colearn_hpc.errors import ConfigurationError
 from colearn_hpc.protocol.plain import PlainError, decode, encode
 from colearn_hpc.protocol.run import Decision, PastRound, RoundPlace, Run, RunState, StopReason
 from colearn_hpc.trainer.deciding import decider
-from colearn_hpc.trainer.losses import LossTally
 from colearn_hpc.trainer.round_end import Contribution, Contributions
+from colearn_hpc.trainer.tally import Tally
 
 PAST = PastRound(0, 2, 0.5, 2, 0.1, 1.5)
 
@@ -27,32 +27,45 @@ def test_epsilon_auto_needs_no_number():
 
 def test_a_tally_is_one_sum_across_a_resume():
     losses = torch.rand(8, generator=torch.Generator().manual_seed(1))
-    whole, first, second = LossTally(), LossTally(), LossTally()
+    whole, first, second = Tally(), Tally(), Tally()
     for loss in losses:
-        whole.add(loss, 3)
+        whole.add(1, loss, 3)
     for loss in losses[:5]:
-        first.add(loss, 3)
+        first.add(1, loss, 3)
     second.restore([first.state], 0, 1)
     for loss in losses[5:]:
-        second.add(loss, 3)
+        second.add(1, loss, 3)
     assert second.state == whole.state
     assert whole.state[0] / whole.state[1] == pytest.approx(float(losses.double().mean()))
 
 
 def test_a_tally_of_other_ranks_is_the_first_ones():
-    parts = [LossTally() for _ in range(3)]
+    parts = [Tally() for _ in range(3)]
     for rank, part in enumerate(parts):
         part.restore([(1.0, 2), (3.0, 4)], rank, 3)
     assert [part.state for part in parts] == [(4.0, 6), (0, 0), (0, 0)]
 
 
 def test_what_is_no_loss_is_left_out_and_accumulation_is_undone():
-    tally = LossTally()
+    tally = Tally()
     for loss in (None, {}, torch.ones(2), "loss"):
-        tally.add(loss, 4)
+        tally.add(1, loss, 4)
     assert tally.state == (0.0, 0.0)
-    tally.add(torch.tensor(0.5), 0, accumulated=4)
+    tally.add(1, torch.tensor(0.5), 0, accumulated=4)
     assert tally.state == (2.0, 1.0)
+
+
+def test_a_tally_counts_what_is_not_reported_yet():
+    tally = Tally(examples=100)
+    assert tally.since_report() == (0, 0) and tally.loss is None
+    tally.add(7, torch.tensor(0.5, requires_grad=True), 4)
+    tally.add(8, torch.tensor(0.25), 0)
+    assert (tally.batch, tally.loss, tally.examples, tally.since_report()) == (8, 0.25, 104, (2, 4))
+    tally.reported()
+    tally.begin_round()
+    assert tally.since_report() == (0, 0) and tally.examples == 104 and tally.state == (0.0, 0.0)
+    tally.add(9, torch.ones(2), 4)
+    assert tally.loss is None and tally.since_report() == (1, 4)
 
 
 def contribution(loss, examples=8, known=1):

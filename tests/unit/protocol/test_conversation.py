@@ -1,5 +1,7 @@
 """The conversation over a site and meetings that are told what to answer."""
 
+import math
+
 import pytest
 import torch
 
@@ -323,10 +325,10 @@ def test_progress_is_told_by_leaders():
     rank.progress(lambda: pytest.fail("no leader"), now=True)
 
 
-def test_between_two_looks_only_time_passes(monkeypatch):
-    monkeypatch.setattr(pacing, "LOOK_INTERVAL", 1e9)
+def test_between_two_looks_only_time_passes():
     calls = []
     said = talk(Present(), meanwhile=lambda: calls.append(1))
+    said.next_look = math.inf
     said.progress(lambda: pytest.fail("too early"))
     assert calls == [1]
 
@@ -420,8 +422,8 @@ def test_after_an_error_in_the_middle_of_a_meeting_there_is_no_other(capfd):
 
 def test_regrouped_ranks_count_their_calls_anew():
     said = talk(site=FakeSite(others=["other"]))
-    said.stops._agreed = True
-    assert said.regroup("mine") == ["mine", "other"] and not said.stops._agreed
+    said.stops.due = True
+    assert said.regroup("mine") == ["mine", "other"] and not said.stops.due
 
 
 # --- the end ----------------------------------------------------------------------------------------------
