@@ -162,15 +162,11 @@ class EpochEnd(Checkpoint):
     def batch_done(self) -> None:
         """A batch was trained. Called by :class:`CoLearning` in its ``on_train_batch_end``, before the one below.
         Collective over the data center."""
-        self._pass_on()
-        if self._writes and not self._stops.alone:
-            self._stops.confer()
-
-    def _pass_on(self) -> None:
-        """Between two batches: let messages pass, now and then."""
-        # Asked here as well, because a call that finds nothing to do costs microseconds at every batch.
+        # Asked here as well, because each call that finds nothing to do costs microseconds.
         if self._place.means.under_way or time.monotonic() >= self._conversation.next_look:
             self._conversation.progress(self._heartbeat.text)
+        if self._writes and not self._stops.alone:
+            self._stops.confer()
 
     @property
     def on_train_batch_end(self) -> Any:
@@ -205,7 +201,7 @@ class EpochEnd(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._pass_on()
+        self._conversation.progress(self._heartbeat.text)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._heartbeat.trains(trainer)

@@ -55,10 +55,16 @@ def batch_size(batch: Any) -> int:
     it has that length.
     """
     if isinstance(batch, (list, tuple)):
-        # Nearly always: a list of tensors of one length. This is for every batch, so it looks no further.
-        lengths = {part.shape[0] if isinstance(part, Tensor) and part.ndim else 0 for part in batch}
-        if len(lengths) == 1 and (length := lengths.pop()):
-            return int(length)
+        # Nearly always: a list of tensors of one length. This is for every batch, so it looks no further, and loops.
+        common = None
+        for part in batch:
+            length = part.shape[0] if isinstance(part, Tensor) and part.ndim else 0
+            if common not in (None, length):
+                break
+            common = length
+        else:
+            if common:
+                return int(common)
     said = _said(batch)
     return said if said is not None else next(iter(_most_frequent(batch)), 0)
 
