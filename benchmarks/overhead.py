@@ -1,7 +1,8 @@
 """What the callback costs between averagings: steps per second with CoLearning and without, in one run.
 
 In turn in two ways: whole fits, which differ by 0.02 among themselves, and blocks of 20 steps of one fit, where
-CoLearning's callbacks are taken out of the Trainer for every other block.
+CoLearning's callbacks are taken out of the Trainer for every other block. And, least moved by a noisy machine, the time
+between stamps around Lightning's calls of all callbacks' hooks, in such blocks of another fit.
 
 And what it costs at the start: seconds from the launch of two processes to the end of the first step, against plain
 Lightning DDP on the same two processes.
@@ -20,11 +21,13 @@ import time
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from common import answer, environment, median, parser, ranks, report
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer import call
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -104,6 +107,29 @@ class Switch(Callback):
         return list(zip(blocks[::2], blocks[1::2], strict=False))
 
 
+class Stamps(Switch):
+    """Sums what Lightning's calls of all callbacks' hooks take in a step, with the others and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self._sum, self._age = 0.0, 0
+        self._call = call._call_callback_hooks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        start = time.perf_counter()
+        self._call(*args, **kwargs)
+        self._sum += time.perf_counter() - start
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        if index > SKIPPED and self._age > 1:  # a block's first steps are still with the callbacks of the one before
+            self.seconds[len(trainer.callbacks) > 1].append(self._sum)
+        self._sum, self._age = 0.0, self._age + 1
+        if index % BLOCK == 0:
+            self._age = 0
+        super().on_train_batch_start(trainer, module, batch, index)
+
+
 def trained(center: Any, callbacks: list[Any], batches: int, size: int = 32) -> None:
     from colearn_hpc import DataCenterEnvironment
 
@@ -131,6 +157,7 @@ def measure(layout: str, steps: int, rounds: int, size: int) -> dict[str, Any]:
     center = DataCenter.join(centers)
     rates: dict[str, list[float]] = {"with": [], "without": []}
     pairs: list[tuple[float, float]] = []
+    hooks: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         run = MPI.COMM_WORLD.bcast(folder)
         for number in range(rounds + 1):
@@ -149,6 +176,13 @@ def measure(layout: str, steps: int, rounds: int, size: int) -> dict[str, Any]:
             MPI.COMM_WORLD.Barrier()
             trained(center, [switch, colearning], max(2 * steps, 8 * BLOCK), size)
             pairs += switch.pairs() if number else []
+            stamps = Stamps()
+            colearning = CoLearning(local_epochs=1000, run_dir=Path(run) / f"{number} hooks", centers=center)
+            MPI.COMM_WORLD.Barrier()
+            with patch.object(call, "_call_callback_hooks", stamps):
+                trained(center, [stamps, colearning], max(2 * steps, 8 * BLOCK), size)
+            for others, seconds in stamps.seconds.items():
+                hooks[others] += seconds if number else []
         MPI.COMM_WORLD.Barrier()
     return {
         "data centers x ranks": layout,
@@ -157,6 +191,7 @@ def measure(layout: str, steps: int, rounds: int, size: int) -> dict[str, Any]:
         "with / without, fits in turn": median(rates["with"]) / median(rates["without"]),
         "blocks in turn": median([without / having for without, having in pairs]),
         "more per step (us)": 1e6 / BLOCK * median([having - without for without, having in pairs]),
+        "more in hooks (us)": 1e6 * (median(hooks[True]) - median(hooks[False])),
     }
 
 
