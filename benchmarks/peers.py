@@ -1,7 +1,7 @@
-"""One round of exchange and a small training job: ours, APPFL, torchft, and torch.distributed with gloo.
+"""One round of exchange and a small training job: ours and peers that run on one machine without a network.
 
-The same participants, tensors and bytes for all. APPFL is installed from the registry, into an environment of its own.
-Flower and NVFlare, which know no MPI, are measured beside a federation (federation.py).
+The same participants, tensors and bytes for all. Peers are installed from the registry, each into an environment of its
+own. Flower as it is deployed, and NVFlare, are measured beside a federation (federation.py).
 
     python benchmarks/peers.py --folder runs/peers --participants 5 --parameters 58164298
 """
@@ -25,6 +25,7 @@ from colearn_hpc.cli.launch import find_mpirun
 PROGRAMS = Path(__file__).with_name("peer_programs")
 NEEDS = {
     "flower-message": ["flwr==1.42.0", "numpy"],
+    "flower-simulation": ["flwr[simulation]==1.42.0", f"torch=={torch.__version__.split('+')[0]}"],
     "nvflare": ["nvflare==2.9.0", "numpy"],
     "torchft": ["torchft==0.2.0", "numpy", f"torch=={torch.__version__.split('+')[0]}"],
     "appfl": ["appfl==1.12.0", "mpi4py", f"torch=={torch.__version__.split('+')[0]}"],
@@ -37,6 +38,7 @@ PEERS: dict[str, tuple[str, str, list[str], int | None]] = {
     "gloo, PeriodicModelAverager": ("", "gloo_peer.py", ["periodic"], None),
     "torchft, LocalSGD": ("torchft", "torchft_peer.py", ["local_sgd"], None),
     "torchft, DiLoCo": ("torchft", "torchft_peer.py", ["diloco"], None),
+    "Flower, simulation": ("flower-simulation", "flower_simulation.py", ["2"], None),
     "APPFL": ("appfl", "appfl_peer.py", [], 1),
 }
 
@@ -49,7 +51,7 @@ def installed(folder: Path, name: str) -> Path:
     if not python.exists():
         venv.create(folder / name, with_pip=True)
     have = subprocess.run([python, "-m", "pip", "freeze"], text=True, capture_output=True).stdout
-    if not all(need.split("==")[0] in have for need in NEEDS[name]):
+    if not all(need.split("==")[0].split("[")[0] in have for need in NEEDS[name]):
         subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS[name]], check=True)
     return python
 
