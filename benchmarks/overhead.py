@@ -113,7 +113,7 @@ class Stamps(Switch):
     def __init__(self) -> None:
         super().__init__()
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
-        self._sum, self._age = 0.0, 0
+        self._sum = 0.0
         self._call = call._call_callback_hooks
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
@@ -122,11 +122,9 @@ class Stamps(Switch):
         self._sum += time.perf_counter() - start
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        if index > SKIPPED and self._age > 1:  # a block's first steps are still with the callbacks of the one before
+        if index > SKIPPED and index % BLOCK > 2:  # of the step before; a block's first ones are not counted
             self.seconds[len(trainer.callbacks) > 1].append(self._sum)
-        self._sum, self._age = 0.0, self._age + 1
-        if index % BLOCK == 0:
-            self._age = 0
+        self._sum = 0.0
         super().on_train_batch_start(trainer, module, batch, index)
 
 

@@ -38,7 +38,7 @@ PEERS: dict[str, tuple[str, str, list[str], int | None]] = {
     "gloo, PeriodicModelAverager": ("", "gloo_peer.py", ["periodic"], None),
     "torchft, LocalSGD": ("torchft", "torchft_peer.py", ["local_sgd"], None),
     "torchft, DiLoCo": ("torchft", "torchft_peer.py", ["diloco"], None),
-    "Flower, simulation": ("flower-simulation", "flower_simulation.py", ["2"], None),
+    "Flower, simulation": ("flower-simulation", "flower_simulation.py", [], None),
     "APPFL": ("appfl", "appfl_peer.py", [], 1),
 }
 

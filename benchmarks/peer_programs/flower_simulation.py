@@ -1,7 +1,6 @@
 """Flower's simulation engine: a ServerApp with FedAvg, and ClientApps in processes of Ray, which this program starts.
 
 Seconds are the ServerApp's, from configuring a round to having its mean: the engine has no clients that keep a model.
-Optional argument 4: how many clients run at once.
 """
 
 import sys
@@ -12,13 +11,14 @@ ARGUMENTS = sys.argv[:4]
 
 import flwr  # noqa: E402
 import torch  # noqa: E402
+from flower_message import Timed  # noqa: E402
 from flwr.app import ArrayRecord, MetricRecord, RecordDict  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.common import Message  # noqa: E402
 from flwr.serverapp import ServerApp  # noqa: E402
-from flwr.serverapp.strategy import FedAvg  # noqa: E402
 from flwr.simulation import run_simulation  # noqa: E402
 
+AT_ONCE = 2  # clients: the machine has two cores
 client, server = ClientApp(), ServerApp()
 
 
@@ -47,35 +47,15 @@ def train(message, context):
     return Message(content=RecordDict(content), reply_to=message)
 
 
-class Timed(FedAvg):
-    """FedAvg with a clock."""
-
-    def __init__(self, clients):
-        super().__init__(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
-        self.seconds, self.mean = [], None
-
-    def configure_train(self, server_round, arrays, config, grid):
-        self.start = time.perf_counter()
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(self, server_round, replies):
-        replies = list(replies)
-        assert not any(reply.has_error() for reply in replies), "a client failed"
-        self.mean, metrics = super().aggregate_train(server_round, replies)
-        self.seconds.append(time.perf_counter() - self.start)
-        return self.mean, metrics
-
-
 @server.main()
 def main(grid, context):
     job = the_job()
     net, strategy = job.network(), Timed(job.PARTICIPANTS)
-    strategy.start(grid=grid, initial_arrays=ArrayRecord(net.state_dict()), num_rounds=job.ROUNDS)
-    net.load_state_dict(strategy.mean.to_torch_state_dict())
+    result = strategy.start(grid=grid, initial_arrays=ArrayRecord(net.state_dict()), num_rounds=job.ROUNDS)
+    net.load_state_dict(result.arrays.to_torch_state_dict())
     job.finished(strategy.seconds, net, f"flwr {flwr.__version__}, simulation", STARTED)
 
 
 if __name__ == "__main__":
-    at_once = int(sys.argv[4]) if len(sys.argv) > 4 else 2
-    workers = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": at_once}}
+    workers = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": AT_ONCE}}
     run_simulation(server, client, num_supernodes=the_job().PARTICIPANTS, backend_config=workers)
