@@ -26,15 +26,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from colearn_hpc.algorithm import compiled
-
 BLOCK = 256  # values that share a scale
-_NOTHING = np.empty(0, np.float32)
 _PIECE = 512 * BLOCK  # values that are worked on at a time: fewer, and Python takes longer than the work
 
 
@@ -52,77 +48,14 @@ class Codec(Protocol):
     def nbytes(self, count: int) -> int:
         """Length of the message for ``count`` values, in bytes."""
 
-    def encode(
-        self,
-        values: Tensor,
-        out: Tensor,
-        lacking: Tensor | None = None,
-        *,
-        base: Tensor | None = None,
-        lacked: Tensor | None = None,
-    ) -> None:
-        """Write a message.
+    def encode(self, values: Tensor, out: Tensor) -> None:
+        """Write ``values``, float32 of shape ``(n,)``, into ``out``, uint8 of shape ``(nbytes(n),)``."""
 
-        Args:
-            values: float32, shape ``(n,)``.
-            out: where to, uint8 of shape ``(nbytes(n),)``.
-            lacking: where to write what the message could not say, shape ``(n,)``, memory of its own.
-            base: is taken from the values first, as ``decode`` adds it, shape ``(n,)``.
-            lacked: of earlier messages, is added to the values then, shape ``(n,)``.
-        """
-
-    def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
-        """Write the values of a message into ``out``, float32 of shape ``(n,)``; added to ``base``, if given."""
+    def decode(self, message: Tensor, out: Tensor) -> None:
+        """Write the values of a message into ``out``, float32 of shape ``(n,)``."""
 
 
-class _Written:
-    """What codecs have in common: written with torch, and where their loops are compiled too, those are taken."""
-
-    name: str
-
-    def encode(
-        self,
-        values: Tensor,
-        out: Tensor,
-        lacking: Tensor | None = None,
-        *,
-        base: Tensor | None = None,
-        lacked: Tensor | None = None,
-    ) -> None:
-        if kernels := compiled.kernels(self.name):
-            steps, scales = self._parts(out, len(values))
-            given = [_NOTHING if tensor is None else tensor.numpy() for tensor in (base, lacked, lacking)]
-            kernels.encode(values.numpy(), *given[:2], steps.numpy(), scales.numpy(), given[2], BLOCK)
-            return
-        values = values if base is None else values - base
-        values = values if lacked is None else values + lacked
-        self._encode(values, out)
-        if lacking is not None:
-            self._decode(out, lacking)
-            torch.sub(values, lacking, out=lacking)
-
-    def decode(self, message: Tensor, out: Tensor, base: Tensor | None = None) -> None:
-        if kernels := compiled.kernels(self.name):
-            steps, scales = self._parts(message, len(out))
-            start = _NOTHING if base is None else base.numpy()
-            kernels.decode(steps.numpy(), scales.numpy(), out.numpy(), start, BLOCK)
-            return
-        self._decode(message, out)
-        if base is not None:
-            out.add_(base)
-
-    def _encode(self, values: Tensor, out: Tensor) -> None:
-        raise NotImplementedError
-
-    def _decode(self, message: Tensor, out: Tensor) -> None:
-        raise NotImplementedError
-
-    def _parts(self, message: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """A message's whole numbers, and its scales; of codecs with compiled loops."""
-        raise NotImplementedError
-
-
-class BFloat16(_Written):
+class BFloat16:
     """float32 without its last 16 bits, rounded to nearest."""
 
     name, feedback = "bf16", False
@@ -130,14 +63,14 @@ class BFloat16(_Written):
     def nbytes(self, count: int) -> int:
         return 2 * count
 
-    def _encode(self, values: Tensor, out: Tensor) -> None:
+    def encode(self, values: Tensor, out: Tensor) -> None:
         out.view(torch.bfloat16).copy_(values)
 
-    def _decode(self, message: Tensor, out: Tensor) -> None:
+    def decode(self, message: Tensor, out: Tensor) -> None:
         out.copy_(message.view(torch.bfloat16))
 
 
-class Float16(_Written):
+class Float16:
     """IEEE half precision of values divided by a power of two, one per block; so the range is float32's."""
 
     name, feedback = "fp16", False
@@ -145,7 +78,7 @@ class Float16(_Written):
     def nbytes(self, count: int) -> int:
         return 2 * count + 2 * _blocks(count)
 
-    def _encode(self, values: Tensor, out: Tensor) -> None:
+    def encode(self, values: Tensor, out: Tensor) -> None:
         halves, exponents = self._parts(out, len(values))
         scratch = torch.empty(_PIECE)
         for piece, blocks in _pieces(len(values)):
@@ -157,7 +90,7 @@ class Float16(_Written):
             halves[piece] = work.view(-1)[: len(halves[piece])]
             exponents[blocks] = powers.view(-1)
 
-    def _decode(self, message: Tensor, out: Tensor) -> None:
+    def decode(self, message: Tensor, out: Tensor) -> None:
         halves, exponents = self._parts(message, len(out))
         for piece, blocks in _pieces(len(out)):
             _scale(out[piece].copy_(halves[piece]), _power_of_two(exponents[blocks].int()))
@@ -166,7 +99,7 @@ class Float16(_Written):
         return message[: 2 * count].view(torch.float16), message[2 * count :].view(torch.int16)
 
 
-class Int8(_Written):
+class Int8:
     """Whole numbers from -127 to 127, times a float32 scale per block."""
 
     name, feedback = "int8", True
@@ -174,7 +107,7 @@ class Int8(_Written):
     def nbytes(self, count: int) -> int:
         return count + 4 * _blocks(count)
 
-    def _encode(self, values: Tensor, out: Tensor) -> None:
+    def encode(self, values: Tensor, out: Tensor) -> None:
         steps, scales = self._parts(out, len(values))
         scratch = torch.empty(_PIECE)
         for piece, blocks in _pieces(len(values)):
@@ -186,7 +119,7 @@ class Int8(_Written):
             torch.div(table, scale.masked_fill_(scale == 0, 1), out=work).round_().clamp_(-127, 127)
             steps[piece] = work.view(-1)[: len(steps[piece])]
 
-    def _decode(self, message: Tensor, out: Tensor) -> None:
+    def decode(self, message: Tensor, out: Tensor) -> None:
         steps, scales = self._parts(message, len(out))
         for piece, blocks in _pieces(len(out)):
             _scale(out[piece].copy_(steps[piece]), scales[blocks])
@@ -196,7 +129,7 @@ class Int8(_Written):
         return message[scales:].view(torch.int8), message[:scales].view(torch.float32)
 
 
-class Int4(_Written):
+class Int4:
     """Whole numbers from -7 to 7, two in a byte, times a float32 scale per block."""
 
     name, feedback = "int4", True
@@ -204,7 +137,7 @@ class Int4(_Written):
     def nbytes(self, count: int) -> int:
         return -(-count // 2) + 4 * _blocks(count)
 
-    def _encode(self, values: Tensor, out: Tensor) -> None:
+    def encode(self, values: Tensor, out: Tensor) -> None:
         pairs, scales = self._parts(out, len(values))
         for piece, blocks in _pieces(len(values)):
             steps, scale = _levels(_table(values[piece]))
@@ -214,7 +147,7 @@ class Int4(_Written):
             low, high = steps.add_(8).byte().view(-1)[: 2 * (place.stop - place.start)].view(-1, 2).unbind(1)
             pairs[place] = low | (high << 4)
 
-    def _decode(self, message: Tensor, out: Tensor) -> None:
+    def decode(self, message: Tensor, out: Tensor) -> None:
         pairs, scales = self._parts(message, len(out))
         for piece, blocks in _pieces(len(out)):
             both = pairs[_bytes(piece)]
@@ -226,7 +159,7 @@ class Int4(_Written):
         return message[scales:], message[:scales].view(torch.float32)
 
 
-class TopK(_Written):
+class TopK:
     """The values of largest size in each chunk, as whole numbers from -7 to 7 times its scale, and their places.
 
     A kept value is one 16-bit number, 4096 times the whole number plus its place in the chunk.
@@ -242,14 +175,14 @@ class TopK(_Written):
     def nbytes(self, count: int) -> int:
         return 4 * self._chunks(count) + 2 * -(-count // self._ONE_OF)
 
-    def _encode(self, values: Tensor, out: Tensor) -> None:
+    def encode(self, values: Tensor, out: Tensor) -> None:
         for table, scales, codes in self._tables(values, out):
             places = table.abs().topk(codes.shape[1], sorted=False).indices
             steps, scale = _levels(table.gather(1, places))
             scales.copy_(scale)
             codes.copy_(steps.int() * self._CHUNK + places)
 
-    def _decode(self, message: Tensor, out: Tensor) -> None:
+    def decode(self, message: Tensor, out: Tensor) -> None:
         out.zero_()
         for table, scales, codes in self._tables(out, message):
             codes = codes.int()

@@ -18,23 +18,39 @@ from typing import Any
 
 import numpy as np
 
+from colearn_hpc.algorithm.codec import BLOCK
+
 log = logging.getLogger("colearn_hpc")
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """A codec's loops. Arrays are contiguous; values are float32 of shape ``(n,)``. A block of values shares a scale,
-    float32; the last block may be shorter.
+    """A codec's loops. Arrays are contiguous; a message is uint8 as the codec writes it, all others are float32.
+
+    A slice of n values begins at ``start`` in ``base``, ``lacked``, ``lacking`` and ``result``, which are whole
+    vectors: to cut them first would take Python as long as the work takes.
 
     Attributes:
-        encode: values, base, lacked, whole numbers, scales, lacking, block; takes ``base`` from the values and adds
-            what earlier messages ``lacked``, where these are not empty; writes whole numbers and scales, and into
-            ``lacking``, where that is not empty, what the message does not say.
-        decode: whole numbers, scales, values, base, block; writes values, added to ``base`` where that is not empty.
+        encode: values (n), base, lacked, lacking, start, message; takes what ``base`` holds from the values, and adds
+            what earlier messages ``lacked``, where these are not empty; writes the message, and into ``lacking``, where
+            that is not empty, what the message does not say.
+        decode: message, base, result, start, n; writes values, added to what ``base`` holds where that is not empty.
     """
 
     encode: Callable[..., None]
     decode: Callable[..., None]
+
+
+@dataclass(frozen=True)
+class CodedSums:
+    """The loop of a slice's mean step, for so many rows.
+
+    Attributes:
+        mean: rows, mine, values, base, start, weights, total, out, squares; rows are messages, but for number ``mine``,
+            which is ``values`` less what ``base`` holds from ``start`` on. Writes what both loops of :class:`Sums` do.
+    """
+
+    mean: Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -55,21 +71,33 @@ class Sums:
 WORTH, SUMS_WORTH = 1 << 23, 1 << 25
 
 _IN_PAIRS = 7  # whole numbers up to this one lie two in a byte
-_CODECS = {"int8": (127, "int8"), "int4": (_IN_PAIRS, "uint8")}  # levels, and dtype of what holds whole numbers
-# By codec, and by rows. None: numba does not work here, which has been said.
+_LEVELS = {"int8": 127, "int4": _IN_PAIRS}
+# By codec, by codec and rows, and by rows. None: numba does not work here, which has been said.
 _made: dict[str, Kernels | None] = {}
+_coded_sums: dict[tuple[str, int], CodedSums | None] = {}
 _sums: dict[int, Sums | None] = {}
 
 
 def prepare(codec: str) -> None:
     """Compile the loops of ``"int8"`` or ``"int4"``, where numba is installed and works; once in a process."""
-    if codec in _CODECS:
+    if codec in _LEVELS:
         _prepare(_made, codec, f"codec {codec} goes", _compile)
 
 
 def kernels(codec: str) -> Kernels | None:
     """The compiled loops of a codec; None where none were prepared."""
     return _made.get(codec)
+
+
+def prepare_coded_sums(codec: str, rows: int) -> None:
+    """Compile the mean of so many rows, where the codec's loops are compiled; once in a process."""
+    if rows > 1 and kernels(codec):
+        _prepare(_coded_sums, (codec, rows), f"sums of codec {codec} go", _compile_coded_sums)
+
+
+def coded_sums(codec: str, rows: int) -> CodedSums | None:
+    """The compiled mean of so many rows of a codec; None where none was prepared."""
+    return _coded_sums.get((codec, rows))
 
 
 def prepare_sums(rows: int) -> None:
@@ -96,13 +124,22 @@ def _prepare(made: dict[Any, Any], key: Any, goes: str, compiled: Callable[[Any]
 def _compile(codec: str) -> Kernels:
     import numba
 
-    levels, unit = _CODECS[codec]
-    values, steps, block = numba.float32[::1], getattr(numba, unit)[::1], numba.int64
-    encode, decode = _loops(levels)
+    values, message, place = numba.float32[::1], numba.uint8[::1], numba.int64
+    encode, decode, _ = _loops(_LEVELS[codec])
     return Kernels(
-        _compiled(encode, values, values, values, steps, values, values, block),
-        _compiled(decode, steps, values, values, values, block),
+        _compiled(encode, values, values, values, values, place, message),
+        _compiled(decode, message, values, values, place, place),
     )
+
+
+def _compile_coded_sums(key: tuple[str, int]) -> CodedSums:
+    import numba
+
+    codec, rows = key
+    values, doubles, place = numba.float32[::1], numba.float64[::1], numba.int64
+    given = numba.types.UniTuple(numba.uint8[::1], rows)
+    mean = _loops(_LEVELS[codec])[2]
+    return CodedSums(_compiled(mean, given, place, values, values, place, doubles, numba.float64, values, doubles))
 
 
 def _compile_sums(rows: int) -> Sums:
@@ -128,25 +165,27 @@ def _compiled(loop: Callable[..., None], *types: Any) -> Callable[..., None]:
 # What follows is numba's Python: loops over single values, which it makes vector instructions of.
 
 
-def _loops(levels: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Encoder and decoder of whole numbers from -levels to levels, for which both are made: a constant is faster than
-    an argument. Those of int4 lie in pairs, of which each half is the number plus 8."""
+def _loops(levels: int) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
+    """Of whole numbers from -levels to levels, for which all are made: a constant is faster than an argument. Those of
+    int4 lie in pairs, of which each half is the number plus 8."""
 
-    def encode(values: Any, base: Any, lacked: Any, written: Any, scales: Any, lacking: Any, block: int) -> None:
-        work, largest = np.zeros(block, np.float32), np.zeros(1, np.uint32)
-        sizes, largest_value, steps = work.view(np.uint32), largest.view(np.float32), np.zeros(block + 1, np.int32)
-        for b in range(len(scales)):
-            first, last = b * block, min((b + 1) * block, len(values))
+    def encode(values: Any, base: Any, lacked: Any, lacking: Any, start: int, message: Any) -> None:
+        work, largest = np.zeros(BLOCK, np.float32), np.zeros(1, np.uint32)
+        sizes, largest_value, steps = work.view(np.uint32), largest.view(np.float32), np.zeros(BLOCK + 1, np.int32)
+        blocks = -(-len(values) // BLOCK)
+        scales, written = message[: 4 * blocks].view(np.float32), message[4 * blocks :]
+        for b in range(blocks):
+            first, last = b * BLOCK, min((b + 1) * BLOCK, len(values))
             numbers, bits, given = work[: last - first], sizes[: last - first], values[first:last]
             if len(base):
-                start = base[first:last]
+                before = base[start + first : start + last]
                 for i in range(len(given)):
-                    numbers[i] = given[i] - start[i]
+                    numbers[i] = given[i] - before[i]
             else:
                 for i in range(len(given)):
                     numbers[i] = given[i]
             if len(lacked):
-                owed = lacked[first:last]
+                owed = lacked[start + first : start + last]
                 for i in range(len(numbers)):
                     numbers[i] += owed[i]
             # Sizes of floats are ordered as their bits are, NaN above all; and whole numbers are compared faster.
@@ -174,33 +213,80 @@ def _loops(levels: int) -> tuple[Callable[..., None], Callable[..., None]]:
                 for i in range(len(out)):
                     out[i] = steps[i]
             if len(lacking):
-                rest = lacking[first:last]
+                rest = lacking[start + first : start + last]
                 for i in range(len(numbers)):
                     rest[i] = numbers[i] - np.float32(steps[i]) * scale
 
-    def decode(written: Any, scales: Any, values: Any, base: Any, block: int) -> None:
-        steps = np.zeros(block + 1, np.int32)
-        for b in range(len(scales)):
-            first, last = b * block, min((b + 1) * block, len(values))
-            out, scale = values[first:last], scales[b]
+    def decode(message: Any, base: Any, result: Any, start: int, count: int) -> None:
+        steps = np.zeros(BLOCK + 1, np.int32)
+        blocks = -(-count // BLOCK)
+        scales, written = message[: 4 * blocks].view(np.float32), message[4 * blocks :]
+        for b in range(blocks):
+            first, last = b * BLOCK, min((b + 1) * BLOCK, count)
+            out, scale = result[start + first : start + last], scales[b]
             if levels == _IN_PAIRS:
                 pairs = written[first // 2 : (last + 1) // 2]
                 for i in range(len(pairs)):
                     steps[2 * i] = np.int32(pairs[i] & 15) - 8
                     steps[2 * i + 1] = np.int32(pairs[i] >> 4) - 8
             else:
-                numbers = written[first:last]
+                numbers = written[first:last].view(np.int8)
                 for i in range(len(numbers)):
                     steps[i] = numbers[i]
             if len(base):
-                start = base[first:last]
+                before = base[start + first : start + last]
                 for i in range(len(out)):
-                    out[i] = np.float32(steps[i]) * scale + start[i]
+                    out[i] = np.float32(steps[i]) * scale + before[i]
             else:
                 for i in range(len(out)):
                     out[i] = np.float32(steps[i]) * scale
 
-    return encode, decode
+    def mean(
+        rows: Any, mine: int, values: Any, base: Any, start: int, weights: Any, total: float, out: Any, squares: Any
+    ) -> None:
+        # Block by block, so that all rows of one are in the core's nearest cache until their distances are taken.
+        work, steps = np.zeros((len(rows), BLOCK), np.float32), np.zeros(BLOCK + 1, np.int32)
+        sums, lanes = np.zeros(BLOCK, np.float64), np.zeros((len(rows), BLOCK), np.float64)
+        blocks = -(-len(out) // BLOCK)
+        for b in range(blocks):
+            first, last = b * BLOCK, min((b + 1) * BLOCK, len(out))
+            some, means = sums[: last - first], out[first:last]
+            for k in range(len(rows)):
+                row, weight = work[k, : last - first], weights[k]
+                if k == mine:
+                    given, before = values[first:last], base[start + first : start + last]
+                    for i in range(len(row)):
+                        row[i] = given[i] - before[i]
+                else:
+                    scale, written = rows[k][4 * b : 4 * b + 4].view(np.float32)[0], rows[k][4 * blocks :]
+                    if levels == _IN_PAIRS:
+                        pairs = written[first // 2 : (last + 1) // 2]
+                        for i in range(len(pairs)):
+                            steps[2 * i] = np.int32(pairs[i] & 15) - 8
+                            steps[2 * i + 1] = np.int32(pairs[i] >> 4) - 8
+                    else:
+                        numbers = written[first:last].view(np.int8)
+                        for i in range(len(numbers)):
+                            steps[i] = numbers[i]
+                    for i in range(len(row)):
+                        row[i] = np.float32(steps[i]) * scale
+                if k:
+                    for i in range(len(row)):
+                        some[i] += np.float64(row[i]) * weight
+                else:
+                    for i in range(len(row)):
+                        some[i] = np.float64(row[i]) * weight
+            for i in range(len(means)):
+                means[i] = np.float32(some[i] / total)
+            for k in range(len(rows)):
+                row, apart = work[k, : last - first], lanes[k]
+                for i in range(len(row)):
+                    away = np.float64(row[i] - means[i])
+                    apart[i] += away * away
+        for k in range(len(rows)):
+            squares[k] = lanes[k].sum()
+
+    return encode, decode, mean
 
 
 def _mean(rows: Any, weights: Any, total: float, out: Any) -> None:

@@ -1,7 +1,7 @@
 """How the slices of a vector look on the wire, and how those of all data centers become their mean: one object a kind.
 
     Plain          the numbers as they are; eq. 2 or another way to combine them
-    Coded          parameters as coded steps since the last shared model (``codec.py``), the rest as it is
+    Coded          parameters as coded steps since the last shared model, the rest as it is (``coded_steps.py``)
     WholeNumbers   whole numbers of the steps (``fixed_point.py``); ``privacy/masked.py`` hides them under masks
 
 A transport moves messages and knows none of this. It asks an encoding to :meth:`~Encoding.begin` a mean, and gets two
@@ -13,7 +13,7 @@ sends what came of it to all. Whatever the kind: the same bits at all data cente
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from colearn_hpc.algorithm import compiled
-from colearn_hpc.algorithm.codec import Codec
 from colearn_hpc.algorithm.combine import Combine
 from colearn_hpc.algorithm.fixed_point import Scales, decode, decode_near_zero, steps_of
 from colearn_hpc.algorithm.slice_sums import SliceSums
@@ -64,8 +63,12 @@ class Ground:
 
     def measure(self, rows: Sequence[Tensor], mean: Tensor) -> None:
         """How far each row of a slice is from its mean, while both are in cache."""
-        for index, distance in enumerate(self.sums.distances(rows, mean)):
-            self.apart[index] += distance
+        self.add(self.sums.distances(rows, mean))
+
+    def add(self, squares: Iterable[float]) -> None:
+        """Count ``‖w_k - w̄‖²`` of each row of a slice."""
+        for index, square in enumerate(squares):
+            self.apart[index] += float(square)
 
     @property
     def own_distance(self) -> float:
@@ -236,149 +239,6 @@ class PlainSlices:
 
     def measure(self, place: slice) -> float | None:
         return None
-
-
-# --- coded steps --------------------------------------------------------------------------------------
-
-
-@dataclass
-class Coded:
-    """A codec for the steps of parameters, and what its messages could not say so far (error feedback).
-
-    What follows the parameters goes as it is: a variance that a codec rounds below zero would make NaN.
-
-    Attributes:
-        codec: for parameters; their steps are from the last shared model, so there must be one.
-        combiner: how the rows of a slice become one; None: eq. 2.
-        residual: shape ``(parameters,)``. In this leader's own slices: what was missing in the means it sent;
-            elsewhere: what was missing in its own steps. In a star no slice is its own: who is in the middle remembers
-            what was missing in means. None before the first mean, or without feedback.
-        pending: the residual after the mean that is under way; takes its place when that is committed.
-    """
-
-    codec: Codec
-    combiner: Combine | None = None
-    residual: Tensor | None = None
-    pending: Tensor | None = None
-
-    @property
-    def middle(self) -> Middle | None:
-        return "coded" if self.combiner is None else None
-
-    def again(self) -> None:
-        """Nothing: the residual changes when the mean is committed."""
-
-    def source_dtype(self, result: torch.dtype) -> torch.dtype:
-        return result
-
-    def begin(self, ground: Ground) -> tuple[Slices, Slices]:
-        plain = Plain(self.combiner)
-        if ground.previous is None:
-            raise ValueError("a codec is for steps since a last shared model, and there is none")
-        return CodedSlices(self, ground), plain.begin(ground)[1]
-
-    def prepare(self, parameters: int) -> None:
-        """Make room for the residuals. One of another size is forgotten."""
-        if parameters >= compiled.WORTH:
-            compiled.prepare(self.codec.name)
-        if not self.codec.feedback:
-            return
-        if self.residual is None or len(self.residual) != parameters:
-            self.residual = torch.zeros(parameters)
-        if self.pending is None or len(self.pending) != parameters:
-            self.pending = torch.empty(parameters)
-
-    def part(self, place: slice) -> Encoding:
-        """Itself: where messages lack something, one rank carries the whole vector."""
-        return self
-
-    def keep(self) -> Any:
-        return self.pending
-
-    def take_over(self, kept: Any) -> None:
-        self.pending = kept
-
-    def commit(self) -> None:
-        """The mean that was under way is the shared model."""
-        self.residual, self.pending = self.pending, self.residual
-
-
-class CodedSlices:
-    """:class:`Slices` of steps that a codec has written."""
-
-    unit, copies, waits = torch.uint8, True, True
-
-    def __init__(self, coded: Coded, ground: Ground) -> None:
-        assert ground.previous is not None, "Coded.begin has looked"
-        self._coded, self._codec, self._ground, self._previous = coded, coded.codec, ground, ground.previous
-        self._combine = ground.combine(coded.combiner)
-        # One for each row, one for their mean.
-        self._decoded = torch.empty((len(ground.weights) + 1, ground.width))
-
-    def length(self, count: int) -> int:
-        return self._codec.nbytes(count)
-
-    def write(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
-        """This leader's step since the last shared model, and what earlier messages lacked."""
-        base: Tensor | None = self._previous[place]
-        if values.dtype != torch.float32 or self._previous.dtype != torch.float32:
-            values, base = self._step(values, place, self._decoded[-1]), None
-        return self._encoded(values, place, room, base)
-
-    def skip(self, place: slice) -> None:
-        """Whoever gives nothing sends nothing, so what its messages lacked before is lacking still."""
-        if self._coded.pending is not None:
-            assert self._coded.residual is not None, "prepare makes both"
-            self._coded.pending[place] = self._coded.residual[place]
-
-    def mean(self, rows: Sequence[Tensor], mine: int, place: slice, room: Tensor) -> Tensor:
-        """The mean step: applied here, and as the message with which the others do the same."""
-        length = place.stop - place.start
-        steps = []
-        for index, row in enumerate(rows):
-            step = self._decoded[index, :length]
-            if index == mine:
-                step = self._step(row, place, step)
-            else:
-                self._codec.decode(row, step)
-            steps.append(step)
-        mean = self._combine(steps, self._ground.weights, self._decoded[-1, :length])
-        self._ground.measure(steps, mean)
-        message = self._encoded(mean, place, room)
-        self.read(message, place)
-        return message
-
-    def arrival(self, place: slice, room: Tensor) -> Tensor:
-        return room[: self._codec.nbytes(place.stop - place.start)]
-
-    def read(self, message: Tensor, place: slice) -> None:
-        """Last shared model + decoded mean step: the same two operations, so the same bits, on all leaders."""
-        result, previous = self._ground.result[place], self._previous[place]
-        if result.dtype == previous.dtype == torch.float32:
-            self._codec.decode(message, result, previous)
-        else:
-            decoded = self._decoded[0][: place.stop - place.start]
-            self._codec.decode(message, decoded)
-            torch.add(previous, decoded, out=result)
-
-    def take(self, message: Tensor, place: slice) -> None:
-        self.read(message, place)
-
-    def measure(self, place: slice) -> float | None:
-        return None
-
-    def _encoded(self, values: Tensor, place: slice, room: Tensor, base: Tensor | None = None) -> Tensor:
-        """The message of ``values`` less ``base``, and of what earlier messages lacked."""
-        message = room[: self._codec.nbytes(len(values))]
-        lacked, lacking = (None if r is None else r[place] for r in (self._coded.residual, self._coded.pending))
-        self._codec.encode(values, message, lacking, base=base, lacked=lacked)
-        return message
-
-    def _step(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
-        step, previous = room[: len(values)], self._previous[place]
-        if previous.dtype == step.dtype:
-            return torch.sub(values, previous, out=step)
-        return step.copy_(values - previous)
 
 
 # --- whole numbers ------------------------------------------------------------------------------------

@@ -101,7 +101,6 @@ class FlatModel:
         self.wait()
         return vector
 
-    @torch.no_grad()
     def read(self, start: int, stop: int, scratch: Tensor) -> Tensor:
         """Elements ``start:stop`` of the flat vector, without copying them where they lie in one piece on its device.
 

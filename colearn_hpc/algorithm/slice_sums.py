@@ -51,6 +51,11 @@ def check_weights(weights: Sequence[float]) -> None:
         raise ValueError(f"weights of the mean must be positive and finite, found {list(weights)}")
 
 
+def are_float32(weights: Sequence[float]) -> bool:
+    """Whether they are float32's numbers: then float64 holds the product of each with a float32 exactly."""
+    return all(float(np.float32(w)) == w for w in weights)
+
+
 class SliceSums:
     """Equation 2 and the sums of eq. 4, on one slice of a vector after the other.
 
@@ -80,7 +85,7 @@ class SliceSums:
         """
         total = float(sum(weights))
         loops = self._loops(rows, out)
-        if loops is not None and all(float(np.float32(w)) == w for w in weights):
+        if loops is not None and are_float32(weights):
             loops.mean(tuple(row.numpy() for row in rows), np.array(weights, np.float64), total, out.numpy())
             return out
         accumulated = self._first[: len(out)].copy_(rows[0])

@@ -17,7 +17,8 @@ import grpc
 import torch
 
 from colearn_hpc import faults
-from colearn_hpc.algorithm.encoding import Coded, Ground
+from colearn_hpc.algorithm.coded_steps import Coded
+from colearn_hpc.algorithm.encoding import Ground
 from colearn_hpc.algorithm.slices import chunks, measure
 from colearn_hpc.between import Idle, MeanFacts, Offer
 from colearn_hpc.federation import wire

@@ -98,6 +98,7 @@ class Pipeline:
         slots = self._gathering + 2 + (self._spreading if waits else 0)
         self._slots = [self._slot() for _ in range(min(slots, len(self._chunks)))]
         self._under_way: dict[int, Exchange] = {}  # by chunk
+        self._arriving: dict[int, list[Tagged]] = {}  # by chunk: slices of its mean, from whom and where to
         self.sent = 0
         self.squares = Squares()
         self.rest = Squares()
@@ -178,27 +179,26 @@ class Pipeline:
         kind, inbox, place = self._kinds[chunk.kind], slot.inbox[chunk.kind], chunk.place(self._me)
         # The sends too: the result may go where the vector lies.
         yield from self._complete(number)
-        target, sends = self._result[place], list[Tagged]()
-        if len(target):
-            length = kind.length(len(target))
+        target, mine, sends = self._result[place], chunk.length(self._me), list[Tagged]()
+        if mine:
+            length = kind.length(mine)
             rows = [slot.values[k] if k == self._me else inbox[k][:length] for k in self._giving]
             message = kind.mean(rows, self._mine, place, slot.outbox[chunk.kind][self._me])
             sends = [(k, message) for k in self._others]
-        arrivals = [(k, kind.arrival(chunk.place(k), inbox[k])) for k in self._others if chunk.length(k)]
-        self._exchange(number, _TO_ALL, arrivals, sends)
+        arriving = [(k, kind.arrival(chunk.place(k), inbox[k])) for k in self._others if chunk.length(k)]
+        self._arriving[number] = arriving
+        self._exchange(number, _TO_ALL, arriving, sends)
         if chunk.kind == 0:
             self.squares += self._sums.squares(target, None if self._previous is None else self._previous[place])
         else:
             self.rest += self._sums.squares(target, None)
 
     def _collect(self, number: int) -> Iterator[Awaited]:
-        chunk, slot = self._chunks[number], self._slots[number % len(self._slots)]
-        kind, inbox = self._kinds[chunk.kind], slot.inbox[chunk.kind]
+        chunk = self._chunks[number]
+        kind = self._kinds[chunk.kind]
         yield from self._complete(number)
-        for k in self._others:
-            if chunk.length(k):
-                place = chunk.place(k)
-                kind.read(kind.arrival(place, inbox[k]), place)
+        for k, message in self._arriving.pop(number):
+            kind.read(message, chunk.place(k))
 
     @property
     def distances(self) -> list[float]:

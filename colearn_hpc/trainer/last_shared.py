@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from colearn_hpc._lightning import LightningModule
-from colearn_hpc.algorithm.encoding import Coded, Encoding, Plain
+from colearn_hpc.algorithm.coded_steps import Coded
+from colearn_hpc.algorithm.encoding import Encoding, Plain
 from colearn_hpc.algorithm.fixed_point import largest_of
 from colearn_hpc.algorithm.shared_model import (
     FlatModel,

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from colearn_hpc import CoLearning
 from colearn_hpc.algorithm import compiled
 from colearn_hpc.algorithm.codec import BLOCK, NAMES, codec_of
-from colearn_hpc.algorithm.encoding import Coded
+from colearn_hpc.algorithm.coded_steps import Coded, CodedSlices, CompiledSlices
+from colearn_hpc.algorithm.combine import TrimmedMean
+from colearn_hpc.algorithm.encoding import Ground
 from colearn_hpc.errors import ConfigurationError
 
 CODECS = [name for name in NAMES if name != "fp32"]
 RATIOS = {"bf16": 0.51, "fp16": 0.51, "int8": 0.27, "int4": 0.13, "topk": 0.016}
+NOTHING = np.empty(0, np.float32)
 BIGGEST_BF16 = float(np.float32(3.389e38))
 
 
@@ -33,8 +36,12 @@ def round_trip(name, values):
     codec = codec_of(name)
     message = torch.full((codec.nbytes(len(values)),), 255, dtype=torch.uint8)
     found = torch.empty(len(values))
-    codec.encode(values, message)
-    codec.decode(message, found)
+    if loops := compiled.kernels(name):
+        loops.encode(values.numpy(), NOTHING, NOTHING, NOTHING, 0, message.numpy())
+        loops.decode(message.numpy(), NOTHING, found.numpy(), 0, len(values))
+    else:
+        codec.encode(values, message)
+        codec.decode(message, found)
     return found
 
 
@@ -131,40 +138,61 @@ def test_a_message_is_the_same_wherever_it_is_decoded_from():
         assert torch.equal(here, there)
 
 
+# What a mean does with a codec, once with torch and once with compiled loops: weights, number of the own row, combiner.
+MEANS = {
+    "uniform": ([1.0, 1.0, 1.0], 1, None),
+    "by examples": ([9001.0, 8999.0, 7.0], 0, None),
+    "no float32's weights": ([0.1, 1 / 3, 0.7], 2, None),
+    "whoever gives nothing": ([1.0, 3.0], -1, None),
+    "one alone": ([2.0], 0, None),
+    "trimmed": ([1.0] * 4, 3, TrimmedMean(1)),
+}
+
+
+SUMMED_BY_LOOPS = ("uniform", "by examples", "whoever gives nothing")
+
+
 @pytest.mark.parametrize("name", ["int8", "int4"])
-@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1e-3, 1e38])
-@pytest.mark.parametrize("count", [1, 2, 5, BLOCK - 1, BLOCK, BLOCK + 1, 513, 40001])
-def test_compiled_loops_write_the_same_bits(name, size, count, monkeypatch):
-    """Message, what it lacks, and what is made of it: data centers with numba and without may be mixed."""
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1e-3, 1e38, math.nan])
+@pytest.mark.parametrize("which", MEANS)
+def test_compiled_loops_write_the_same_bits(name, size, which, monkeypatch):
+    """Messages, what they lack, and what is made of them: data centers with numba and without may be mixed."""
     pytest.importorskip("numba")
-    generator = torch.Generator().manual_seed(count)
-    values = torch.randn(count, generator=generator).mul_(size).clamp_(-3e38, 3e38)
-    base, lacked = torch.randn((2, count), generator=generator)
-    codec, found = codec_of(name), []
     monkeypatch.setattr(compiled, "_made", {})
-    for prepares in (False, True):
-        if prepares:
-            compiled.prepare(name)
-            assert compiled.kernels(name)
-        message = torch.full((codec.nbytes(count),), 255, dtype=torch.uint8)
-        lacking, decoded, added = torch.empty((3, count))
-        codec.encode(values, message, lacking)
-        codec.decode(message, decoded)
-        codec.decode(message, added, base)
-        found.append([message.clone(), lacking.clone(), decoded, added])
-        for more in ({"base": base}, {"lacked": lacked}, {"base": base, "lacked": lacked}):
-            codec.encode(values, message, lacking, **more)
-            found[-1] += [message.clone(), lacking.clone()]
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    monkeypatch.setattr(compiled, "_coded_sums", {})
+    counts = [1, 2, 5, BLOCK - 1, BLOCK, BLOCK + 1, 513, 40001]
+    by_torch = [everything(name, size, count, which, CodedSlices) for count in counts]
+    compiled.prepare(name)
+    by_loops = [everything(name, size, count, which, CompiledSlices) for count in counts]
+    assert (compiled.coded_sums(name, len(MEANS[which][0])) is not None) == (which in SUMMED_BY_LOOPS)
+    for one, other in zip(by_torch, by_loops, strict=True):
+        *bits, distances = zip(one, other, strict=True)
+        assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in bits)
+        assert torch.allclose(*distances, rtol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", CODECS)
-def test_what_is_written_is_values_less_base_and_what_lacked(name):
-    codec, (values, base, lacked) = codec_of(name), torch.randn((3, 5000), generator=torch.Generator().manual_seed(1))
-    messages, lacking = [torch.empty(codec.nbytes(5000), dtype=torch.uint8) for _ in range(2)], torch.empty((2, 5000))
-    codec.encode(values, messages[0], lacking[0], base=base, lacked=lacked)
-    codec.encode(values - base + lacked, messages[1], lacking[1])
-    assert torch.equal(messages[0], messages[1]) and torch.equal(lacking[0], lacking[1])
+def everything(name, size, count, which, kind):
+    """What a mean of ``count`` values in the middle of a vector makes: messages, residuals, the mean, distances."""
+    weights, mine, combiner = MEANS[which]
+    place, length = slice(600, 600 + count), count + 600
+    generator = torch.Generator().manual_seed(count)
+    models = torch.randn((len(weights) + 1, length), generator=generator)
+    residual = torch.randn(length, generator=generator)
+    models[:-1, 600:].mul_(1 if math.isnan(size) else size).clamp_(-3e38, 3e38)
+    models[0, 600 + count // 2] = size  # NaN in the middle of a block
+    coded = Coded(codec_of(name), combiner, residual, torch.zeros(length))
+    ground = Ground(torch.zeros(length), models[-1], weights, count)
+    slices = coded.begin(ground)[0]
+    assert type(slices) is kind
+    room = torch.full((2, len(weights), codec_of(name).nbytes(count) // 64 * 64 + 64), 255, dtype=torch.uint8)
+    rows = [slices.write(model[place], place, at) for model, at in zip(models[:-1], room[0], strict=True)]
+    lacking = coded.pending.clone()
+    rows = [models[k, place] if k == mine else row for k, row in enumerate(rows)]
+    message = slices.mean(rows, mine, place, room[1, 0])
+    mean = ground.result.clone()
+    ground.result.zero_()
+    slices.read(message, place)
+    return room, lacking, coded.pending, mean, ground.result, torch.tensor(ground.apart)
 
 
 def test_where_numba_does_not_work_one_line_says_so(monkeypatch, caplog):
@@ -173,6 +201,7 @@ def test_where_numba_does_not_work_one_line_says_so(monkeypatch, caplog):
     monkeypatch.setattr(compiled, "_compile", lambda codec: 1 / 0)
     for _ in range(2):
         compiled.prepare("int8")
+        compiled.prepare_coded_sums("int8", 2)
     assert compiled.kernels("int8") is None and caplog.text.count("codec int8 goes without numba") == 1
 
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from colearn_hpc import CoLearning
 from colearn_hpc.algorithm.codec import codec_of
-from colearn_hpc.algorithm.encoding import Coded, Plain
+from colearn_hpc.algorithm.coded_steps import Coded
+from colearn_hpc.algorithm.encoding import Plain
 from colearn_hpc.algorithm.overlap import correct
 from colearn_hpc.algorithm.shared_model import FlatModel
 from colearn_hpc.algorithm.slice_sums import Squares

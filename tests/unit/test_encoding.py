@@ -11,7 +11,8 @@ from made_up import PARAMETERS, models, offer_of, whole
 
 from colearn_hpc.algorithm import slices
 from colearn_hpc.algorithm.codec import codec_of
-from colearn_hpc.algorithm.encoding import Coded, Plain, WholeNumbers
+from colearn_hpc.algorithm.coded_steps import Coded
+from colearn_hpc.algorithm.encoding import Plain, WholeNumbers
 from colearn_hpc.algorithm.fixed_point import decode, decode_near_zero, encode, scales_for, steps_of
 from colearn_hpc.algorithm.shared_model import FlatEntry, relative_change, weighted_mean
 from colearn_hpc.mpi import pipeline

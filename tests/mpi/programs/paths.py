@@ -14,7 +14,8 @@ from mpi4py import MPI
 
 from colearn_hpc.algorithm import compiled
 from colearn_hpc.algorithm.codec import codec_of
-from colearn_hpc.algorithm.encoding import Coded, Plain
+from colearn_hpc.algorithm.coded_steps import Coded
+from colearn_hpc.algorithm.encoding import Plain
 from colearn_hpc.algorithm.shared_model import FlatModel, relative_change, weighted_mean
 from colearn_hpc.algorithm import slices
 from colearn_hpc.between import Offer, Vector
