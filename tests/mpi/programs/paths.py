@@ -77,7 +77,7 @@ def one(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], codec: str, we
     mine, vectors = models[ME], [m.pack() for m in models]
     assert sum(e.length for e in mine.entries) == mine.size == len(vectors[0])
     if not weights[ME]:
-        for tensor in mine._tensors:
+        for tensor in mine._targets:
             tensor.fill_(math.nan)  # whoever is absent may be broken: it must not matter
     generator = torch.Generator().manual_seed(7)
     previous = torch.randn(mine.parameter_size, generator=generator, dtype=mine.dtype)
