@@ -114,12 +114,16 @@ def test_a_disk_that_refuses_is_said_later_and_ends_nothing(tmp_path, monkeypatc
     def full(write, path):
         if path.name == FIRST:
             raise OSError(28, "No space left on device")
+        assert looked.wait(PATIENCE), "or the next point would be there, and none but it"
         write()
 
-    seen = []
+    def look():
+        seen.extend(path.name for path in points(tmp_path / "run"))
+        looked.set()
+
+    seen, looked = [], threading.Event()
     writes(monkeypatch, full)
-    look = Seen(4, lambda: seen.extend(path.name for path in points(tmp_path / "run")))
-    assert torch.equal(run(tmp_path / "run", look), undisturbed)
+    assert torch.equal(run(tmp_path / "run", Seen(4, look)), undisturbed)
     said = [record.getMessage() for record in caplog.records if "could not be written" in record.getMessage()]
     assert len(said) == 1 and FIRST in said[0] and "No space left" in said[0]
     assert "the resume point before it stays" in said[0]
