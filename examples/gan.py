@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, TensorDataset
 
-from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc import CoLearning, DataCenter, DataCenterEnvironment
 
 NOISE, EXAMPLES = 4, 512
 MIDDLES = torch.tensor([[1.0, 2.0], [2.0, 2.5], [3.0, 1.5]])  # of the data centers
@@ -94,7 +94,7 @@ def main() -> None:
     )
     trainer = pl.Trainer(
         max_epochs=-1,
-        devices=1,
+        **DataCenterEnvironment(center).trainer_arguments(),  # where there are GPUs, one of its own
         callbacks=[colearning],
         logger=False,
         enable_checkpointing=False,

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 
-from colearn_hpc import CoLearning, DataCenter, OuterSGD
+from colearn_hpc import CoLearning, DataCenter, DataCenterEnvironment, OuterSGD
 
 LETTERS = "0123456789+=."
 CONTEXT, WIDTH, LAYERS, HEADS, STEPS = 24, 48, 2, 4, 20
@@ -84,7 +84,7 @@ def main() -> None:
     )
     trainer = pl.Trainer(
         max_epochs=-1,
-        devices=1,
+        **DataCenterEnvironment(center).trainer_arguments(),  # where there are GPUs, one of its own
         limit_val_batches=2,
         callbacks=[colearning],
         logger=False,

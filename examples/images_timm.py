@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc import CoLearning, DataCenter, DataCenterEnvironment
 
 CLASSES, SIZE, EXAMPLES = 4, 32, 128
 
@@ -61,7 +61,7 @@ def main() -> None:
     colearning = CoLearning(rounds=4, local_epochs=2, epsilon=0.05, run_dir="runs/images_timm")
     trainer = pl.Trainer(
         max_epochs=-1,
-        devices=1,
+        **DataCenterEnvironment(center).trainer_arguments(),  # where there are GPUs, one of its own
         callbacks=[colearning],
         logger=False,
         enable_checkpointing=False,

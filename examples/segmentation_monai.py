@@ -15,7 +15,7 @@ from monai.metrics import DiceMetric
 from monai.networks.nets import UNet
 from monai.transforms import AsDiscrete, Compose, EnsureChannelFirstd, NormalizeIntensityd, RandFlipd
 
-from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc import CoLearning, DataCenter, DataCenterEnvironment
 
 SIZE, EXAMPLES = 16, 24
 
@@ -71,7 +71,7 @@ def main() -> None:
     colearning = CoLearning(rounds=7, local_epochs=4, epsilon=0.05, run_dir="runs/segmentation_monai")
     trainer = pl.Trainer(
         max_epochs=-1,
-        devices=1,
+        **DataCenterEnvironment(center).trainer_arguments(),  # where there are GPUs, one of its own
         callbacks=[colearning],
         logger=False,
         enable_checkpointing=False,

@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryAUROC
 
-from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc import CoLearning, DataCenter, DataCenterEnvironment
 
 SHARES, TEST = (0.5, 0.25, 0.15, 0.1), 140
 
@@ -72,7 +72,7 @@ def main() -> None:
     )
     trainer = pl.Trainer(
         max_epochs=-1,
-        devices=1,
+        **DataCenterEnvironment(center).trainer_arguments(),  # where there are GPUs, one of its own
         callbacks=[colearning],
         logger=False,
         enable_checkpointing=False,

@@ -14,7 +14,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
 
-from colearn_hpc import CoLearning, DataCenter
+from colearn_hpc import CoLearning, DataCenter, DataCenterEnvironment
 
 VOCABULARY, LENGTH, EXAMPLES = 60, 16, 256
 
@@ -84,7 +84,7 @@ def main() -> None:
     colearning = CoLearning(rounds=8, local_epochs=3, epsilon=0.05, run_dir="runs/transformer_lora")
     trainer = pl.Trainer(
         max_epochs=-1,
-        devices=1,
+        **DataCenterEnvironment(center).trainer_arguments(),  # where there are GPUs, one of its own
         callbacks=[colearning],
         logger=False,
         enable_checkpointing=False,

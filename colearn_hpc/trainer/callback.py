@@ -115,7 +115,8 @@ class CoLearning(Callback):
     """Co-learning (Mi et al. 2020) for any LightningModule: add it to ``Trainer(callbacks=[...])``.
 
     Start one process for each GPU with ``mpirun`` or ``srun``. Where every data center has one process, nothing else
-    is needed. Where it has several, pass ``plugins=[DataCenterEnvironment(K)]`` to the Trainer as well.
+    is needed on CPUs. Where it has several, and on GPUs, give the Trainer
+    ``**DataCenterEnvironment(K).trainer_arguments()`` as well, so that each process takes a GPU of its own.
 
     The arguments come in six groups: rounds and rates (``rounds`` to ``max_local_epochs``), the mean
     (``optimizer_state`` to ``kept_model``), how it travels and who may know what (``exchange``, ``privacy``), where the
@@ -302,6 +303,8 @@ class CoLearning(Callback):
             say(f"one data center: nothing is averaged: was mpirun forgotten? ({start_command(5)})")
         if not isinstance(self._centers, DataCenter):
             self._centers = center
+        if environment_of(trainer) is None and trainer.world_size > center.size:
+            check_trainer(trainer, center)  # in `setup` it is too late: ranks would have met, or missed a GPU
         if len(center.topology.centers) > 1:
             owners = (trainer.datamodule, trainer.lightning_module)  # type: ignore[attr-defined]
             self._preparation.guard([one for one in owners if one is not None], center.start)
@@ -490,6 +493,8 @@ class CoLearning(Callback):
             check_weight(batch, examples)
         fit.tally.add(batch_idx + 1, loss, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
+            if (environment := environment_of(trainer)) is not None:
+                environment.check_process_group(trainer.strategy.root_device)
             fit.points_.settle()
             self._report_trained()
             fit.averager.end_epoch(pl_module)

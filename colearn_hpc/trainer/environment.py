@@ -7,6 +7,8 @@ import socket
 from collections import Counter
 from typing import Any
 
+import torch
+
 import colearn_hpc._lightning as pl
 from colearn_hpc._lightning import ClusterEnvironment, in_use, kinds, package_of
 from colearn_hpc.errors import ConfigurationError, TopologyError
@@ -119,6 +121,20 @@ class DataCenterEnvironment(ClusterEnvironment):
         if self.center.size > 1 and needs_abort():
             self._listener = Listener(abort_communicators)
 
+    def check_process_group(self, device: torch.device) -> None:
+        """Collective over the data center, where its backend needs it: what was reduced before has arrived.
+
+        A collective of NCCL that a broken link ends leaves numbers that were not reduced, and only the next one says
+        so. There is none after a local epoch's last batch: without this question those numbers would go into the mean.
+
+        Raises:
+            RuntimeError: the communicator has been aborted.
+        """
+        if self._listener is not None:
+            asked = torch.zeros(1, device=device)
+            torch.distributed.all_reduce(asked)
+            asked.item()  # waits for it
+
     def leave_process_group(self) -> None:
         """Break the data center's process group, so that nobody waits in it for this rank."""
         if self._listener is not None:
@@ -192,8 +208,8 @@ def check_trainer(trainer: pl.Trainer, center: DataCenter) -> None:
     if trainer.world_size != center.size:
         raise TopologyError(
             f"data center {center.name} has {center.size} ranks, but this Trainer's world has "
-            f"{trainer.world_size}; pass plugins=[DataCenterEnvironment(...)], devices={center.local_size} and "
-            f"num_nodes={center.nodes} to the Trainer"
+            f"{trainer.world_size}; pass **DataCenterEnvironment(...).trainer_arguments() to the Trainer, or "
+            f"plugins=[DataCenterEnvironment(...)], devices={center.local_size} and num_nodes={center.nodes}"
         )
 
 

@@ -1,6 +1,7 @@
 """What a user can get wrong, on 4 ranks: exit code != 0 on all, one message, nobody left behind, soon."""
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import dataclass, field
@@ -211,7 +212,14 @@ def test_exception_in_a_users_step(launch, tmp_path):
 
 def test_a_trainer_that_does_not_know_its_data_center(launch, tmp_path):
     """Only one data center has the mistake; the other must not wait for it."""
-    done = launch(3, "one_trainer.py", tmp_path, timeout=120)
+    done = launch(3, "one_trainer.py", tmp_path, 1, 2, 1, timeout=120)
     assert done.code != 0 and done.orphans == []
-    said = "data center dc0 has 2 ranks, but this Trainer's world has 1; pass plugins=[DataCenterEnvironment(...)]"
+    said = "data center dc0 has 2 ranks, but this Trainer's world has 1; pass **DataCenterEnvironment(...)."
     assert said in done.err
+
+
+def test_a_trainer_that_takes_all_devices(launch, tmp_path):
+    """As Lightning's own choice on a machine with several GPUs: one world of DDP over all data centers' ranks."""
+    done = launch(2, "one_trainer.py", tmp_path, 2, 1, 1, timeout=120)
+    assert done.code != 0 and done.orphans == []
+    assert re.search(r"data center dc\d has 1 ranks, but this Trainer's world has \d; pass \*\*DataCenterEn", done.err)

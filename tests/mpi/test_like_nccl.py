@@ -9,6 +9,12 @@ from resuming import digests, together, train
 
 pytestmark = pytest.mark.mpi
 ROUNDS = 2  # of dc0 and dc1, two ranks each
+LINKS = {  # that fail while gradients are reduced: epoch and batch
+    "in the middle": "1 2",
+    "before a resume point": "0 3",
+    "before a mean": "1 3",
+    "at the end": "3 3",
+}
 FAULTS = {
     "a peer waits for the gradient": "raise@center=dc1,rank=1,round=1,epoch=0,step=2",
     "the rank that keeps the store": "raise@center=dc0,rank=0,round=0,epoch=1,step=1",
@@ -21,12 +27,22 @@ FAULTS = {
 def finished(launch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("like_nccl")
     cases = {name: {"faults": faults} for name, faults in FAULTS.items()} | {"undisturbed": {}}
+    cases["undisturbed, validated at rounds' ends"] = {"validation": "round"}
+    cases |= {name: {"breaks": f"dc1 {place}", "validation": "round"} for name, place in LINKS.items()}
     cases = {
         name: {"run": folder / str(number), "rounds": ROUNDS, "backend": NAME} | of
         for number, (name, of) in enumerate(cases.items())
     }
     done = together(launch, folder, cases)
     return {name: (cases[name]["run"], done[name]) for name in cases}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_that_fails_while_gradients_are_reduced(finished, name):
+    """After a local epoch's last batch too: no collective of DDP's comes between it and the mean."""
+    done = finished[name][1]
+    assert "restarting (1 of 3 in this round)" in done.err
+    assert digests(done) == digests(finished["undisturbed, validated at rounds' ends"][1])
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -1,6 +1,8 @@
-"""Data centers of 2 and 1 ranks; the first one's Trainers do not know of each other, as without the plugin.
+"""Trainers that do not know which ranks are their data center's, as without the plugin.
 
-usage: one_trainer.py OUT
+usage: one_trainer.py OUT DEVICES SIZE...
+
+DEVICES are the Trainer's, SIZEs the data centers' ranks.
 """
 
 import toy  # first: makes torchvision importable
@@ -10,10 +12,10 @@ import pytorch_lightning as pl
 
 from colearn_hpc import CoLearning, DataCenter
 
-center = DataCenter.join([2, 1])
+center = DataCenter.join([int(size) for size in sys.argv[3:]])
 trainer = pl.Trainer(
     accelerator="cpu",
-    devices=1,
+    devices=int(sys.argv[2]),
     max_epochs=4,
     default_root_dir=sys.argv[1],
     callbacks=[CoLearning(rounds=2, centers=center)],

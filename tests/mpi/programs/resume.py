@@ -21,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-import like_nccl  # noqa: F401  # registers a backend
+import like_nccl  # registers a backend
 
 from colearn_hpc import CoLearning, DataCenter
 from colearn_hpc.trainer.inject import FaultInjector
@@ -63,7 +63,20 @@ class Leaves(pl.Callback):
         self.stop(trainer, "validation")
 
 
-def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", backend=None, **settings):
+class Breaks(pl.Callback):
+    """The link inside a data center fails while gradients are reduced: nobody's code raises."""
+
+    def __init__(self, center, epoch, batch):
+        self.place, self.pending = (center, int(epoch), int(batch)), True
+
+    def on_before_backward(self, trainer, pl_module, loss):  # buffers have been sent, gradients are next
+        now = os.environ["COLEARN_CENTER"], trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
+        if self.pending and now == self.place:
+            self.pending = False
+            like_nccl.BREAKS.append(True)
+
+
+def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", breaks="", backend=None, **settings):
     """Returns the digests, a line each.
 
     Args:
@@ -73,6 +86,7 @@ def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", backend=No
         pause: seconds for every batch.
         faults: to be rehearsed.
         leaves: a data center, an epoch, and a batch of it or "validation", after which its Trainer is told to stop.
+        breaks: a data center, an epoch and a batch of it, in whose backward its link fails; of ``like_nccl``.
         backend: of torch.distributed inside a data center; None: gloo.
         settings: further arguments of CoLearning.
     """
@@ -88,7 +102,8 @@ def train(run, rounds, state="keep", pause=0.0, faults="", leaves="", backend=No
     colearning = CoLearning(rounds=rounds, run_dir=run, optimizer_state=state, centers=center, **settings)
     injector = FaultInjector(faults.split(), colearning.standing)
     strategy = {} if backend is None else {"strategy": pl.strategies.DDPStrategy(process_group_backend=backend)}
-    trainer = toy.trainer(center, colearning, injector, *([Leaves(*leaves.split())] if leaves else []), **strategy)
+    more = [kind(*text.split()) for kind, text in ((Leaves, leaves), (Breaks, breaks)) if text]
+    trainer = toy.trainer(center, colearning, injector, *more, **strategy)
     data = {
         "train_dataloaders": toy.loader(center.index, center.size, center.rank, shuffle=True),
         "val_dataloaders": toy.loader(center.index),
