@@ -75,7 +75,7 @@ setup(
         "scipy>=1.11",
         "soundfile>=0.12",  # decodes WAV; its wheels bring libsndfile
         "tensorboard>=2.15",
-        "torch>=2.4",
+        "torch>=2.6",  # before that a communicator of NCCL could not be aborted, nor said what was lost
         "torchmetrics>=1.4",
         "tqdm>=4.66",
     ],

@@ -77,7 +77,8 @@ class FlatModel:
         self._targets = [
             flat if tensor.is_contiguous() else tensor for flat, tensor in zip(self._sources, tensors, strict=True)
         ]
-        self.on_gpu = any(tensor.is_cuda for tensor in tensors)
+        self._gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+        self.on_gpu = self._gpu is not None
         self.device = torch.device(device)
         self.dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
         self.is_narrow = any(tensor.dtype != self.dtype for tensor in tensors)
@@ -130,7 +131,7 @@ class FlatModel:
         # Copies between pinned memory and a GPU return before they are done. What lies on the GPU is waited for by its
         # own queue alone: here messages are under way in it, and nobody is to wait for those without looking around.
         if self.on_gpu and self.device.type == "cpu":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._gpu)  # by name: the thread that asks may have another one as its own
 
     def staging(self, size: int) -> Tensor:
         """An uninitialised vector of the model's dtype on its device; pinned where that is the CPU and tensors are on a
@@ -152,7 +153,7 @@ class FlatModel:
         others = self._host(self.size - self.parameter_size)
         self._copy(self.parameter_size, self.size, others)
         if self.on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._gpu)
         for index, entry in enumerate(self.entries):
             if entry.offset >= self.parameter_size:
                 place = entry.offset - self.parameter_size

@@ -61,7 +61,6 @@ class Stream:
         self.error: BaseException | None = None
         self._cancelled = False
         self._answers: grpc.Call | None = None
-        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._thread = threading.Thread(target=self._run, name="colearn-mean", daemon=True)
         self._thread.start()
 
@@ -73,8 +72,6 @@ class Stream:
         self._thread.join(10)
 
     def _run(self) -> None:
-        if self._device is not None:
-            torch.cuda.set_device(self._device)  # a thread begins with the first one
         pause = Pause(self._link.where)
         try:
             while not self._cancelled:

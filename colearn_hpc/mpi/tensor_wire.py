@@ -213,8 +213,6 @@ class _Collective:
         if not self._work.is_completed():
             return False
         self._work.wait()  # sums are done in another stream than it came in; raises if it failed
-        if not self._work.is_success():
-            raise RuntimeError("a message between the leaders' GPUs was lost")
         start = 0
         for place in self._places:
             place.copy_(self._coming[start : start + len(place)])
@@ -240,9 +238,7 @@ def device_facts(device: torch.device | None) -> list[str] | None:
     name = ""
     if device.type == "cuda":
         name = f"{socket.gethostname()} {getattr(torch.cuda.get_device_properties(device), 'uuid', device.index)}"
-    # Before 2.6 torch's NCCL did not raise where a message was lost.
-    usable = distributed.is_nccl_available() and hasattr(distributed.ProcessGroupNCCL, "shutdown")
-    return [device.type, cuda_aware(mpi_name(), "unknown"), "NCCL" if usable else "", name]
+    return [device.type, cuda_aware(mpi_name(), "unknown"), "NCCL" if distributed.is_nccl_available() else "", name]
 
 
 def choose_way(facts: Sequence[tuple[str, Sequence[str]]]) -> DeviceWay:
@@ -276,8 +272,8 @@ def choose_way(facts: Sequence[tuple[str, Sequence[str]]]) -> DeviceWay:
         return "mpi"
     if blind:
         why, remedy = (
-            f"torch has no NCCL, or is older than 2.6, in {', '.join(blind)}",
-            "install a new CUDA build of it",
+            f"torch has no NCCL in {', '.join(blind)}",
+            "install a CUDA build of it",
         )
     else:
         why = f"data centers {', '.join(shared)} share a GPU, which NCCL does not allow"

@@ -23,6 +23,7 @@ from colearn_hpc.algorithm.local_correction import LocalCorrection, Variates
 from colearn_hpc.algorithm.shared_model import trainable_parameters
 from colearn_hpc.errors import ConfigurationError, ParticipantError
 from colearn_hpc.trainer.lightning_gaps import pass_over_empty_hooks
+from colearn_hpc.trainer.optimizers import skips_step
 
 
 class Corrector:
@@ -53,8 +54,13 @@ class Corrector:
             if name not in self._shared:
                 self._shared[name] = parameter.detach().clone()
 
-    def correct(self, module: pl.LightningModule, optimizer: Optimizer) -> None:
+    def correct(self, module: pl.LightningModule, optimizer: Optimizer, skipped: bool = False) -> None:
         """Correct the gradients that the optimizer is about to use.
+
+        Args:
+            module: whose parameters.
+            optimizer: that is about to step.
+            skipped: it will not step after all: what it would have moved is not counted.
 
         Raises:
             ConfigurationError: one of them is sparse.
@@ -73,7 +79,8 @@ class Corrector:
                     )
                 shared = self._on(self._shared, name, parameter)
                 self._correction.correct(parameter.grad, parameter.detach(), shared, self._variates(name, parameter))
-                self._distances[name] = self._distances.get(name, 0.0) + float(group["lr"])
+                if not skipped:
+                    self._distances[name] = self._distances.get(name, 0.0) + float(group["lr"])
 
     def offer(self, parameters: list[tuple[str, Tensor]], absent: bool) -> list[tuple[str, Tensor]]:
         """(name, tensor) of this data center's new variate; what is written into the tensors becomes the common one.
@@ -175,4 +182,4 @@ class CorrectsGradients(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        self.corrector.correct(pl_module, optimizer)
+        self.corrector.correct(pl_module, optimizer, skips_step(trainer, optimizer))

@@ -57,9 +57,10 @@ def trainer_devices(center: DataCenter, accelerator: str) -> dict[str, Any]:
 
 def unused_gpus(accelerator: str) -> str:
     """What to say where this process sees GPUs and trains on CPUs all the same; nothing where it does not."""
-    if accelerator != "cpu" or not (gpus := visible_gpus()):
+    # Not asked by name: that starts CUDA, and fails where the driver is too old for this torch.
+    if accelerator != "cpu" or not (gpus := torch.cuda.device_count()):
         return ""
     return (
-        f"trainer.accelerator=cpu, and this rank sees {plural(len(gpus), 'GPU')}, which will stand idle; "
+        f"trainer.accelerator=cpu, and this rank sees {plural(gpus, 'GPU')}, which will stand idle; "
         "take them with --trainer.accelerator gpu"
     )

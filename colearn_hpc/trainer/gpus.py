@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from colearn_hpc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -50,18 +54,21 @@ def choose(seen: Sequence[tuple[str, ...]], host_ranks: Sequence[int]) -> list[i
     return indices
 
 
-def lost_gpu() -> str:
-    """What CUDA says where this process cannot use its GPU any more; nothing where it can, or has none.
+def lost_gpu(device: torch.device) -> str:
+    """What CUDA says where this process cannot use its GPU any more; nothing where it can, or trains on no GPU.
 
     Waits for what the GPU still has to do. An error that leaves the GPU unusable shows up late, and under other names
     (cuBLAS, cuDNN): so it is asked.
+
+    Args:
+        device: where this process trains. A CPU run asks no GPU: the first question would take memory there.
     """
     import torch
 
-    if not torch.cuda.is_initialized():
+    if device.type != "cuda" or not torch.cuda.is_initialized():
         return ""
     try:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
         return ""
     except RuntimeError as error:

@@ -98,6 +98,15 @@ class LossScale:
         self._scaler.load_state_dict(self._first)
 
 
+def skips_step(trainer: pl.Trainer, optimizer: Optimizer) -> bool:
+    """Whether a GradScaler has found numbers that are not finite in the gradients of the step that comes next, and will
+    leave it out."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return False
+    return any(bool(found) for found in scaler._found_inf_per_device(optimizer).values())
+
+
 def averaged_state(optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:
     """(name, tensor) of the state that can be averaged: floating-point, of the parameter's own shape.
 

@@ -59,6 +59,10 @@ def prepare_error_handling() -> None:
     """
     if _HANDLING not in os.environ and _OLD_HANDLING not in os.environ:
         os.environ[_HANDLING] = "2"  # c10d's CleanUpOnly
+    # Its watchdog would end the process where a kernel has failed, before anyone has said which GPU needs a new start;
+    os.environ.setdefault("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0")
+    # and would hold up a new group for a minute, in which it waits for traces to be written.
+    os.environ.setdefault("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "500")
 
 
 def needs_abort() -> bool:
@@ -80,7 +84,7 @@ class Listener:
     def __init__(self, abort: Callable[[], None]) -> None:
         # One rank's store is the server; it must live until all have heard, though the group is gone.
         self._server = distributed.distributed_c10d._get_default_store()
-        self._store = self._server.clone() if hasattr(self._server, "clone") else self._server  # torch < 2.6 has none
+        self._store = self._server.clone()  # type: ignore[attr-defined]
         self._abort = abort
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="colearn-listener", daemon=True)

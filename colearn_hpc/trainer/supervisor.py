@@ -109,7 +109,7 @@ class Supervisor:
         conversation.break_center(error)
         if (environment := environment_of(trainer)) is not None:
             environment.leave_process_group()
-        if said := lost_gpu():
+        if said := lost_gpu(trainer.strategy.root_device):
             conversation.abort(f"{describe_error(error)}\n{said}\n({_NEEDS_A_NEW_PROCESS})")
         try:
             patience = REGROUP_PATIENCE if failure.restartable else pacing.GRACE

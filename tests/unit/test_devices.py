@@ -155,6 +155,6 @@ def test_an_mpi_that_does_not_answer(monkeypatch, vendor, library, known, enviro
     ],
 )
 def test_idle_gpus_are_told(accelerator, seen, says, monkeypatch):
-    monkeypatch.setattr(devices, "visible_gpus", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(seen))
     text = unused_gpus(accelerator)
     assert says in text and bool(text) == bool(says)

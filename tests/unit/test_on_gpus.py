@@ -1,5 +1,7 @@
 """What training on GPUs needs, as far as it shows without one."""
 
+import math
+
 import pytest
 import torch
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
@@ -7,9 +9,9 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 from toy import Toy
 
-from colearn_hpc.algorithm.shared_model import are_finite
+from colearn_hpc.algorithm.shared_model import FlatModel, are_finite
 from colearn_hpc.trainer import generators, gpus
-from colearn_hpc.trainer.optimizers import LossScale
+from colearn_hpc.trainer.optimizers import LossScale, skips_step
 from colearn_hpc.trainer.supervisor import restore_modes
 
 
@@ -70,6 +72,36 @@ def test_the_loss_scale_begins_again():
     assert LossScale.of(type("Trainer", (), {"precision_plugin": MixedPrecision("bf16-mixed", "cpu")})) is None
 
 
+def test_a_step_that_is_skipped_is_known_before():
+    """SCAFFOLD divides by the rates of the steps that were taken."""
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=512.0))
+    trainer = type("Trainer", (), {"precision_plugin": plugin})
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for factor, skips in ((1.0, False), (math.inf, True), (1.0, False)):
+        before = weight.detach().clone()
+        plugin.scaler.scale(weight.sum() * factor).backward()
+        plugin.scaler.unscale_(optimizer)
+        assert skips_step(trainer, optimizer) == skips
+        plugin.scaler.step(optimizer)
+        plugin.scaler.update()
+        assert torch.equal(weight, before) == skips
+        optimizer.zero_grad()
+    assert not skips_step(type("Trainer", (), {"precision_plugin": MixedPrecision("bf16-mixed", "cpu")}), optimizer)
+
+
+def test_a_thread_with_another_gpu_waits_for_the_models(monkeypatch):
+    """A site's rows are read by gRPC's thread, whose own GPU is the first one."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    model = FlatModel([("weight", torch.ones(3))])
+    model.wait()
+    assert waited == []
+    model._gpu, model.on_gpu = torch.device("cuda", 2), True
+    model.wait()
+    assert waited == [torch.device("cuda", 2)]
+
+
 def test_modes_outlive_sync_batch_norm():
     """Lightning makes new layers of SyncBatchNorm's when a fit ends, all in training mode."""
     module = Toy(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval()))
@@ -91,10 +123,13 @@ def test_all_tensors_are_looked_at_in_one_go(wrong):
 
 
 def test_a_gpu_that_is_lost_says_so_late(monkeypatch):
-    def synchronize():
+    def synchronize(device):
+        assert device == gpu
         raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`")
 
-    assert gpus.lost_gpu() == ""
+    gpu = torch.device("cuda", 1)
+    assert gpus.lost_gpu(gpu) == ""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    assert gpus.lost_gpu() == "CUDA error: device-side assert triggered"
+    assert gpus.lost_gpu(gpu) == "CUDA error: device-side assert triggered"
+    assert gpus.lost_gpu(torch.device("cpu")) == "", "a run on CPUs asks no GPU"

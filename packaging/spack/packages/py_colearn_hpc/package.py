@@ -39,6 +39,6 @@ class PyColearnHpc(PythonPackage):
         depends_on("py-scipy@1.11:")
         depends_on("py-soundfile@0.12:")
         depends_on("py-tensorboard@2.15:")
-        depends_on("py-torch@2.4:+distributed")
+        depends_on("py-torch@2.6:+distributed")
         depends_on("py-torchmetrics@1.4:")
         depends_on("py-tqdm@4.66:")
