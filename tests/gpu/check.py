@@ -262,7 +262,14 @@ def lost_gpu(machine: Machine) -> str:
     said = machine.train(2, case, codes=(86,))
     assert "only a new process can use the GPU" in said, _tail(said)
     machine.train(2, case)
-    return "a device-side assert ends the run with 86, and a new start finishes it"
+    told = "a device-side assert ends the run with 86, and a new start finishes it"
+    if machine.device == "cuda" and machine.gpus < 2:
+        return told
+    # NCCL's watchdog sees the error too, and must not end the process before it has said what is the matter.
+    fault = "lost-gpu@center=dc1,rank=1,round=1,epoch=0,step=1"
+    said = machine.train(4, {"name": "lost-peer", "centers": 2, "faults": fault, "backend": machine.nccl}, codes=(86,))
+    assert "only a new process can use the GPU" in said, _tail(said)
+    return f"{told}; also while its peer is in {machine.nccl}"
 
 
 def restart_in_nccl(machine: Machine) -> str:
@@ -344,7 +351,7 @@ STEPS = (
     Step("resume", resume, 150),
     Step("failures", failures, 120),
     Step("gloo-on-one", gloo_on_one, 60),
-    Step("lost-gpu", lost_gpu, 60),
+    Step("lost-gpu", lost_gpu, 90),
     Step("restart-in-nccl", restart_in_nccl, 90),
     Step("nccl-mixed", nccl_mixed, 60),
     Step("device", device, 120),
