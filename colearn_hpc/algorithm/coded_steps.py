@@ -115,6 +115,11 @@ class CodedSlices:
 
     def mean(self, rows: Sequence[Tensor], mine: int, place: slice, room: Tensor) -> Tensor:
         """The mean step: applied here, and as the message with which the others do the same."""
+        message = self._encoded(self._mean_step(rows, mine, place), place, room)
+        self.read(message, place)
+        return message
+
+    def _mean_step(self, rows: Sequence[Tensor], mine: int, place: slice) -> Tensor:
         length = place.stop - place.start
         steps = []
         for index, row in enumerate(rows):
@@ -126,9 +131,7 @@ class CodedSlices:
             steps.append(step)
         mean = self._combine(steps, self._ground.weights, self._decoded[-1, :length])
         self._ground.measure(steps, mean)
-        message = self._encoded(mean, place, room)
-        self.read(message, place)
-        return message
+        return mean
 
     def arrival(self, place: slice, room: Tensor) -> Tensor:
         return room[: self._codec.nbytes(place.stop - place.start)]
@@ -185,18 +188,16 @@ class CompiledSlices(CodedSlices):
     def write(self, values: Tensor, place: slice, room: Tensor) -> Tensor:
         return self._message(values, self._base, place, room)
 
-    def mean(self, rows: Sequence[Tensor], mine: int, place: slice, room: Tensor) -> Tensor:
+    def _mean_step(self, rows: Sequence[Tensor], mine: int, place: slice) -> Tensor:
         if self._sums is None:
-            return super().mean(rows, mine, place, room)
+            return super()._mean_step(rows, mine, place)
         messages = tuple(_NO_MESSAGE if k == mine else row.numpy() for k, row in enumerate(rows))
         own = _NOTHING if mine < 0 else rows[mine].numpy()
         mean = self._decoded[-1, : place.stop - place.start]
         sums = self._weights, self._total, mean.numpy(), self._squares
         self._sums.mean(messages, mine, own, self._base, place.start, *sums)
         self._ground.add(self._squares)
-        message = self._encoded(mean, place, room)
-        self.read(message, place)
-        return message
+        return mean
 
     def read(self, message: Tensor, place: slice) -> None:
         count = place.stop - place.start

@@ -167,7 +167,11 @@ def _compiled(loop: Callable[..., None], *types: Any) -> Callable[..., None]:
 
 def _loops(levels: int) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
     """Of whole numbers from -levels to levels, for which all are made: a constant is faster than an argument. Those of
-    int4 lie in pairs, of which each half is the number plus 8."""
+    int4 lie in pairs, of which each half is the number plus 8.
+
+    Decoding stands in two of them: numba keeps a loop that calls another compiled one under a name that the next
+    process does not find again.
+    """
 
     def encode(values: Any, base: Any, lacked: Any, lacking: Any, start: int, message: Any) -> None:
         work, largest = np.zeros(BLOCK, np.float32), np.zeros(1, np.uint32)

@@ -105,7 +105,7 @@ from colearn_hpc.trainer.sharded import check_settings, fresh_state, put_rank_st
 from colearn_hpc.trainer.standing import Standing
 from colearn_hpc.trainer.streaming import StreamingAverager
 from colearn_hpc.trainer.sums import WholeSums
-from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, environment_of
+from colearn_hpc.trainer.supervisor import Rejoin, Supervisor, check_process_group, environment_of
 from colearn_hpc.trainer.tally import Tally
 from colearn_hpc.trainer.validation import Validation
 from colearn_hpc.trainer.writing import remove_leftovers
@@ -493,8 +493,7 @@ class CoLearning(Callback):
             check_weight(batch, examples)
         fit.tally.add(batch_idx + 1, loss, examples, trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
-            if (environment := environment_of(trainer)) is not None:
-                environment.check_process_group(trainer.strategy.root_device)
+            check_process_group(trainer)
             fit.points_.settle()
             self._report_trained()
             fit.averager.end_epoch(pl_module)

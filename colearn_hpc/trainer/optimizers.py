@@ -88,8 +88,8 @@ class LossScale:
     @classmethod
     def of(cls, trainer: pl.Trainer) -> LossScale | None:
         """That of a Trainer; None: it scales no loss."""
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        return None if scaler is None or not scaler.is_enabled() else cls(scaler)
+        scaler = _scaler_of(trainer)
+        return None if scaler is None else cls(scaler)
 
     def reset(self) -> None:
         """Begin again, as if no step had been taken."""
@@ -101,10 +101,14 @@ class LossScale:
 def skips_step(trainer: pl.Trainer, optimizer: Optimizer) -> bool:
     """Whether a GradScaler has found numbers that are not finite in the gradients of the step that comes next, and will
     leave it out."""
+    scaler = _scaler_of(trainer)
+    return scaler is not None and any(bool(found) for found in scaler._found_inf_per_device(optimizer).values())
+
+
+def _scaler_of(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    """That scales a Trainer's loss; None: nothing does."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not scaler.is_enabled():
-        return False
-    return any(bool(found) for found in scaler._found_inf_per_device(optimizer).values())
+    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def averaged_state(optimizers: Sequence[Optimizer]) -> list[tuple[str, Tensor]]:

@@ -26,7 +26,7 @@ from colearn_hpc.trainer.place import Place
 from colearn_hpc.trainer.resume_points import check_readable, put_point, remove_obsolete, save_atomically
 from colearn_hpc.trainer.run_folder import RunFolder
 from colearn_hpc.trainer.state_copy import StateCopy
-from colearn_hpc.trainer.supervisor import Supervisor, environment_of
+from colearn_hpc.trainer.supervisor import Supervisor, check_process_group
 
 log = logging.getLogger("colearn_hpc")
 
@@ -64,8 +64,7 @@ class PointWriter:
             path: of the point.
             at_once: it is there, or cannot be, when this returns.
         """
-        if (environment := environment_of(trainer)) is not None:
-            environment.check_process_group(trainer.strategy.root_device)
+        check_process_group(trainer)
         self.settle()
         self._folder.check_lock()
         self._path, self._begun, self._writing, self._problem = path, True, None, _UNFINISHED

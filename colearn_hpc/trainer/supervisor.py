@@ -213,6 +213,12 @@ def environment_of(trainer: pl.Trainer) -> DataCenterEnvironment | None:
     return environment if isinstance(environment, DataCenterEnvironment) else None
 
 
+def check_process_group(trainer: pl.Trainer) -> None:
+    """:meth:`DataCenterEnvironment.check_process_group`, where the environment is ours."""
+    if (environment := environment_of(trainer)) is not None:
+        environment.check_process_group(trainer.strategy.root_device)
+
+
 def _renew(trainer: pl.Trainer) -> None:
     """Give the data center's next process group an address of its own. Collective over the data center."""
     if (environment := environment_of(trainer)) is not None:

@@ -21,6 +21,7 @@ import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class Machine:
                 stderr=subprocess.STDOUT,
                 env=environment | variables,
                 start_new_session=True,
-                preexec_fn=_die_with_us if sys.platform == "linux" else None,
+                # mpirun then ends its ranks, which would keep the GPU.
+                preexec_fn=partial(die_with_parent, signal.SIGTERM) if sys.platform == "linux" else None,
             )
             try:
                 process.wait(timeout=max(1.0, self.deadline - time.monotonic()))
@@ -146,10 +148,6 @@ class Machine:
     def need_gpus(self, count: int) -> None:
         if self.device == "cuda" and self.gpus < count:
             raise NotHereError(f"needs {count} GPUs, and here is {self.gpus}")
-
-
-def _die_with_us() -> None:
-    die_with_parent(signal.SIGTERM)  # mpirun ends its ranks, which would keep the GPU
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

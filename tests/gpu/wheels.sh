@@ -1,16 +1,16 @@
 #!/bin/sh
 # What tests/gpu/run.sh needs on a machine with a GPU and no network, beside a Python with a CUDA torch and Lightning;
-# collected where there is a network, for x86-64 Linux. Some 20 MB.
+# collected where there is a network, for x86-64 Linux. Some 15 MB.
 #
 #   sh tests/gpu/wheels.sh                          # says what that is
-#   sh tests/gpu/wheels.sh FOLDER [3.12 [NAME...]]  # collects it, or these packages, for that Python (default: this one's)
+#   sh tests/gpu/wheels.sh FOLDER [3.12 [NAME...]]  # collects it, or what is named, for that Python (default: this one)
 #
 # There, into the environment of that Python:
 #
 #   python3 -m pip install --no-index --no-deps FOLDER/*.whl
 #
-# Not with --target, which leaves out Open MPI's libraries, and not into a virtual environment of its own, which does not
-# see the packages of another one. A CUDA torch is not collected: it brings gigabytes of NVIDIA's libraries.
+# Not with --target, which leaves out Open MPI's libraries, and not into a virtual environment of its own, which does
+# not see the packages of another one. A CUDA torch is not collected: it brings gigabytes of NVIDIA's libraries.
 set -eu
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
